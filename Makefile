@@ -1,0 +1,37 @@
+# moescope: `make demo` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test bench lint soak clean
+.DEFAULT_GOAL := demo
+
+# The stamp is the environment: made anew when what it is made from changes.
+$(VENV)/.stamp: pyproject.toml setup.py constraints.txt $(wildcard collectors/native/*.[ch])
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade-strategy only-if-needed -c constraints.txt "setuptools>=77" wheel
+	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ".[model,dev]"
+	touch $@
+
+.venv: $(VENV)/.stamp
+
+demo: $(VENV)/.stamp
+	$(BIN)/moescope demo
+
+lint: $(VENV)/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.stamp
+	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.stamp
+	$(BIN)/python -m pytest -m soak
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

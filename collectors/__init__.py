@@ -1,0 +1,1 @@
+"""What runs in the target (the agent and its C library) and beside it (the sidecar)."""

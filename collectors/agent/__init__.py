@@ -1,0 +1,1 @@
+"""What is loaded into the target process: standard library only, fail-open."""

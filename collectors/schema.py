@@ -1,0 +1,212 @@
+"""What a recording holds: its tables, their columns and units, and the names of its files.
+
+The one contract between who writes a recording (`collectors`) and who reads it (`profiler`). Times are integer
+nanoseconds since the epoch; units stand in the column names; a null means "not known", never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RECORDING_VERSION: Final = 1
+META_FILE: Final = "meta.json"
+SEGMENT_SUFFIX: Final = ".arrows"
+
+EVIDENCE: Final = ("measured", "derived", "inferred", "modelled")
+"""Every figure's label: a counter or timestamp, arithmetic on such, a guess from shapes or names, a formula."""
+
+KINDS: Final = ("compute", "comm", "memory", "fused", "unknown")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `type` is a pyarrow type's name; `doc` says what it holds and in which unit."""
+
+    name: str
+    type: str
+    doc: str
+
+
+def _columns(*rows: tuple[str, str, str]) -> tuple[Column, ...]:
+    return tuple(Column(*row) for row in rows)
+
+
+TABLES: Final[dict[str, tuple[Column, ...]]] = {
+    "kernels": _columns(
+        ("rank", "int32", "rank of the process"),
+        ("device", "string", "device the kernel ran on: `cuda:0`, or `cpu` (one a process) on the CPU backend"),
+        ("stream", "string", "CUDA stream, or on the CPU backend the thread: `main`, `pt_gloo_runloop 4711`"),
+        ("name", "string", "kernel name; on the CPU backend the leaf operator, `aten::mm`, or `gloo:all_to_all`"),
+        ("kind", "string", "what the source itself knows (`comm`, `memory`), else null: the classifier decides"),
+        ("start_ns", "int64", "start, ns since the epoch"),
+        ("dur_ns", "int64", "duration, ns"),
+        ("correlation", "int64", "launch id, or the id of the call in `collectives`; null where there is none"),
+        ("phase_id", "int64", "`phases.id` of the innermost phase around the launch; null outside any phase"),
+        ("grid", "string", "launch grid `x,y,z`; null on the CPU backend"),
+        ("block", "string", "thread block `x,y,z`; null on the CPU backend"),
+        ("registers", "int32", "registers a thread; null on the CPU backend"),
+        ("shared_bytes", "int64", "shared memory a block, bytes; null on the CPU backend"),
+        ("shapes", "string", "operand shapes where cheap, `64,128;128,256`; null where not recorded"),
+        ("flops", "int64", "floating-point operations; null where not known"),
+        ("bytes", "int64", "bytes moved; null where not known"),
+        ("dtype", "string", "operand type of a matrix product (`bf16`, `fp8_e4m3`); null where not known"),
+        ("evidence", "string", "label of the times"),
+    ),
+    "phases": _columns(
+        ("rank", "int32", "rank of the process"),
+        ("id", "int64", "unique in a rank"),
+        ("parent", "int64", "`id` of the enclosing phase; null at the top"),
+        ("name", "string", "`dispatch(F)`, `attn(B)`, a `record_function` or NVTX name"),
+        ("stage", "string", "`train`, `prefill` or `decode`; null where not told"),
+        ("step", "int64", "step number; null where not told"),
+        ("micro_batch", "int32", "micro-batch; null where not told"),
+        ("layer", "int32", "layer; null where not told"),
+        ("direction", "string", "`F` forward, `B` input gradient, `W` weight gradient; null where not told"),
+        ("thread", "string", "thread that was inside it"),
+        ("start_ns", "int64", "start, ns since the epoch"),
+        ("dur_ns", "int64", "duration, ns"),
+    ),
+    "steps": _columns(
+        ("rank", "int32", "rank of the process"),
+        ("step", "int64", "step number"),
+        ("stage", "string", "`train`, `prefill` or `decode`; null where not told"),
+        ("source", "string", "what named it: `emit`, `optimizer`, `profiler_step`"),
+        ("start_ns", "int64", "start, ns since the epoch"),
+        ("dur_ns", "int64", "duration, ns"),
+    ),
+    "collectives": _columns(
+        ("rank", "int32", "rank of the process"),
+        ("call", "int64", "unique in a rank, in the order of the calls"),
+        ("op", "string", "`all_to_all`, `all_reduce`, `all_gather`, `reduce_scatter`, `broadcast`, `send`, `recv` …"),
+        ("group", "string", "name of the process group"),
+        ("group_ranks", "string", "its global ranks, `0,1`"),
+        ("backend", "string", "`gloo`, `nccl` …"),
+        ("dtype", "string", "element type sent"),
+        ("sent_bytes", "int64", "bytes sent to other ranks; null where not known"),
+        ("received_bytes", "int64", "bytes received from other ranks; null where not known"),
+        ("issue_ns", "int64", "when the call was made, ns since the epoch"),
+        ("start_ns", "int64", "when its execution began; equal to issue_ns where that was not seen (evidence derived)"),
+        ("dur_ns", "int64", "until completion; null for a call that never completed"),
+        ("phase_id", "int64", "`phases.id` of the innermost phase around the call"),
+        ("evidence", "string", "label of the times"),
+    ),
+    "transfers": _columns(
+        ("rank", "int32", "rank that recorded it (the source)"),
+        ("src", "int32", "sending rank"),
+        ("dst", "int32", "receiving rank"),
+        ("hop", "string", "`direct`, `internode`, `intranode`"),
+        ("op", "string", "operation it belongs to"),
+        ("bytes", "int64", "bytes"),
+        ("start_ns", "int64", "start of the operation, ns since the epoch"),
+        ("dur_ns", "int64", "duration, ns; null where it never completed"),
+        ("evidence", "string", "label of the times"),
+    ),
+    "unit_intervals": _columns(
+        ("rank", "int32", "rank whose thread or kernel held the unit"),
+        ("launch", "int64", "launch, or thread id on the CPU backend"),
+        ("unit", "int32", "SM, or core on the CPU backend"),
+        ("role", "string", "`compute`, `comm` or `other`"),
+        ("start_ns", "int64", "start, ns since the epoch"),
+        ("end_ns", "int64", "end, ns since the epoch"),
+        ("evidence", "string", "label of the times"),
+    ),
+    "link_samples": _columns(
+        ("host", "string", "host"),
+        ("link", "string", "`lo`, `eth0`, `mlx5_0/1`, `nvlink0.3`"),
+        ("t_ns", "int64", "time of the sample, ns since the epoch"),
+        ("tx_bytes", "int64", "bytes sent, running total"),
+        ("rx_bytes", "int64", "bytes received, running total"),
+        ("peak_bytes_per_s", "int64", "line rate in one direction; null where the device does not tell"),
+    ),
+    "device_samples": _columns(
+        ("host", "string", "host"),
+        ("device", "string", "`cuda:0`, `cpu` for the whole host, `cpu/4711` for one process"),
+        ("t_ns", "int64", "time of the sample, ns since the epoch"),
+        ("tensor_active", "float64", "share of cycles with a matrix unit active, 0..1; null on the CPU backend"),
+        ("sm_active", "float64", "share of units busy, 0..1 (cores on the CPU backend)"),
+        ("occupancy", "float64", "share of resident warps, 0..1; null on the CPU backend"),
+        ("dram_active", "float64", "share of memory bandwidth in use, 0..1; null where not known"),
+        ("power_w", "float64", "power, W; null where not known"),
+        ("clock_hz", "int64", "clock, Hz; null where not known"),
+        ("memory_bytes", "int64", "memory in use, bytes"),
+        ("memory_total_bytes", "int64", "memory there is, bytes"),
+    ),
+    "experts": _columns(
+        ("rank", "int32", "rank that counted"),
+        ("t_ns", "int64", "when, ns since the epoch"),
+        ("step", "int64", "step number; null where not told"),
+        ("stage", "string", "stage; null where not told"),
+        ("layer", "int32", "layer"),
+        ("expert", "int32", "expert, numbered over all ranks"),
+        ("tokens", "int64", "tokens that this rank routed to it"),
+    ),
+    "quantisation": _columns(
+        ("rank", "int32", "rank that counted"),
+        ("t_ns", "int64", "when, ns since the epoch"),
+        ("step", "int64", "step number; null where not told"),
+        ("tensor", "string", "which tensor: `mlp.up.x`"),
+        ("format", "string", "`e4m3 1x128`, `e4m3 128x128` …"),
+        ("amax", "float64", "largest magnitude before scaling"),
+        ("scale_min", "float64", "smallest scale"),
+        ("scale_max", "float64", "largest scale"),
+        ("saturated", "int64", "elements clamped to the largest value"),
+        ("flushed", "int64", "non-zero elements that became zero"),
+        ("nonfinite", "int64", "elements that were not finite before clamping"),
+        ("elements", "int64", "elements"),
+    ),
+    "work": _columns(
+        ("rank", "int32", "rank that counted"),
+        ("t_ns", "int64", "when, ns since the epoch"),
+        ("step", "int64", "step number; null where not told"),
+        ("stage", "string", "stage; null where not told"),
+        ("phase_id", "int64", "`phases.id` of the phase it belongs to"),
+        ("flops", "int64", "floating-point operations of matrix products"),
+        ("bytes", "int64", "bytes they read and write"),
+        ("dtype", "string", "operand type the model stands for (`fp8_e4m3`, `bf16`)"),
+    ),
+    "windows": _columns(
+        ("rank", "int32", "rank"),
+        ("source", "string", "`itt`, `kineto`, `import`: where operators came from"),
+        ("start_ns", "int64", "start, ns since the epoch"),
+        ("dur_ns", "int64", "duration, ns: figures count time inside windows only"),
+    ),
+    "log": _columns(
+        ("t_ns", "int64", "when, ns since the epoch"),
+        ("rank", "int32", "rank; null for what serves the host"),
+        ("level", "string", "`info`, `warning`, `error`"),
+        ("source", "string", "collector that speaks"),
+        ("message", "string", "what happened, and what to do"),
+        ("dropped", "int64", "events lost by it; 0 where none"),
+    ),
+}
+
+
+@cache
+def arrow_schema(table: str) -> pa.Schema:
+    """Arrow schema of `table`, with each column's meaning as field metadata under `doc`."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [pa.field(c.name, pa.type_for_alias(c.type), metadata={"doc": c.doc}) for c in TABLES[table]],
+        metadata={"moescope.table": table, "moescope.version": str(RECORDING_VERSION)},
+    )
+
+
+def rank_folder(rank: int) -> str:
+    """Folder of a rank's segments inside a recording."""
+    return f"rank-{rank:05d}"
+
+
+def host_folder(host: str) -> str:
+    """Folder of the segments that serve a host, not a rank."""
+    return f"host-{host}"
+
+
+def segment_file(table: str, number: int) -> str:
+    """File of a table's n-th segment."""
+    return f"{table}-{number:06d}{SEGMENT_SUFFIX}"

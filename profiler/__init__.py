@@ -1,0 +1,1 @@
+"""Commands and analysis: from a recording or a trace to the answer."""

@@ -1,0 +1,307 @@
+"""What a screen shows: frozen values between the analysis and the dashboard.
+
+The analysis fills one `Snapshot` per frame; the dashboard draws it and computes nothing. So screens are tested without
+any process, and a number has one way from event to screen. Durations are ns, shares 0..1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Evidence = Literal["measured", "derived", "inferred", "modelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number with its label; `value` is None where it is not known, and then `reason` says why."""
+
+    value: float | None
+    evidence: Evidence = "measured"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Where a window's time goes, ns on one device or summed over several; the four parts and `other` fill the span.
+
+    compute_only_ns: compute with no communication beside it; overlapped_ns: both; exposed_ns: communication alone;
+    other_ns: memory copies and unknown kernels alone; idle_ns: no kernel at all.
+    """
+
+    span_ns: int
+    compute_only_ns: int
+    overlapped_ns: int
+    exposed_ns: int
+    other_ns: int
+    idle_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Execution units (SMs or cores): how many there are, and how many communication and compute hold."""
+
+    kind: Literal["sm", "core"]
+    total: int | None
+    comm_typical: Figure
+    comm_peak: Figure
+    comm_time_share: Figure
+    compute_typical: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class RankRow:
+    """One rank."""
+
+    rank: int
+    host: str
+    pid: int | None
+    device: str
+    state: Literal["running", "ended", "killed", "trace"]
+    shares: Shares
+    overlap_fraction: Figure
+    matrix_use: Figure
+    units: Units
+    step_ns: Figure
+    kernels: int
+    dropped: int
+    coverage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A gauge: what is used of what there is, from where, and against which peak."""
+
+    name: str
+    used: Figure
+    peak: Figure
+    unit: str
+    share: Figure
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRow:
+    """All ranges of one name."""
+
+    name: str
+    count: int
+    total_ns: int
+    comm_ns: int
+    exposed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """All kernels of one name."""
+
+    name: str
+    operator: str
+    kind: str
+    rule: str
+    calls: int
+    total_ns: int
+    share: float
+    median_ns: int
+    p99_ns: int
+    exposed_ns: int
+    flops_per_s: Figure
+    bytes_per_s: Figure
+    bound: Figure | None
+    bound_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRow:
+    """One link: bytes a second over the last samples, against its line rate."""
+
+    host: str
+    link: str
+    tx_bytes_per_s: Figure
+    rx_bytes_per_s: Figure
+    peak_bytes_per_s: Figure
+    tx_total: int
+    history: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveRow:
+    """All calls of one collective on one group."""
+
+    op: str
+    group: str
+    backend: str
+    calls: int
+    bytes: int | None
+    median_ns: int
+    p99_ns: int
+    bytes_per_s: Figure
+    exposed_ns: int
+    unfinished: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRow:
+    """One layer: tokens of each expert over the window, summed over ranks."""
+
+    layer: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisationRow:
+    """All quantisations of one tensor in one format."""
+
+    tensor: str
+    format: str
+    calls: int
+    amax: float
+    scale_min: float
+    scale_max: float
+    saturated: int
+    flushed: int
+    nonfinite: int
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A run of equal cells of a lane: `state` is drawn, `label` is written into it where it fits."""
+
+    start: int
+    length: int
+    state: Literal["compute", "overlapped", "exposed", "comm", "memory", "unknown", "idle", "phase", "unrecorded"]
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One row of the timeline."""
+
+    rank: int
+    name: str
+    kind: Literal["phase", "kernels", "units"]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelDetail:
+    """The kernel under the cursor, in full."""
+
+    name: str
+    operator: str
+    kind: str
+    rule: str
+    rank: int
+    stream: str
+    phase: str
+    start_ns: int
+    dur_ns: int
+    overlapped_ns: int
+    exposed_ns: int
+    bytes: int | None
+    evidence: Evidence
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A window of the run in `cells` columns; times are ns since the epoch."""
+
+    start_ns: int
+    end_ns: int
+    cells: int
+    lanes: tuple[Lane, ...]
+    selected: KernelDetail | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that costs time: what, how much of the span, and what to try."""
+
+    id: str
+    severity: Literal["high", "medium", "low"]
+    what: str
+    evidence: str
+    advice: str
+    gain: str
+    start_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadlinePart:
+    """A piece of the headline; `loss` is the leading loss and is drawn in its own colour."""
+
+    text: str
+    role: Literal["text", "loss", "figure"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """A line of the recording's log."""
+
+    t_ns: int
+    level: str
+    rank: int | None
+    source: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that one frame shows, for the chosen ranks and window."""
+
+    target: str
+    devices: str
+    stage: str
+    step: int | None
+    state: Literal["live", "finished", "torn", "trace"]
+    start_ns: int
+    end_ns: int
+    rank_choice: int | None
+    headline: tuple[HeadlinePart, ...]
+    shares: Shares
+    shares_note: str
+    steps_ns: tuple[int, ...]
+    straggler: str
+    ranks: tuple[RankRow, ...]
+    engines: tuple[Engine, ...]
+    phases: tuple[PhaseRow, ...]
+    kernels: tuple[KernelRow, ...]
+    links: tuple[LinkRow, ...]
+    traffic: tuple[tuple[int, ...], ...]
+    collectives: tuple[CollectiveRow, ...]
+    experts: tuple[ExpertRow, ...]
+    experts_reason: str
+    expert_rank_tokens: tuple[int, ...]
+    quantisation: tuple[QuantisationRow, ...]
+    scrubber: tuple[float | None, ...]
+    findings: tuple[Finding, ...]
+    log: tuple[LogRow, ...]
+    coverage: float
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the dashboard asks for: ranks, window and size; the analysis answers with a `Snapshot`."""
+
+    rank: int | None = None
+    window: tuple[int, int] | None = None
+    scrubber_cells: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineView:
+    """What the timeline screen asks for.
+
+    window: ns since the epoch, None for the last steps; cursor: lane index and cell, for `Timeline.selected`
+    """
+
+    rank: int | None = None
+    window: tuple[int, int] | None = None
+    cells: int = 80
+    max_lanes: int = 20
+    cursor: tuple[int, int] | None = None
+    filter: str = ""

@@ -1,0 +1,1 @@
+"""The Textual dashboard: draws snapshots, computes nothing."""
