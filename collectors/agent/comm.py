@@ -1,0 +1,209 @@
+"""Every collective that Python issues: group, peers, bytes for each peer, when it was issued and when it completed.
+
+The methods of `ProcessGroup` are wrapped: `torch.distributed`'s functions and models that call groups directly both end
+there. C++ callers (DDP's reducer, functional collectives) do not: their execution ranges show them inside windows.
+Completion comes from the returned work's future, on the thread that completed it; where a work has none, from `wait`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from .recorder import BLOB_COST_NS
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Bytes = tuple[Sequence[int] | None, Sequence[int] | None]
+"""Bytes to and from each rank of the group, by its rank in the group; None where the operation does not tell."""
+
+
+def _size(tensor: Any) -> int:
+    return int(tensor.numel() * tensor.element_size())
+
+
+def _uneven(tensor: Any, splits: Sequence[int] | None, n: int) -> list[int]:
+    """Bytes of each part of `tensor`, split along its first dimension."""
+    total = _size(tensor)
+    if not splits:
+        return [total // n] * n
+    rows = max(int(tensor.shape[0]), 1) if tensor.dim() else 1
+    return [total // rows * part for part in splits]
+
+
+def _except(me: int, n: int, value: int) -> list[int]:
+    return [0 if peer == me else value for peer in range(n)]
+
+
+def _only(peer: int, n: int, value: int) -> list[int]:
+    return [value if p == peer else 0 for p in range(n)]
+
+
+def _all_to_all_base(me: int, n: int, output: Any, input: Any, outs: Any = None, ins: Any = None, *_: Any) -> Bytes:
+    return _uneven(input, ins, n), _uneven(output, outs, n)
+
+
+def _all_to_all(me: int, n: int, outputs: Any, inputs: Any, *_: Any) -> Bytes:
+    return [_size(t) for t in inputs], [_size(t) for t in outputs]
+
+
+def _all_gather_base(me: int, n: int, output: Any, input: Any, *_: Any) -> Bytes:
+    return _except(me, n, _size(input)), _except(me, n, _size(output) // n)
+
+
+def _all_gather(me: int, n: int, outputs: Any, inputs: Any, *_: Any) -> Bytes:
+    own = sum(_size(t) for t in inputs)
+    return _except(me, n, own), _except(me, n, own)
+
+
+def _reduce_scatter_base(me: int, n: int, output: Any, input: Any, *_: Any) -> Bytes:
+    return _except(me, n, _size(input) // n), _except(me, n, _size(output))
+
+
+def _reduce_scatter(me: int, n: int, outputs: Any, inputs: Any, *_: Any) -> Bytes:
+    sent = [sum(_size(parts[peer]) for parts in inputs) for peer in range(n)]
+    return sent, _except(me, n, sum(_size(t) for t in outputs))
+
+
+def _broadcast(me: int, n: int, tensors: Any, options: Any = None, *_: Any) -> Bytes:
+    total = sum(_size(t) for t in tensors) if isinstance(tensors, list | tuple) else _size(tensors)
+    root = options if isinstance(options, int) else int(getattr(options, "rootRank", 0))
+    return (_except(me, n, total), [0] * n) if me == root else ([0] * n, _only(root, n, total))
+
+
+def _send(me: int, n: int, tensors: Any, peer: int, *_: Any) -> Bytes:
+    return _only(peer, n, sum(_size(t) for t in tensors)), [0] * n
+
+
+def _receive(me: int, n: int, tensors: Any, peer: int, *_: Any) -> Bytes:
+    return [0] * n, _only(peer, n, sum(_size(t) for t in tensors))
+
+
+def _untold(me: int, n: int, *_: Any) -> Bytes:
+    return None, None
+
+
+METHODS: dict[str, tuple[str, Callable[..., Bytes]]] = {
+    "alltoall_base": ("all_to_all", _all_to_all_base),
+    "alltoall": ("all_to_all", _all_to_all),
+    "allgather": ("all_gather", _all_gather),
+    "_allgather_base": ("all_gather", _all_gather_base),
+    "allgather_into_tensor_coalesced": ("all_gather", _untold),
+    "allgather_coalesced": ("all_gather", _untold),
+    "reduce_scatter": ("reduce_scatter", _reduce_scatter),
+    "_reduce_scatter_base": ("reduce_scatter", _reduce_scatter_base),
+    "reduce_scatter_tensor_coalesced": ("reduce_scatter", _untold),
+    "allreduce": ("all_reduce", _untold),
+    "allreduce_coalesced": ("all_reduce", _untold),
+    "broadcast": ("broadcast", _broadcast),
+    "reduce": ("reduce", _untold),
+    "gather": ("gather", _untold),
+    "scatter": ("scatter", _untold),
+    "send": ("send", _send),
+    "recv": ("recv", _receive),
+    "recv_anysource": ("recv", _untold),
+    "barrier": ("barrier", _untold),
+}
+
+
+def install(session: Session) -> None:
+    """Wraps what this torch has of `METHODS`; nothing where torch was built without `distributed`."""
+    distributed = session.torch.distributed
+    if not distributed.is_available():
+        session.recorder.log("info", "communication", "this torch has no torch.distributed")
+        return
+    calls = _Calls(session)
+    group_class = distributed.ProcessGroup
+    for method, (op, bytes_of) in METHODS.items():
+        original = getattr(group_class, method, None)
+        if original is not None:
+            setattr(group_class, method, calls.wrap(original, op, bytes_of))
+    work_class = session.torch._C._distributed_c10d.Work
+    work_class.wait = calls.wrap_wait(work_class.wait)
+
+
+class _Calls:
+    """Numbers calls, knows groups, and files each call's issue and completion."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._distributed = session.torch.distributed
+        self._numbers = count(1)
+        self._groups: dict[str, tuple[int, int]] = {}
+        self._waited: dict[int, int] = {}
+        self._failed = False
+
+    def wrap(self, original: Callable[..., Any], op: str, bytes_of: Callable[..., Bytes]) -> Callable[..., Any]:
+        def call(group: Any, *args: Any, **kwargs: Any) -> Any:
+            number = 0
+            if not self._failed:
+                number = self._issue(group, op, bytes_of, args, kwargs)
+            work = original(group, *args, **kwargs)
+            if number:
+                self._follow(work, number)
+            return work
+
+        return call
+
+    def wrap_wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(work, *args, **kwargs)
+            number = self._waited.pop(id(work), 0) if self._waited else 0
+            if number:
+                self._session.ring.done(number)
+            return result
+
+        return wait
+
+    def _issue(self, group: Any, op: str, bytes_of: Callable[..., Bytes], args: Any, kwargs: Any) -> int:
+        try:
+            issue_ns = time.monotonic_ns()
+            name = group.group_name
+            me, n = self._groups.get(name) or self._learn(group, name)
+            sent, received = (None, None) if kwargs else bytes_of(me, n, *args)
+            number = next(self._numbers)
+            self._session.ring.blob("comm", [number, op, name, issue_ns, sent, received, _dtype(args)])
+            self._session.recorder.events_cost_ns += BLOB_COST_NS
+        except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
+            self._failed = True
+            self._session.recorder.log("error", "communication", f"calls are no longer recorded: {op}: {error!r}")
+            return 0
+        return number
+
+    def _learn(self, group: Any, name: str) -> tuple[int, int]:
+        """A group seen for the first time: its ranks, and by the way this process's rank."""
+        distributed = self._distributed
+        ranks = distributed.get_process_group_ranks(group)
+        me, n = distributed.get_group_rank(group, distributed.get_rank()), len(ranks)
+        self._session.learn_rank(distributed.get_rank(), distributed.get_world_size())
+        backend = distributed.get_backend(group)
+        self._session.ring.blob("group", {"name": name, "ranks": ranks, "backend": str(backend)})
+        self._groups[name] = me, n
+        return me, n
+
+    def _follow(self, work: Any, number: int) -> None:
+        """Has the completion of `work` recorded, on the thread that completes it."""
+        done = self._session.ring.done
+        if work is None:
+            done(number)
+            return
+        try:
+            work.get_future().add_done_callback(lambda _: done(number))
+        except Exception:  # noqa: BLE001  sends and receives of gloo have no future: their `wait` tells
+            self._waited[id(work)] = number
+            if len(self._waited) > 10_000:
+                self._waited.clear()
+
+
+def _dtype(args: Any) -> str:
+    """Element type of the first tensor among the arguments."""
+    for arg in args:
+        item = arg
+        while isinstance(item, list | tuple) and item:
+            item = item[0]
+        if hasattr(item, "dtype"):
+            return str(item.dtype).removeprefix("torch.")
+    return ""

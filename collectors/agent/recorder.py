@@ -1,0 +1,92 @@
+"""What a model's own words become: ranges with stage, step, layer and micro-batch, and rows of counts."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from time import monotonic_ns
+from types import TracebackType
+from typing import Any
+
+from .ring import STEP, Ring
+
+STAGES = ("train", "prefill", "decode")
+
+PHASE_COST_NS = 1_600
+BLOB_COST_NS = 9_000
+"""What one event costs the target, as measured by benchmarks/overhead.py: counted against the budget."""
+
+
+def pack_context(stage: int, micro_batch: int, layer: int, step: int) -> int:
+    """One word: stage 1..3, micro-batch and layer plus one, step plus one; 0 is "not told" in each."""
+    return stage | (micro_batch + 1 & 0xFF) << 8 | (layer + 1 & 0xFFFF) << 16 | (step + 1 & 0xFFFFFFFF) << 32
+
+
+class _Phase:
+    __slots__ = ("_context", "_id", "_name", "_ring")
+
+    def __init__(self, ring: Ring, name: str, context: int) -> None:
+        self._ring, self._name, self._context, self._id = ring, name, context, 0
+
+    def __enter__(self) -> None:
+        self._id = self._ring.phase_begin(self._name, self._context)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ring.phase_end(self._id)
+
+
+class _Step:
+    __slots__ = ("_number", "_recorder", "_start_ns")
+
+    def __init__(self, recorder: Recorder, number: int) -> None:
+        self._recorder, self._number, self._start_ns = recorder, number, 0
+
+    def __enter__(self) -> None:
+        self._recorder.set_step(self._number)
+        self._start_ns = monotonic_ns()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._recorder.ring.record(STEP, "emit", self._start_ns, monotonic_ns() - self._start_ns)
+
+
+class Recorder:
+    """The live side of `moescope.collectors.emit`; one a process."""
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
+        self.events_cost_ns = 0
+        self.steps_from = ""
+        self._stage = 0
+        self._step = -1
+
+    @property
+    def step_number(self) -> int:
+        """The step that is running, -1 where none was named."""
+        return self._step
+
+    def set_step(self, number: int, source: str = "emit") -> None:
+        self.steps_from = source
+        self._step = number
+        self.ring.context(pack_context(self._stage, -1, -1, number))
+
+    def stage(self, stage: str | None) -> None:
+        self._stage = STAGES.index(stage) + 1 if stage in STAGES else 0
+        self.ring.context(pack_context(self._stage, -1, -1, self._step))
+
+    def phase(self, name: str, layer: int = -1, micro_batch: int = -1) -> AbstractContextManager[None]:
+        self.events_cost_ns += PHASE_COST_NS
+        return _Phase(self.ring, name, pack_context(self._stage, micro_batch, layer, self._step))
+
+    def step(self, step: int) -> AbstractContextManager[None]:
+        return _Step(self, step)
+
+    def emit(self, kind: str, row: dict[str, Any]) -> None:
+        self.events_cost_ns += BLOB_COST_NS
+        self.ring.blob(kind, row)
+
+    def log(self, level: str, source: str, message: str) -> None:
+        """A line for the recording's log."""
+        self.ring.blob("log", {"level": level, "source": source, "message": message})

@@ -1,0 +1,131 @@
+"""One recorded process: its ring, who it is, and the collectors that run in it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from . import comm, hooks
+from .recorder import Recorder
+from .ring import FileRing, NativeRing, Ring
+from .settings import Settings
+from .windows import WindowKeeper
+
+
+class Session:
+    """Opens the ring when made; `start` puts the collectors in place, each on its own: one that fails leaves the rest."""
+
+    def __init__(self, settings: Settings, torch: ModuleType) -> None:
+        self.settings = settings
+        self.torch = torch
+        self._forked = False
+        self._open()
+        os.register_at_fork(before=self._before_fork, after_in_child=self._in_child)
+
+    def _open(self) -> None:
+        self.ring, note = _open_ring(self.settings)
+        self.recorder = Recorder(self.ring)
+        self.facts: dict[str, Any] = {
+            "pid": os.getpid(),
+            "ppid": os.getppid(),
+            "host": socket.gethostname(),
+            "argv": sys.argv[:8],
+            "python": platform.python_version(),
+            "torch": str(getattr(self.torch, "__version__", "")),
+            "start_ns": time.monotonic_ns(),
+            "ring": self.ring.kind,
+            "source": "",
+            "role": "worker" if self._forked or _is_spawned() else "main",
+        }
+        for key, variable in (("rank", "RANK"), ("local_rank", "LOCAL_RANK"), ("world_size", "WORLD_SIZE")):
+            value = os.environ.get(variable, "")
+            if value.isdigit() and self.facts["role"] == "main":
+                self.facts[key] = int(value)
+        if note:
+            self.recorder.log("warning", "ring", note)
+        self.tell()
+
+    def tell(self, **facts: Any) -> None:
+        """Adds what has become known of this process to its identity."""
+        self.facts.update(facts)
+        self.ring.identity(self.facts)
+
+    def start(self) -> None:
+        """Starts what was asked for; a collector that fails is logged and left out."""
+        wanted = self.settings.collect
+        rank = self.facts.get("rank")
+        if self.settings.ranks is not None and rank is not None and rank not in self.settings.ranks:
+            self.recorder.log("info", "agent", f"rank {rank} is not among the ranks asked for (--ranks)")
+            self.tell(skipped=True)
+            return
+        self.windows = WindowKeeper(self)
+        if "communication" in wanted:
+            self._guarded("communication", lambda: comm.install(self))
+        if "phases" in wanted:
+            self._guarded("phases", lambda: hooks.install_phases(self))
+        self._guarded("phases", lambda: hooks.install_steps(self))
+        if "kernels" in wanted:
+            self._guarded("kernels", lambda: hooks.install_profiler_guard(self))
+            self._guarded("kernels", self.windows.start)
+        atexit.register(self._at_exit)
+
+    def _guarded(self, collector: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  fail open: the target goes on without this collector
+            self.recorder.log("error", collector, f"not collecting: {error!r}")
+
+    def learn_rank(self, rank: int, world_size: int) -> None:
+        """What `init_process_group` said, for processes without RANK in their environment."""
+        if self.facts.get("rank") != rank or self.facts.get("world_size") != world_size:
+            self.tell(rank=rank, world_size=world_size, role="main")
+
+    def _before_fork(self) -> None:
+        windows = getattr(self, "windows", None)
+        if windows is not None and threading.current_thread() is threading.main_thread():
+            windows.close_window()
+
+    def _in_child(self) -> None:
+        """A forked child is recorded in a ring of its own; DataLoader workers sort themselves out in `windows`."""
+        self._forked = True
+        try:
+            from . import recorder_changed
+
+            self._open()
+            recorder_changed(self.recorder)
+            if hasattr(self, "windows"):
+                self.windows = WindowKeeper(self)
+                if "kernels" in self.settings.collect:
+                    self.windows.start()
+        except Exception as error:  # noqa: BLE001  fail open
+            sys.stderr.write(f"moescope: forked process {os.getpid()} is not recorded: {error!r}\n")
+
+    def _at_exit(self) -> None:
+        self.windows.stop()
+        self.ring.close()
+
+
+def _is_spawned() -> bool:
+    """Whether multiprocessing started this process: RANK in its environment is then its parent's."""
+    return any("multiprocessing" in word for word in getattr(sys, "orig_argv", [])[1:4])
+
+
+def _open_ring(settings: Settings) -> tuple[Ring, str]:
+    """The best way out there is, and what to say where it is not the first choice."""
+    base = os.path.join(settings.ring_dir, f"{os.getpid()}-{time.monotonic_ns()}")
+    if settings.library:
+        try:
+            return NativeRing(settings.library, base + ".ring", settings.ring_chunks), ""
+        except OSError as error:
+            reason = f"the C library's ring cannot be used ({error}); events go to a file, operators come from Kineto"
+    else:
+        reason = "moescope was installed without its C library; events go to a file, operators come from Kineto"
+    return FileRing(base + ".events"), reason

@@ -1,0 +1,214 @@
+"""Records operators in short windows whose share of the time follows a budget.
+
+A timer thread decides when; the main thread, through `Py_AddPendingCall`, opens and closes: torch's profilers are
+thread-local, and toggling them from another thread crashes the target. The cost of an operator is measured at the first
+window, on this process; what a window has cost decides how long to wait for the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from . import kineto
+from .ring import WINDOW
+
+if TYPE_CHECKING:
+    from .session import Session
+
+PERIOD_S = 0.25
+MAX_GAP_S = 0.8
+MIN_WINDOW_S = 0.004
+SAFETY = 0.7
+"""Share of the budget that is spent: the estimate is an estimate."""
+
+_PENDING = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+
+
+class IttSource:
+    """PyTorch's ITT observer: operators and ranges of all threads, straight into the ring."""
+
+    name = "itt"
+
+    def __init__(self, torch: Any) -> None:
+        from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
+
+        if not torch.profiler.itt.is_available():
+            raise RuntimeError("this build of torch has no ITT")
+        self._config = ProfilerConfig(ProfilerState.ITT, False, False, False, False, False, _ExperimentalConfig())
+        # Taken now: the guard replaces these names in torch.autograd.profiler, and must not see ours.
+        self._enable, self._disable = torch.autograd._enable_profiler, torch.autograd._disable_profiler
+
+    def open(self) -> None:
+        self._enable(self._config, set())
+
+    def close(self) -> None:
+        self._disable()
+
+
+class WindowKeeper:
+    """Opens and closes windows; one a process. Methods named `_on_main` run on the main thread only."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._budget = session.settings.budget
+        self._source: Any = None
+        self._operator_cost_ns = 0.0
+        self._open_since = 0
+        self._operators_before = 0
+        self._paused = 0
+        self._wanted = threading.Event()
+        self._changed = threading.Event()
+        self._stopping = threading.Event()
+        self._last_overhead = 0.0
+        self._failed = False
+        self._callback_open = _PENDING(self._pending(self._open_on_main))
+        self._callback_close = _PENDING(self._pending(self._close_on_main))
+
+    def start(self) -> None:
+        """Starts the timer thread."""
+        threading.Thread(target=self._run, name="moescope", daemon=True).start()
+
+    def stop(self) -> None:
+        """At exit, on the main thread."""
+        self._stopping.set()
+        self.close_window()
+
+    def pause(self) -> None:
+        """The target starts a profiler of its own: ours steps aside."""
+        self._paused += 1
+        self.close_window()
+
+    def resume(self) -> None:
+        self._paused = max(0, self._paused - 1)
+
+    def close_window(self) -> None:
+        """Closes the open window, if any, from the main thread."""
+        if self._open_since:
+            self._close_on_main()
+
+    def _pending(self, action: Any) -> Any:
+        def call(_: Any) -> int:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001  fail open
+                self._fail(error)
+            finally:
+                self._changed.set()
+            return 0
+
+        return call
+
+    def _fail(self, error: BaseException) -> None:
+        self._failed = True
+        self._session.recorder.log("error", "kernels", f"operators are no longer recorded: {error!r}")
+
+    def _run(self) -> None:
+        duty = 0.2
+        # A short first wait lets the program finish its imports.
+        gap = 0.02
+        while not self._stopping.wait(gap):
+            if self._failed or _is_data_worker(self._session.torch):
+                return
+            if self._paused or not self._step_wanted():
+                gap = 0.02
+                continue
+            open_s = PERIOD_S if self._budget is None else max(MIN_WINDOW_S, duty * PERIOD_S)
+            if not self._ask(self._callback_open):
+                return
+            self._stopping.wait(open_s)
+            if self._stopping.is_set() or not self._ask(self._callback_close):
+                return
+            if self._budget is None:
+                gap = 0.0
+                continue
+            available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
+            duty = min(1.0, available / max(self._last_overhead, 1e-4))
+            gap = 0.0 if duty >= 1.0 else min(MAX_GAP_S, open_s * (1 / duty - 1))
+
+    def _events_share(self) -> float:
+        """Share of the time that phases and counts have cost since the start."""
+        elapsed = time.monotonic_ns() - self._session.facts["start_ns"]
+        return float(self._session.recorder.events_cost_ns / max(elapsed, 1))
+
+    def _step_wanted(self) -> bool:
+        steps = self._session.settings.steps
+        return steps is None or steps[0] <= self._session.recorder.step_number <= steps[1]
+
+    def _ask(self, callback: Any) -> bool:
+        """Has the main thread run `callback`; False where the process is ending meanwhile."""
+        self._changed.clear()
+        while ctypes.pythonapi.Py_AddPendingCall(callback, None) != 0:
+            if self._stopping.wait(0.01):
+                return False
+        while not self._changed.wait(0.5):
+            if self._stopping.is_set() or not threading.main_thread().is_alive():
+                return False
+        return not self._stopping.is_set()
+
+    def _open_on_main(self) -> None:
+        if self._open_since or self._paused or self._stopping.is_set():
+            return
+        if self._source is None:
+            self._source = self._choose()
+            self._session.tell(source=self._source.name)
+        self._operators_before = self._session.ring.operators()
+        before = time.monotonic_ns()
+        self._source.open()
+        self._open_since = time.monotonic_ns()
+        self._session.ring.overhead(self._open_since - before)
+
+    def _close_on_main(self) -> None:
+        if not self._open_since:
+            return
+        start, self._open_since = self._open_since, 0
+        end = time.monotonic_ns()
+        self._source.close()
+        ring = self._session.ring
+        ring.record(WINDOW, self._source.name, start, end - start)
+        operators = ring.operators() - self._operators_before
+        cost = int(operators * self._operator_cost_ns + (time.monotonic_ns() - end))
+        ring.overhead(cost)
+        self._last_overhead = cost / max(end - start, 1)
+
+    def _choose(self) -> Any:
+        torch, ring = self._session.torch, self._session.ring
+        if ring.kind == "ring":
+            try:
+                source = IttSource(torch)
+                self._operator_cost_ns = self._measure(source, torch)
+            except Exception as error:  # noqa: BLE001  the next source is tried, and the reason is told
+                self._session.recorder.log("warning", "kernels", f"ITT cannot be used ({error!r}); Kineto instead")
+            else:
+                return source
+        self._operator_cost_ns = kineto.OPERATOR_COST_NS
+        return kineto.KinetoSource(torch, ring)
+
+    def _measure(self, source: IttSource, torch: Any) -> float:
+        """What recording one operator costs here, ns; raises where nothing arrives in the ring."""
+        seen = self._session.ring.operators()
+        quiet = min(_time_operators(torch) for _ in range(5))
+        source.open()
+        try:
+            loud = min(_time_operators(torch) for _ in range(5))
+        finally:
+            source.close()
+        if self._session.ring.operators() == seen:
+            raise RuntimeError("no operator arrived: another ITT collector, or INTEL_LIBITTNOTIFY64 is not ours")
+        return max(300.0, loud - quiet)
+
+
+def _time_operators(torch: Any, count: int = 50) -> float:
+    """ns for one small operator (two recorded ranges would be one leaf and its parent)."""
+    tensor = torch.empty(1)
+    start = time.perf_counter_ns()
+    for _ in range(count):
+        tensor.neg()
+    return (time.perf_counter_ns() - start) / count
+
+
+def _is_data_worker(torch: Any) -> bool:
+    """Whether this process feeds a DataLoader: it is no rank."""
+    return torch.utils.data.get_worker_info() is not None

@@ -1,0 +1,428 @@
+/* Writes the ring. Every public function is safe to call with no ring open, from any thread, and never fails loudly. */
+#define _GNU_SOURCE
+#include "ring.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define STACK_FRAMES 192
+#define NAME_SLOTS 32768u /* a power of two */
+
+struct frame {
+    struct name_entry *name;
+    int64_t start_ns;
+    uint64_t child_ns;
+    uint64_t phase_id, outer_phase;
+    uint64_t context;
+    int from_model; /* opened by moescope_phase_begin */
+    int quiet;      /* tells nothing new: a graph node, or a range that the model has named itself */
+};
+
+struct thread_state {
+    uint64_t epoch; /* ring that the chunk belongs to */
+    struct chunk *chunk;
+    uint64_t phase;
+    uint32_t depth; /* frames open, may pass STACK_FRAMES: deeper ones are not recorded */
+    uint32_t operators_open;
+    uint32_t phases_open;
+    struct frame frames[STACK_FRAMES];
+};
+
+static struct ring_header *_Atomic ring;
+static _Atomic uint64_t ring_epoch = 1;
+static _Atomic uint64_t process_context; /* stage and step, for ranges that bring none */
+static struct name_entry entries[NAME_SLOTS];
+static struct name_entry *_Atomic slots[NAME_SLOTS];
+static uint32_t entry_count;
+static pthread_mutex_t name_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_key_t thread_key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static __thread struct thread_state self;
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void release_chunk(void *state) {
+    struct thread_state *t = state;
+    if (t->chunk && t->epoch == atomic_load(&ring_epoch)) atomic_store_explicit(&t->chunk->state, CHUNK_FULL, memory_order_release);
+    t->chunk = NULL;
+}
+
+/* A child shares the parent's pages: it lets go of them, and opens a ring of its own if its agent wants one. */
+static void detach_in_child(void) {
+    struct ring_header *old = atomic_load(&ring);
+    atomic_store(&ring, NULL);
+    atomic_fetch_add(&ring_epoch, 1);
+    if (old) munmap(old, old->file_bytes);
+    memset(&self, 0, sizeof self);
+    memset((void *)slots, 0, sizeof slots);
+    entry_count = 0;
+    pthread_mutex_init(&name_lock, NULL);
+}
+
+static void setup(void) {
+    pthread_key_create(&thread_key, release_chunk);
+    pthread_atfork(NULL, NULL, detach_in_child);
+}
+
+/* Opens `path` as this process's ring of `chunks` chunks. 0, or an errno: ENOSPC where the space cannot be had. */
+MOESCOPE_API int moescope_open(const char *path, uint32_t chunks) {
+    pthread_once(&once, setup);
+    if (atomic_load(&ring)) return EEXIST;
+    uint64_t names_bytes = 1u << 20;
+    uint64_t chunks_offset = HEADER_BYTES + names_bytes;
+    uint64_t bytes = chunks_offset + (uint64_t)chunks * CHUNK_BYTES;
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0) return errno;
+    /* Reserve now: a page that cannot be had later would be a SIGBUS in the target. */
+    int error = posix_fallocate(fd, 0, (off_t)bytes);
+    if (error) {
+        close(fd);
+        unlink(path);
+        return error;
+    }
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    error = errno;
+    close(fd);
+    if (memory == MAP_FAILED) {
+        unlink(path);
+        return error;
+    }
+    struct ring_header *h = memory;
+    h->version = RING_VERSION;
+    h->pid = (uint32_t)getpid();
+    h->file_bytes = bytes;
+    h->chunk_bytes = CHUNK_BYTES;
+    h->chunks = chunks;
+    h->chunks_offset = chunks_offset;
+    h->names_offset = HEADER_BYTES;
+    h->names_bytes = names_bytes;
+    memcpy(h->magic, RING_MAGIC, 8);
+    atomic_fetch_add(&ring_epoch, 1);
+    atomic_store(&ring, h);
+    return 0;
+}
+
+MOESCOPE_API int moescope_is_open(void) { return atomic_load(&ring) != NULL; }
+
+MOESCOPE_API void moescope_close(void) {
+    struct ring_header *h = atomic_load(&ring);
+    if (h) atomic_store(&h->closed, 1);
+}
+
+MOESCOPE_API int64_t moescope_now_ns(void) { return now_ns(); }
+
+/* Who this process is, as JSON; written whole, guarded by a sequence number that is odd meanwhile. */
+MOESCOPE_API int moescope_identity(const char *json, uint32_t bytes) {
+    struct ring_header *h = atomic_load(&ring);
+    if (!h) return ENODEV;
+    if (bytes > HEADER_BYTES - IDENTITY_OFFSET) return E2BIG;
+    atomic_fetch_add(&h->identity_seq, 1);
+    memcpy((char *)h + IDENTITY_OFFSET, json, bytes);
+    atomic_store(&h->identity_bytes, bytes);
+    atomic_fetch_add(&h->identity_seq, 1);
+    return 0;
+}
+
+MOESCOPE_API uint64_t moescope_operators(void) {
+    struct ring_header *h = atomic_load(&ring);
+    return h ? atomic_load(&h->operators) : 0;
+}
+
+MOESCOPE_API uint64_t moescope_dropped(void) {
+    struct ring_header *h = atomic_load(&ring);
+    return h ? atomic_load(&h->dropped) : 0;
+}
+
+MOESCOPE_API void moescope_add_overhead(uint64_t ns) {
+    struct ring_header *h = atomic_load(&ring);
+    if (h) atomic_fetch_add(&h->overhead_ns, ns);
+}
+
+MOESCOPE_API void moescope_context(uint64_t context) { atomic_store(&process_context, context); }
+
+/* What a name is: an operator (`aten::mm`), an execution range (`gloo:all_to_all`), a graph node, or a user's range. */
+static uint32_t class_of(const char *s) {
+    if (!strncmp(s, "autograd::engine::evaluate_function: ", 37)) return NAME_NODE;
+    if (!strcmp(s, "record_param_comms")) return NAME_NODE;
+    const char *p = s;
+    while ((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_') p++;
+    if (p == s || p[0] != ':') return NAME_PHASE;
+    if (p[1] == ':') return strchr(p, ' ') ? NAME_PHASE : NAME_OPERATOR;
+    size_t n = (size_t)(p - s);
+    if ((n == 4 && (!strncmp(s, "gloo", 4) || !strncmp(s, "nccl", 4))) || (n == 3 && (!strncmp(s, "mpi", 3) || !strncmp(s, "ucc", 3))))
+        return NAME_EXECUTION;
+    return NAME_PHASE;
+}
+
+struct name_entry *moescope_intern(const char *text) {
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    if (!h || !text) return NULL;
+    uint64_t hash = 1469598103934665603ull;
+    uint32_t length = 0;
+    for (; text[length] && length < NAME_MAX_BYTES; length++) hash = (hash ^ (unsigned char)text[length]) * 1099511628211ull;
+    uint32_t at = (uint32_t)(hash ^ (hash >> 32)) & (NAME_SLOTS - 1);
+    for (uint32_t probe = 0; probe < 64; probe++, at = (at + 1) & (NAME_SLOTS - 1)) {
+        struct name_entry *e = atomic_load_explicit(&slots[at], memory_order_acquire);
+        if (!e) break;
+        if (e->hash == hash && e->length == length && !memcmp(e->text, text, length)) return e;
+    }
+    struct name_entry *found = NULL;
+    pthread_mutex_lock(&name_lock);
+    at = (uint32_t)(hash ^ (hash >> 32)) & (NAME_SLOTS - 1);
+    for (uint32_t probe = 0; probe < 64 && !found; probe++, at = (at + 1) & (NAME_SLOTS - 1)) {
+        struct name_entry *e = atomic_load(&slots[at]);
+        if (e) {
+            if (e->hash == hash && e->length == length && !memcmp(e->text, text, length)) found = e;
+            continue;
+        }
+        uint64_t used = atomic_load(&h->names_used);
+        uint64_t need = (8 + (uint64_t)length + 1 + 7) & ~7ull;
+        if (entry_count + 1 >= NAME_SLOTS / 2 || used + need > h->names_bytes) break;
+        char *out = (char *)h + h->names_offset + used;
+        uint32_t id = ++entry_count;
+        memcpy(out, &id, 4);
+        memcpy(out + 4, &length, 4);
+        memcpy(out + 8, text, length);
+        atomic_store_explicit(&h->names_used, used + need, memory_order_release);
+        found = &entries[id];
+        *found = (struct name_entry){.hash = hash, .text = out + 8, .length = length, .id = id};
+        char copy[NAME_MAX_BYTES + 1];
+        memcpy(copy, text, length);
+        copy[length] = 0;
+        found->name_class = class_of(copy);
+        atomic_store_explicit(&slots[at], found, memory_order_release);
+        break;
+    }
+    pthread_mutex_unlock(&name_lock);
+    if (!found) {
+        /* The table is full (a program that makes up names without end): such ranges share one name. */
+        static struct name_entry overflow = {.text = "", .id = 0, .name_class = NAME_PHASE};
+        found = &overflow;
+    }
+    return found;
+}
+
+/* `slot_count` record slots in a row in this thread's chunk, or NULL: dropped and counted. */
+static struct record *reserve(struct ring_header *h, uint32_t slot_count) {
+    struct thread_state *t = &self;
+    uint64_t epoch = atomic_load_explicit(&ring_epoch, memory_order_acquire);
+    if (t->epoch != epoch) {
+        memset(t, 0, offsetof(struct thread_state, frames));
+        t->epoch = epoch;
+        pthread_setspecific(thread_key, t);
+    }
+    const uint64_t capacity = sizeof t->chunk->records;
+    uint64_t used = t->chunk ? atomic_load_explicit(&t->chunk->used, memory_order_relaxed) : capacity;
+    if (used + slot_count * sizeof(struct record) > capacity) {
+        if (t->chunk) atomic_store_explicit(&t->chunk->state, CHUNK_FULL, memory_order_release);
+        t->chunk = NULL;
+        struct chunk *all = (struct chunk *)((char *)h + h->chunks_offset);
+        static _Atomic uint32_t hint;
+        uint32_t first = atomic_fetch_add(&hint, 1);
+        for (uint32_t i = 0; i < h->chunks && !t->chunk; i++) {
+            struct chunk *c = &all[(first + i) % h->chunks];
+            uint32_t expected = CHUNK_FREE;
+            if (atomic_load_explicit(&c->state, memory_order_relaxed) == CHUNK_FREE &&
+                atomic_compare_exchange_strong(&c->state, &expected, CHUNK_WRITING))
+                t->chunk = c;
+        }
+        if (!t->chunk) {
+            atomic_fetch_add(&h->dropped, 1);
+            return NULL;
+        }
+        t->chunk->tid = (uint32_t)syscall(SYS_gettid);
+        atomic_store(&t->chunk->used, 0);
+        atomic_store(&t->chunk->consumed, 0);
+        atomic_store_explicit((_Atomic uint64_t *)&t->chunk->sequence, atomic_fetch_add(&h->sequence, 1) + 1, memory_order_release);
+        used = 0;
+    }
+    return (struct record *)((char *)t->chunk->records + used);
+}
+
+static void publish(uint32_t slot_count) {
+    atomic_fetch_add_explicit(&self.chunk->used, slot_count * sizeof(struct record), memory_order_release);
+}
+
+static void write_record(struct ring_header *h, struct record r) {
+    struct record *out = reserve(h, 1);
+    if (!out) return;
+    *out = r;
+    publish(1);
+}
+
+static struct frame *push(struct name_entry *name) {
+    struct thread_state *t = &self;
+    uint64_t epoch = atomic_load_explicit(&ring_epoch, memory_order_acquire);
+    if (t->epoch != epoch) {
+        memset(t, 0, offsetof(struct thread_state, frames));
+        t->epoch = epoch;
+        pthread_setspecific(thread_key, t);
+    }
+    if (t->depth >= STACK_FRAMES) {
+        t->depth++;
+        return NULL;
+    }
+    struct frame *f = &t->frames[t->depth++];
+    *f = (struct frame){.name = name, .outer_phase = t->phase};
+    return f;
+}
+
+static void open_phase(struct ring_header *h, struct frame *f, uint64_t context) {
+    f->phase_id = atomic_fetch_add_explicit(&h->phase_ids, 1, memory_order_relaxed) + 1;
+    f->context = context;
+    self.phase = f->phase_id;
+    self.phases_open++;
+}
+
+void moescope_range_begin(struct name_entry *name) {
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    if (!h || !name) return;
+    struct frame *outer = self.depth && self.depth <= STACK_FRAMES ? &self.frames[self.depth - 1] : NULL;
+    struct frame *f = push(name);
+    if (!f) return;
+    switch (name->name_class) {
+    case NAME_OPERATOR:
+        /* A C++ node runs under its evaluate_function range and bears the same name. */
+        self.operators_open++;
+        break;
+    case NAME_PHASE:
+        if (outer && ((outer->from_model && outer->name == name) ||
+                      (outer->name->name_class == NAME_NODE && outer->name->length > name->length &&
+                       !memcmp(outer->name->text + outer->name->length - name->length, name->text, name->length))))
+            f->quiet = 1;
+        else
+            open_phase(h, f, atomic_load_explicit(&process_context, memory_order_relaxed));
+        break;
+    default:
+        break;
+    }
+    f->start_ns = now_ns();
+}
+
+static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
+    struct thread_state *t = &self;
+    int64_t dur = end - f->start_ns;
+    if (f->phase_id) {
+        t->phase = f->outer_phase;
+        t->phases_open--;
+        write_record(h, (struct record){.type = RECORD_PHASE, .depth = (uint16_t)t->phases_open, .name = f->name->id, .start_ns = f->start_ns,
+                                        .dur_ns = dur, .a = f->phase_id, .b = f->outer_phase, .c = f->context});
+        return;
+    }
+    if (f->quiet || f->name->name_class == NAME_NODE) return;
+    if (f->name->name_class == NAME_EXECUTION) {
+        write_record(h, (struct record){.type = RECORD_EXECUTION, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase});
+        return;
+    }
+    t->operators_open--;
+    for (uint32_t i = t->depth; i-- > 0;)
+        if (t->frames[i].name->name_class == NAME_OPERATOR) {
+            t->frames[i].child_ns += (uint64_t)dur;
+            break;
+        }
+    uint8_t flags = f->child_ns * 2 >= (uint64_t)dur && f->child_ns ? FLAG_COMPOSITE : 0;
+    write_record(h, (struct record){.type = RECORD_OPERATOR, .flags = flags, .depth = (uint16_t)t->operators_open, .name = f->name->id,
+                                    .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase});
+    atomic_fetch_add_explicit(&h->operators, 1, memory_order_relaxed);
+}
+
+void moescope_range_end(void) {
+    int64_t end = now_ns();
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    if (!h || self.epoch != atomic_load(&ring_epoch) || !self.depth) return;
+    if (self.depth > STACK_FRAMES) {
+        self.depth--;
+        return;
+    }
+    if (self.frames[self.depth - 1].from_model) return; /* an end whose begin was not seen */
+    end_frame(h, &self.frames[--self.depth], end);
+}
+
+/* Opens a range that the model or a patched `record_function` names; context 0 means the process's stage and step. */
+MOESCOPE_API uint64_t moescope_phase_begin(const char *name, uint64_t context) {
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    if (!h) return 0;
+    struct name_entry *entry = moescope_intern(name);
+    struct frame *f = push(entry);
+    if (!f) {
+        self.depth--; /* phase_end will not come for id 0 */
+        return 0;
+    }
+    f->from_model = 1;
+    open_phase(h, f, context ? context : atomic_load(&process_context));
+    f->start_ns = now_ns();
+    return f->phase_id;
+}
+
+/* Ends the range `id`, and whatever was left open above it on this thread. */
+MOESCOPE_API void moescope_phase_end(uint64_t id) {
+    int64_t end = now_ns();
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    if (!h || self.epoch != atomic_load(&ring_epoch) || !id) return;
+    uint32_t depth = self.depth < STACK_FRAMES ? self.depth : STACK_FRAMES;
+    uint32_t found = depth;
+    while (found > 0 && self.frames[found - 1].phase_id != id) found--;
+    if (!found) return; /* opened on another thread */
+    while (self.depth >= found) {
+        uint32_t top = self.depth--;
+        if (top <= STACK_FRAMES) end_frame(h, &self.frames[top - 1], end);
+    }
+}
+
+MOESCOPE_API uint64_t moescope_current_phase(void) { return self.epoch == atomic_load(&ring_epoch) ? self.phase : 0; }
+
+/* A record with no nesting of its own: steps, windows, operators read elsewhere. `kind` = type | flags << 8 | depth << 16. */
+MOESCOPE_API void moescope_record(uint32_t kind, const char *name, int64_t start_ns, int64_t dur_ns, uint64_t a, uint64_t b, uint64_t c) {
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    if (!h) return;
+    struct name_entry *entry = name ? moescope_intern(name) : NULL;
+    uint8_t type = (uint8_t)kind;
+    if (type == RECORD_STEP && !c) c = atomic_load(&process_context);
+    if (type == RECORD_OPERATOR) atomic_fetch_add_explicit(&h->operators, 1, memory_order_relaxed);
+    write_record(h, (struct record){.type = type, .flags = (uint8_t)(kind >> 8), .depth = (uint16_t)(kind >> 16), .name = entry ? entry->id : 0, .start_ns = start_ns, .dur_ns = dur_ns, .a = a, .b = b, .c = c});
+}
+
+MOESCOPE_API void moescope_done(uint64_t call) {
+    int64_t now = now_ns();
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    if (h) write_record(h, (struct record){.type = RECORD_DONE, .start_ns = now, .a = call});
+}
+
+/* `bytes` of payload under `kind`, in one piece. 0, or an errno. */
+MOESCOPE_API int moescope_blob(const char *kind, const void *payload, uint32_t bytes) {
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    if (!h) return ENODEV;
+    uint32_t slot_count = 1 + (uint32_t)((bytes + sizeof(struct record) - 1) / sizeof(struct record));
+    if (slot_count * sizeof(struct record) > sizeof self.chunk->records) {
+        atomic_fetch_add(&h->dropped, 1);
+        return E2BIG;
+    }
+    struct name_entry *entry = moescope_intern(kind);
+    struct record *out = reserve(h, slot_count);
+    if (!out) return ENOSPC;
+    *out = (struct record){.type = RECORD_BLOB, .name = entry->id, .start_ns = now_ns(), .dur_ns = bytes, .a = self.phase, .b = atomic_load(&process_context)};
+    memcpy(out + 1, payload, bytes);
+    publish(slot_count);
+    return 0;
+}
+
+/* Writes `count` operator records as fast as it can: for the benchmark of the ring, never in a run. */
+MOESCOPE_API void moescope_burst(const char *name, uint64_t count) {
+    struct name_entry *entry = moescope_intern(name);
+    for (uint64_t i = 0; i < count; i++) {
+        moescope_range_begin(entry);
+        moescope_range_end();
+    }
+}
