@@ -88,13 +88,18 @@ def _untold(me: int, n: int, *_: Any) -> Bytes:
 
 METHODS: dict[str, tuple[str, Callable[..., Bytes]]] = {
     "alltoall_base": ("all_to_all", _all_to_all_base),
+    "all_to_all_single": ("all_to_all", _all_to_all_base),
     "alltoall": ("all_to_all", _all_to_all),
     "allgather": ("all_gather", _all_gather),
     "_allgather_base": ("all_gather", _all_gather_base),
+    "all_gather_single": ("all_gather", _all_gather_base),
+    "all_gather_single_coalesced": ("all_gather", _untold),
     "allgather_into_tensor_coalesced": ("all_gather", _untold),
     "allgather_coalesced": ("all_gather", _untold),
     "reduce_scatter": ("reduce_scatter", _reduce_scatter),
     "_reduce_scatter_base": ("reduce_scatter", _reduce_scatter_base),
+    "reduce_scatter_single": ("reduce_scatter", _reduce_scatter_base),
+    "reduce_scatter_single_coalesced": ("reduce_scatter", _untold),
     "reduce_scatter_tensor_coalesced": ("reduce_scatter", _untold),
     "allreduce": ("all_reduce", _untold),
     "allreduce_coalesced": ("all_reduce", _untold),

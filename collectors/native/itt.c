@@ -51,7 +51,10 @@ static struct itt_domain *domain_create(const char *name) {
 
 static void task_begin(const struct itt_domain *domain, struct itt_id id, struct itt_id parent, void *name) {
     (void)domain, (void)id, (void)parent;
-    moescope_range_begin(name);
+    struct name_entry *entry = name;
+    /* Before its first call ITT makes handles of its own: a structure whose first field is the text. */
+    if (entry && !moescope_is_entry(entry)) entry = moescope_intern(*(const char **)name);
+    moescope_range_begin(entry);
 }
 
 static void task_end(const struct itt_domain *domain) {

@@ -207,12 +207,14 @@ struct name_entry *moescope_intern(const char *text) {
     }
     pthread_mutex_unlock(&name_lock);
     if (!found) {
-        /* The table is full (a program that makes up names without end): such ranges share one name. */
-        static struct name_entry overflow = {.text = "", .id = 0, .name_class = NAME_PHASE};
-        found = &overflow;
+        /* The table is full (a program that makes up names without end): such ranges share entry 0, a nameless phase. */
+        entries[0].text = "";
+        found = &entries[0];
     }
     return found;
 }
+
+int moescope_is_entry(const struct name_entry *entry) { return entry >= entries && entry < entries + NAME_SLOTS; }
 
 /* `slot_count` record slots in a row in this thread's chunk, or NULL: dropped and counted. */
 static struct record *reserve(struct ring_header *h, uint32_t slot_count) {
@@ -294,11 +296,12 @@ void moescope_range_begin(struct name_entry *name) {
     if (!f) return;
     switch (name->name_class) {
     case NAME_OPERATOR:
-        /* A C++ node runs under its evaluate_function range and bears the same name. */
         self.operators_open++;
         break;
     case NAME_PHASE:
-        if (outer && ((outer->from_model && outer->name == name) ||
+        /* Some operators name inner ranges without a namespace (`detach`): no user's range lies right inside an operator. */
+        /* A graph node runs under its evaluate_function range and bears the same name. */
+        if (outer && (outer->name->name_class == NAME_OPERATOR || (outer->from_model && outer->name == name) ||
                       (outer->name->name_class == NAME_NODE && outer->name->length > name->length &&
                        !memcmp(outer->name->text + outer->name->length - name->length, name->text, name->length))))
             f->quiet = 1;

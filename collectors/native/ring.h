@@ -86,6 +86,7 @@ struct name_entry {
 
 /* Used by itt.c. */
 struct name_entry *moescope_intern(const char *text);
+int moescope_is_entry(const struct name_entry *entry);
 void moescope_range_begin(struct name_entry *name);
 void moescope_range_end(void);
 

@@ -1,0 +1,184 @@
+"""Reads the ring that a target writes (collectors/native/ring.h): whole records only, while it is being written or after.
+
+Reading and keeping are two steps: `take` hands out what is new, `commit` marks it as stored. What was taken and never
+committed, because the reader was killed, is handed out again to the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+MAGIC: Final = b"MOESRING"
+OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW = range(1, 8)
+COMPOSITE: Final = 1
+_FREE, _WRITING, _FULL = range(3)
+
+RECORD: Final = np.dtype(
+    [("type", "u1"), ("flags", "u1"), ("depth", "<u2"), ("name", "<u4"), ("start_ns", "<i8"), ("dur_ns", "<i8")]
+    + [("a", "<u8"), ("b", "<u8"), ("c", "<u8")]
+)
+_CHUNK_HEAD: Final = np.dtype(
+    [("state", "<u4"), ("tid", "<u4"), ("sequence", "<u8"), ("used", "<u8"), ("consumed", "<u8")]
+)
+_HEADER: Final = np.dtype(
+    [("magic", "S8"), ("version", "<u4"), ("pid", "<u4"), ("file_bytes", "<u8"), ("chunk_bytes", "<u4")]
+    + [("chunks", "<u4"), ("chunks_offset", "<u8"), ("names_offset", "<u8"), ("names_bytes", "<u8")]
+    + [("names_used", "<u8"), ("dropped", "<u8"), ("sequence", "<u8"), ("phase_ids", "<u8"), ("operators", "<u8")]
+    + [("identity_bytes", "<u8"), ("identity_seq", "<u8"), ("overhead_ns", "<u8"), ("closed", "<u8")]
+)
+_IDENTITY_OFFSET: Final = 512
+_CHUNK_HEADER_BYTES: Final = 64
+
+Records = npt.NDArray[np.void]
+
+
+class RingError(Exception):
+    """The file is no ring of this version."""
+
+
+@dataclass(frozen=True)
+class ThreadRecords:
+    """New records of one thread in order; `positions` are their places, for `commit`."""
+
+    tid: int
+    records: Records
+    positions: tuple[tuple[int, int, int], ...]
+    """(chunk, first byte, last byte) of each stretch of `records`."""
+
+
+class Ring:
+    """One process's ring."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises RingError where `path` is not a whole ring, OSError where it cannot be opened."""
+        self.path = path
+        with open(path, "r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 4096:
+                raise RingError(f"{path}: {size} bytes are too few for a ring")
+            self._map = mmap.mmap(file.fileno(), size)
+        self._head = np.ndarray((), _HEADER, self._map)
+        # The magic is written last: before it, the target is still opening the file.
+        if self._head["magic"] != MAGIC or int(self._head["version"]) != 1 or int(self._head["file_bytes"]) > size:
+            raise RingError(f"{path}: not a ring of version 1")
+        self.pid = int(self._head["pid"])
+        self._chunk_bytes = int(self._head["chunk_bytes"])
+        self._offset = int(self._head["chunks_offset"])
+        self._chunks = np.ndarray(
+            (int(self._head["chunks"]),), _CHUNK_HEAD, self._map, self._offset, (self._chunk_bytes,)
+        )
+        self._names: list[str] = [""]
+        self._names_read = 0
+
+    @property
+    def dropped(self) -> int:
+        """Records lost because the ring was full."""
+        return int(self._head["dropped"])
+
+    @property
+    def overhead_ns(self) -> int:
+        """What recording is reckoned to have cost the process."""
+        return int(self._head["overhead_ns"])
+
+    @property
+    def closed(self) -> bool:
+        """Whether the process ended normally."""
+        return bool(self._head["closed"])
+
+    def identity(self) -> dict[str, Any] | None:
+        """Who wrote it; None before the agent has said so."""
+        for _ in range(3):
+            before = int(self._head["identity_seq"])
+            size = int(self._head["identity_bytes"])
+            data = self._map[_IDENTITY_OFFSET : _IDENTITY_OFFSET + size]
+            if before % 2 == 0 and before == int(self._head["identity_seq"]) and size:
+                found: dict[str, Any] = json.loads(data)
+                return found
+        return None
+
+    def names(self) -> list[str]:
+        """Names by id; grows from call to call."""
+        used = int(self._head["names_used"])
+        base = int(self._head["names_offset"])
+        while self._names_read < used:
+            at = base + self._names_read
+            number, length = np.frombuffer(self._map, "<u4", 2, at)
+            text = self._map[at + 8 : at + 8 + int(length)].decode("utf-8", "replace")
+            while len(self._names) <= number:
+                self._names.append("")
+            self._names[number] = text
+            self._names_read += (8 + int(length) + 1 + 7) & ~7
+        return self._names
+
+    def take(self) -> list[ThreadRecords]:
+        """What no commit has marked yet, a thread at a time."""
+        heads = self._chunks.copy()
+        live = np.flatnonzero((heads["state"] != _FREE) & (heads["sequence"] > 0) & (heads["used"] > heads["consumed"]))
+        by_thread: dict[int, list[int]] = {}
+        for chunk in live[np.argsort(heads["sequence"][live])]:
+            by_thread.setdefault(int(heads["tid"][chunk]), []).append(int(chunk))
+        found = []
+        for tid, chunks in by_thread.items():
+            parts, positions = [], []
+            for chunk in chunks:
+                first, last = int(heads["consumed"][chunk]), int(heads["used"][chunk])
+                start = self._offset + chunk * self._chunk_bytes + _CHUNK_HEADER_BYTES + first
+                parts.append(np.frombuffer(self._map, RECORD, (last - first) // RECORD.itemsize, start))
+                positions.append((chunk, first, last))
+            found.append(ThreadRecords(tid, np.concatenate(parts), tuple(positions)))
+        self._recycle(heads)
+        return found
+
+    def _recycle(self, heads: Records) -> None:
+        """Gives full chunks whose records are all stored back to the target."""
+        for chunk in np.flatnonzero((heads["state"] == _FULL) & (heads["used"] == heads["consumed"])):
+            entry = self._chunks[chunk : chunk + 1]
+            entry["used"] = 0
+            entry["consumed"] = 0
+            entry["sequence"] = 0
+            entry["state"] = _FREE
+
+    def commit(self, taken: ThreadRecords, count: int) -> None:
+        """Marks the first `count` records as stored."""
+        left = count * RECORD.itemsize
+        for chunk, first, last in taken.positions:
+            step = min(left, last - first)
+            if step <= 0:
+                return
+            self._chunks[chunk : chunk + 1]["consumed"] = first + step
+            left -= step
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        del self._head, self._chunks
+        self._map.close()
+
+
+def blob_heads(records: Records) -> tuple[list[int], npt.NDArray[np.bool_]]:
+    """Where blobs begin, and which slots hold a record rather than a blob's payload."""
+    is_record = np.ones(len(records), dtype=np.bool_)
+    heads: list[int] = []
+    free_from = 0
+    for at in np.flatnonzero(records["type"] == BLOB).tolist():
+        if at < free_from:
+            continue
+        slots = -(-int(records["dur_ns"][at]) // RECORD.itemsize)
+        free_from = at + 1 + slots
+        is_record[at + 1 : free_from] = False
+        heads.append(at)
+    return heads, is_record
+
+
+def blob_payload(records: Records, at: int) -> Any:
+    """The JSON value of the blob at `at`."""
+    size = int(records["dur_ns"][at])
+    slots = -(-size // RECORD.itemsize)
+    return json.loads(records[at + 1 : at + 1 + slots].tobytes()[:size])

@@ -1,0 +1,366 @@
+"""From one process's records to rows of the recording's tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.collectors.clock import Clock
+from moescope.collectors.ring_reader import (
+    BLOB,
+    DONE,
+    EXECUTION,
+    OPERATOR,
+    PHASE,
+    STEP,
+    WINDOW,
+    Records,
+    Ring,
+    ThreadRecords,
+    blob_heads,
+    blob_payload,
+)
+from moescope.collectors.schema import arrow_schema
+from moescope.collectors.sidecar.operators import leaves, whole_trees
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STAGES: Final = (None, "train", "prefill", "decode")
+HOLD_NS: Final = 2_000_000_000
+"""How long records wait for what belongs to them: an issued call for its completion, a completion for its range."""
+
+_DIRECTION = re.compile(r"\(([FBW])\)$")
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class _Call:
+    """One collective between its issue and its completion."""
+
+    op: str
+    group: str
+    issue_ns: int
+    sent: list[int] | None
+    received: list[int] | None
+    dtype: str
+    phase: int
+    issuer: str
+
+
+@dataclass
+class Batch:
+    """What one drain has found: Arrow tables where rows are many, plain rows where they are few."""
+
+    tables: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
+    rows: dict[str, Rows] = field(default_factory=dict)
+    commits: list[tuple[ThreadRecords, int]] = field(default_factory=list)
+
+    def add(self, table: str, row: dict[str, Any]) -> None:
+        self.rows.setdefault(table, []).append(row)
+
+
+def split_context(word: int) -> dict[str, Any]:
+    """stage, micro_batch, layer and step of a packed context (collectors/agent/recorder.py); None where not told."""
+    micro_batch, layer, step = (word >> 8 & 0xFF) - 1, (word >> 16 & 0xFFFF) - 1, (word >> 32) - 1
+    return {
+        "stage": STAGES[word & 0xFF] if word & 0xFF < len(STAGES) else None,
+        "micro_batch": None if micro_batch < 0 else micro_batch,
+        "layer": None if layer < 0 else layer,
+        "step": None if step < 0 else step,
+    }
+
+
+class ProcessDrain:
+    """Turns what a ring holds into rows; keeps what must wait (open operator trees, calls on their way) in the ring."""
+
+    def __init__(self, ring: Ring, clock: Clock, device: str = "cpu") -> None:
+        self.ring = ring
+        self.rank: int = -1
+        self.comm_threads: set[int] = set()
+        self._clock = clock
+        self._device = device
+        self._labels: dict[int, str] = {}
+        self._groups: dict[str, dict[str, Any]] = {}
+        self._calls: dict[int, _Call] = {}
+        self._seen_calls: set[int] = set()
+
+    def drain(self, now_ns: int, *, final: bool = False) -> Batch:
+        """What is new and whole; everything there is where `final`. now_ns: CLOCK_MONOTONIC."""
+        batch = Batch()
+        taken = self.ring.take()
+        names = self.ring.names()
+        split = [(thread, *blob_heads(thread.records)) for thread in taken]
+        completed = {int(call) for t, _, ok in split for call in t.records["a"][(t.records["type"] == DONE) & ok]}
+        for thread, heads, is_record in split:
+            count = len(thread.records) if final else self._ready(thread, heads, is_record, completed, names, now_ns)
+            if count:
+                heads = [at for at in heads if at < count]
+                self._blobs(thread, heads, names, batch)
+                batch.commits.append((thread, count))
+        for thread, count in batch.commits:
+            is_record = next(ok for t, _, ok in split if t is thread)[:count]
+            records = thread.records[:count][is_record]
+            self._operators(thread.tid, records[records["type"] == OPERATOR], names, batch)
+            self._executions(thread.tid, records, names, batch)
+            self._ranges(thread.tid, records, names, batch)
+        if final:
+            self._unfinished(batch)
+        return batch
+
+    def commit(self, batch: Batch) -> None:
+        """Marks the batch's records as stored."""
+        for thread, count in batch.commits:
+            self.ring.commit(thread, count)
+
+    def _ready(
+        self,
+        thread: ThreadRecords,
+        heads: list[int],
+        is_record: npt.NDArray[np.bool_],
+        completed: set[int],
+        names: list[str],
+        now_ns: int,
+    ) -> int:
+        """How many records of the thread can be turned into rows now."""
+        records = thread.records
+        if len(thread.positions) > 8:
+            return len(records)
+        types = np.where(is_record, records["type"], 0).astype(np.uint8)
+        count = whole_trees(types, records["depth"], OPERATOR)
+        if types[len(types) - 1] == DONE and now_ns - int(records["start_ns"][-1]) < HOLD_NS:
+            count = min(count, len(types) - 1)
+        for at in heads:
+            if at >= count:
+                break
+            if names[records["name"][at]] == "comm" and now_ns - int(records["start_ns"][at]) < HOLD_NS:
+                number = int(blob_payload(records, at)[0])
+                if number not in completed and number not in self._seen_calls:
+                    return at
+        return count
+
+    def _label(self, tid: int) -> str:
+        """The thread as people read it."""
+        label = self._labels.get(tid)
+        if label is None:
+            label = "main" if tid == self.ring.pid else f"{_thread_name(self.ring.pid, tid)} {tid}"
+            self._labels[tid] = label
+        return label
+
+    def _epoch(self, mono_ns: int) -> int:
+        return self._clock.epoch_ns(int(mono_ns))
+
+    def _operators(self, tid: int, operators: Records, names: list[str], batch: Batch) -> None:
+        if not len(operators):
+            return
+        import pyarrow as pa
+
+        kernels = operators[leaves(operators)]
+        # c10d's own ranges issue calls; the calls themselves are in `collectives`.
+        issues = np.array([n.startswith("c10d::") for n in names], dtype=np.bool_)
+        kernels = kernels[~issues[kernels["name"]]]
+        if not len(kernels):
+            return
+        n = len(kernels)
+        schema = arrow_schema("kernels")
+        phases, flops, shapes = kernels["a"].astype(np.int64), kernels["b"].astype(np.int64), kernels["c"]
+        table = pa.array(names, pa.string())
+        columns: dict[str, Any] = {
+            "rank": pa.array(np.full(n, self.rank, np.int32)),
+            "device": pa.repeat(self._device, n),
+            "stream": pa.repeat(self._label(tid), n),
+            "name": table.take(pa.array(kernels["name"])),
+            "start_ns": pa.array(kernels["start_ns"] + self._clock.offset_ns),
+            "dur_ns": pa.array(kernels["dur_ns"]),
+            "phase_id": pa.array(phases, mask=phases == 0),
+            "flops": pa.array(flops, mask=flops == 0),
+            "evidence": pa.repeat("measured", n),
+        }
+        if shapes.any():
+            columns["shapes"] = table.take(pa.array(shapes, mask=shapes == 0))
+        arrays = [columns.get(f.name, pa.nulls(n, f.type)) for f in schema]
+        batch.tables.setdefault("kernels", []).append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+    def _executions(self, tid: int, records: Records, names: list[str], batch: Batch) -> None:
+        """Completions and execution ranges of one thread: a completion lies inside the range that it ends."""
+        found = records[(records["type"] == EXECUTION) | (records["type"] == DONE)]
+        if not len(found):
+            return
+        if tid != self.ring.pid:
+            self.comm_threads.add(tid)
+        waiting: list[tuple[int, int]] = []
+        for record in found:
+            start = int(record["start_ns"])
+            if record["type"] == DONE:
+                waiting.append((int(record["a"]), start))
+                continue
+            end = start + int(record["dur_ns"])
+            inside = [entry for entry in waiting if start <= entry[1] <= end]
+            for entry in waiting:
+                if entry not in inside:
+                    self._complete(*entry, None, tid, "", batch)
+            waiting = []
+            name = names[record["name"]]
+            if inside:
+                # One range, one call; a second completion inside it belongs to a call without a range of its own.
+                for entry in inside[:-1]:
+                    self._complete(*entry, None, tid, "", batch)
+                self._complete(*inside[-1], (start, end), tid, name, batch)
+            else:
+                self._kernel(name, start, end - start, tid, int(record["a"]), None, "measured", batch)
+        for entry in waiting:
+            self._complete(*entry, None, tid, "", batch)
+
+    def _complete(
+        self, number: int, done_ns: int, span: tuple[int, int] | None, tid: int, name: str, batch: Batch
+    ) -> None:
+        call = self._calls.pop(number, None)
+        if call is None:
+            return
+        start, end = span or (call.issue_ns, done_ns)
+        evidence = "measured" if span else "derived"
+        self._collective(number, call, start, end - start, evidence, batch)
+        backend = str(self._groups.get(call.group, {}).get("backend") or "comm")
+        self._kernel(name or f"{backend}:{call.op}", start, end - start, tid, call.phase, number, evidence, batch)
+
+    def _kernel(
+        self, name: str, start: int, dur: int, tid: int, phase: int, call: int | None, evidence: str, batch: Batch
+    ) -> None:
+        row = {
+            "rank": self.rank,
+            "device": self._device,
+            "stream": self._label(tid),
+            "name": name,
+            "kind": "comm",
+            "start_ns": self._epoch(start),
+            "dur_ns": dur,
+            "correlation": call,
+            "phase_id": phase or None,
+            "evidence": evidence,
+        }
+        batch.add("kernels", row)
+
+    def _collective(
+        self, number: int, call: _Call, start: int, dur: int | None, evidence: str, batch: Batch
+    ) -> None:
+        group = self._groups.get(call.group, {})
+        ranks: list[int] = group.get("ranks", [])
+        me = ranks.index(self.rank) if self.rank in ranks else -1
+
+        def others(parts: list[int] | None) -> int | None:
+            return None if parts is None else sum(size for peer, size in enumerate(parts) if peer != me)
+
+        row = {
+            "rank": self.rank,
+            "call": number,
+            "op": call.op,
+            "group": call.group,
+            "group_ranks": ",".join(map(str, ranks)),
+            "backend": group.get("backend"),
+            "dtype": call.dtype,
+            "sent_bytes": others(call.sent),
+            "received_bytes": others(call.received),
+            "issue_ns": self._epoch(call.issue_ns),
+            "start_ns": self._epoch(start),
+            "dur_ns": dur,
+            "phase_id": call.phase or None,
+            "evidence": evidence,
+        }
+        batch.add("collectives", row)
+        for peer, size in enumerate(call.sent or []):
+            if peer != me and size and peer < len(ranks):
+                transfer = {"rank": self.rank, "src": self.rank, "dst": ranks[peer], "hop": "direct", "op": call.op}
+                transfer |= {"bytes": size, "start_ns": self._epoch(start), "dur_ns": dur, "evidence": evidence}
+                batch.add("transfers", transfer)
+
+    def _unfinished(self, batch: Batch) -> None:
+        """Calls that were issued and never completed: a peer that died, or the end of the run."""
+        for number, call in sorted(self._calls.items()):
+            self._collective(number, call, call.issue_ns, None, "derived", batch)
+        self._calls.clear()
+
+    def _ranges(self, tid: int, records: Records, names: list[str], batch: Batch) -> None:
+        for record in records[np.isin(records["type"], (PHASE, STEP, WINDOW))]:
+            name, start, dur = names[record["name"]], self._epoch(record["start_ns"]), int(record["dur_ns"])
+            row: dict[str, Any] = {"rank": self.rank, "start_ns": start, "dur_ns": dur}
+            context = split_context(int(record["c"]))
+            match int(record["type"]):
+                case 2:
+                    direction = _DIRECTION.search(name)
+                    row |= {"id": int(record["a"]), "parent": int(record["b"]) or None, "name": name}
+                    row |= {"thread": self._label(tid), "direction": direction[1] if direction else None} | context
+                    batch.add("phases", row)
+                case 6:
+                    batch.add("steps", row | {"step": context["step"], "stage": context["stage"], "source": name})
+                case _:
+                    batch.add("windows", row | {"source": name})
+
+    def _blobs(self, thread: ThreadRecords, heads: list[int], names: list[str], batch: Batch) -> None:
+        for at in heads:
+            record = thread.records[at]
+            read = _BLOBS.get(names[record["name"]])
+            if read is not None:
+                read(self, thread.tid, record, blob_payload(thread.records, at), batch)
+
+    def _blob_comm(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        number, op, group, issue_ns, sent, received, dtype = payload
+        self._seen_calls.add(number)
+        self._calls[number] = _Call(op, group, issue_ns, sent, received, dtype, int(record["a"]), self._label(tid))
+
+    def _blob_group(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        self._groups[payload["name"]] = payload
+
+    def _blob_log(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        batch.add("log", {"t_ns": self._epoch(record["start_ns"]), "rank": self.rank, "dropped": 0} | payload)
+
+    def _stamped(self, record: Any, *keys: str) -> dict[str, Any]:
+        context = split_context(int(record["b"]))
+        return {"rank": self.rank, "t_ns": self._epoch(record["start_ns"])} | {key: context[key] for key in keys}
+
+    def _blob_experts(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        head = self._stamped(record, "step", "stage") | {"layer": payload["layer"]}
+        for i, tokens in enumerate(payload["tokens"]):
+            batch.add("experts", head | {"expert": payload["first_expert"] + i, "tokens": int(tokens)})
+
+    def _blob_quantisation(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        batch.add("quantisation", self._stamped(record, "step") | payload)
+
+    def _blob_work(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        batch.add("work", self._stamped(record, "step", "stage") | {"phase_id": int(record["a"]) or None} | payload)
+
+    def _blob_transfers(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        row = payload | {"rank": self.rank, "evidence": "measured", "start_ns": self._epoch(payload["start_ns"])}
+        batch.add("transfers", row)
+
+    def _blob_kernel(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        row = payload | {"rank": self.rank, "device": self._device, "stream": self._label(tid)}
+        row |= {"start_ns": self._epoch(payload["start_ns"]), "phase_id": int(record["a"]) or None}
+        if payload["kind"] == "comm":
+            self.comm_threads.add(tid)
+        batch.add("kernels", row)
+
+
+_BLOBS: dict[str, Callable[[ProcessDrain, int, Any, Any, Batch], None]] = {
+    "comm": ProcessDrain._blob_comm,
+    "group": ProcessDrain._blob_group,
+    "log": ProcessDrain._blob_log,
+    "experts": ProcessDrain._blob_experts,
+    "quantisation": ProcessDrain._blob_quantisation,
+    "work": ProcessDrain._blob_work,
+    "transfers": ProcessDrain._blob_transfers,
+    "kernel": ProcessDrain._blob_kernel,
+}
+
+
+def _thread_name(pid: int, tid: int) -> str:
+    """The thread's name as the kernel has it; `thread` where the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/task/{tid}/comm").read_text().strip() or "thread"
+    except OSError:
+        return "thread"
