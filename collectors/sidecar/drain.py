@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from moescope.collectors.agent.recorder import BLOB_COST_NS, PHASE_COST_NS
 from moescope.collectors.clock import Clock
 from moescope.collectors.ring_reader import (
     BLOB,
@@ -27,6 +28,7 @@ from moescope.collectors.ring_reader import (
     blob_payload,
 )
 from moescope.collectors.schema import arrow_schema
+from moescope.collectors.sidecar.file_reader import FileRing
 from moescope.collectors.sidecar.operators import leaves, whole_trees
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def split_context(word: int) -> dict[str, Any]:
 class ProcessDrain:
     """Turns what a ring holds into rows; keeps what must wait (open operator trees, calls on their way) in the ring."""
 
-    def __init__(self, ring: Ring, clock: Clock, device: str = "cpu") -> None:
+    def __init__(self, ring: Ring | FileRing, clock: Clock, device: str = "cpu") -> None:
         self.ring = ring
         self.rank: int = -1
         self.comm_threads: set[int] = set()
@@ -90,6 +92,9 @@ class ProcessDrain:
         self._groups: dict[str, dict[str, Any]] = {}
         self._calls: dict[int, _Call] = {}
         self._seen_calls: set[int] = set()
+        self.events = 0
+        self.last_ns = 0
+        self.events_cost_ns = 0
 
     def drain(self, now_ns: int, *, final: bool = False) -> Batch:
         """What is new and whole; everything there is where `final`. now_ns: CLOCK_MONOTONIC."""
@@ -107,12 +112,26 @@ class ProcessDrain:
         for thread, count in batch.commits:
             is_record = next(ok for t, _, ok in split if t is thread)[:count]
             records = thread.records[:count][is_record]
+            self._count(records, names)
             self._operators(thread.tid, records[records["type"] == OPERATOR], names, batch)
             self._executions(thread.tid, records, names, batch)
             self._ranges(thread.tid, records, names, batch)
         if final:
             self._unfinished(batch)
         return batch
+
+    def _count(self, records: Records, names: list[str]) -> None:
+        """Counts what shows a rank at work, and what its phases and rows have cost it."""
+        types = records["type"]
+        # Logs and group names come from any process that imports torch.
+        self.events += int(np.isin(types, (OPERATOR, PHASE, EXECUTION, DONE, STEP)).sum())
+        self.events_cost_ns += int((types == PHASE).sum()) * PHASE_COST_NS + int((types == BLOB).sum()) * BLOB_COST_NS
+        if len(records):
+            self.last_ns = max(self.last_ns, int((records["start_ns"]).max()))
+
+    def thread_name(self, tid: int) -> str:
+        """The thread as the system names it, with its id; `main` for the first."""
+        return self._label(tid)
 
     def commit(self, batch: Batch) -> None:
         """Marks the batch's records as stored."""

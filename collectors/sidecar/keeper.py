@@ -1,0 +1,266 @@
+"""Keeps a recording while the target runs: rings to tables, samplers to tables, meta.json, and a log of what failed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import moescope
+from moescope.collectors.clock import Clock
+from moescope.collectors.sidecar.ranks import RankProcess, RankTable, alive
+from moescope.collectors.sidecar.writer import RecordingWriter
+from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
+
+if TYPE_CHECKING:
+    from moescope.collectors.samplers.base import Sampler
+    from moescope.collectors.sidecar.run import RunOptions
+
+SAMPLE_S: Final = 0.2
+META_S: Final = 1.0
+RETRY_S: Final = 2.0
+
+
+class Keeper:
+    """One recording of one run on this host. Nothing here raises for want of space, rights or a working sampler."""
+
+    def __init__(
+        self, options: RunOptions, folder: Path, ring_dir: Path, clock: Clock, collect: list[str]
+    ) -> None:
+        self.folder = folder
+        self._clock = clock
+        self._host = socket.gethostname()
+        self._ring_dir = ring_dir
+        self._writer = RecordingWriter(folder, options.keep_s)
+        self._ranks = RankTable(ring_dir, clock)
+        self._samplers: list[Sampler] = []
+        self._collect = collect
+        self._log: list[dict[str, Any]] = []
+        self._failed_writes: dict[str, int] = {}
+        self._retry_at_s = 0.0
+        self._broken = ""
+        self._dropped_told: dict[int, int] = {}
+        self._sampled_s = 0.0
+        self._meta_s = 0.0
+        self._warnings = 0
+        self._cpu_start_s = time.process_time()
+        self._meta: dict[str, Any] = {
+            "moescope": moescope.__version__,
+            "version": RECORDING_VERSION,
+            "command": list(options.command),
+            "target": target_name(options.command),
+            "cwd": os.getcwd(),
+            "host": self._host,
+            "python": platform.python_version(),
+            "started_ns": self._clock.epoch_ns(time.monotonic_ns()),
+            "ended_ns": None,
+            "exit_code": None,
+            "state": "live",
+            "sidecar_pid": os.getpid(),
+            "budget": options.budget,
+            "keep_ns": None if options.keep_s is None else int(options.keep_s * 1e9),
+            "clock": {"offset_ns": clock.offset_ns, "error_ns": clock.error_ns},
+            "ring_dir": str(ring_dir),
+            "ranks": [],
+            "collectors": {},
+            "hardware": {},
+            "dropped_events": 0,
+        }
+
+    def log(self, level: str, source: str, message: str, *, rank: int | None = None, dropped: int = 0) -> None:
+        """A line for the recording's log."""
+        self._warnings += level != "info"
+        now = self._clock.epoch_ns(time.monotonic_ns())
+        row = {"t_ns": now, "rank": rank, "level": level, "source": source, "message": message, "dropped": dropped}
+        self._log.append(row)
+
+    def attach(self, pid: int) -> None:
+        """Opens the samplers on the held-back target. One that cannot be opened is left out, and says why."""
+        self._open_samplers(pid)
+        self._describe_hardware()
+        self._save_meta(force=True)
+
+    def _open_samplers(self, pid: int) -> None:
+        from moescope.collectors.samplers import SamplerUnavailable, make_samplers
+
+        def rank_of(process: int) -> int | None:
+            return self._ranks.rank_of(process)
+
+        def role_of(process: int, thread: int) -> str:
+            return self._ranks.role_of(process, thread)
+
+        for sampler in make_samplers(self._clock, self._host, rank_of, role_of, self._collect):
+            try:
+                sampler.open()
+                sampler.attach(pid)
+            except SamplerUnavailable as error:
+                self.log("warning", sampler.name, str(error))
+            except Exception as error:  # noqa: BLE001  a sampler that breaks must not stop the run
+                self.log("error", sampler.name, f"not sampling: {error!r}")
+            else:
+                self._samplers.append(sampler)
+                self._meta["collectors"][sampler.name] = sampler.source
+
+    def _describe_hardware(self) -> None:
+        from moescope.collectors.samplers.hardware import describe
+
+        try:
+            self._meta["hardware"] = describe()
+        except Exception as error:  # noqa: BLE001  a description that fails must not stop the run
+            self.log("warning", "hardware", f"not described: {error!r}")
+
+    def tick(self, *, final: bool = False) -> None:
+        """Takes in what is new everywhere, and stores it."""
+        now_ns, now_s = time.monotonic_ns(), time.monotonic()
+        if self._broken and now_s < self._retry_at_s and not final:
+            return
+        self._ranks.scan(now_ns)
+        for problem in self._ranks.problems:
+            self.log("warning", "ranks", problem)
+        self._ranks.problems.clear()
+        for process in self._ranks.processes:
+            self._drain(process, now_ns, final=final)
+        if final or now_s - self._sampled_s >= SAMPLE_S:
+            self._sampled_s = now_s
+            self._sample(final=final)
+        self._store_log()
+        if final or now_s - self._meta_s >= META_S:
+            self._meta_s = now_s
+            if self._writer.vanished():
+                self.log("error", "recording", f"files of {self.folder} were removed during the run: data is missing")
+            self._save_meta()
+
+    def _drain(self, process: RankProcess, now_ns: int, *, final: bool) -> None:
+        if process.ended or not self._ranks.settle(process, now_ns, final=final):
+            return
+        gone = final or not alive(process.pid)
+        batch = process.drain.drain(now_ns, final=gone)
+        folder = rank_folder(process.drain.rank)
+        if process.drain.events:
+            stored = all(
+                [
+                    *(self._store(lambda t=t, b=b: self._writer.write(folder, t, b)) for t, b in batch.tables.items()),
+                    *(self._store(lambda t=t, r=r: self._writer.write_rows(folder, t, r)) for t, r in batch.rows.items()),
+                ]
+            )
+            if not stored and not gone:
+                return  # the rows stay in the ring until there is room
+        process.drain.commit(batch)
+        dropped = process.drain.ring.dropped
+        if dropped > self._dropped_told.get(process.pid, 0):
+            lost = dropped - self._dropped_told.get(process.pid, 0)
+            self._dropped_told[process.pid] = dropped
+            rank = process.drain.rank
+            self.log("warning", "ring", f"the ring was full: {lost} events dropped", rank=rank, dropped=lost)
+        if gone:
+            process.ended = True
+            process.state = "ended" if process.drain.ring.closed else "killed"
+            if process.state == "killed" and process.drain.events:
+                text = f"process {process.pid} ended without a normal exit; what it had recorded is kept"
+                self.log("warning", "agent", text, rank=process.drain.rank)
+
+    def _sample(self, *, final: bool) -> None:
+        for sampler in list(self._samplers):
+            try:
+                rows = sampler.close() if final else sampler.poll()
+            except Exception as error:  # noqa: BLE001  a sampler that breaks is switched off, the run goes on
+                self._samplers.remove(sampler)
+                self.log("error", sampler.name, f"switched off: {error!r}")
+                continue
+            by_file: dict[tuple[str, str], list[dict[str, Any]]] = {}
+            for table, rank, row in rows:
+                folder = host_folder(self._host) if rank is None else rank_folder(rank)
+                by_file.setdefault((folder, table), []).append(row)
+            for (folder, table), some in by_file.items():
+                self._store(lambda f=folder, t=table, r=some: self._writer.write_rows(f, t, r))
+
+    def _store_log(self) -> None:
+        if self._log and self._store(lambda: self._writer.write_rows(host_folder(self._host), "log", self._log)):
+            self._log = []
+
+    def _store(self, write: Callable[[], None]) -> bool:
+        """Whether it could be stored; a failure is logged once, and the next try waits."""
+        try:
+            write()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if self._broken != reason:
+                self._broken = reason
+                self.log("error", "recording", f"cannot write to {self.folder} ({reason}): data from now on may be lost")
+            self._retry_at_s = time.monotonic() + RETRY_S
+            return False
+        if self._broken:
+            self._broken = ""
+            self.log("info", "recording", "writing again")
+        return True
+
+    def _save_meta(self, *, force: bool = False) -> None:
+        ranks = self._ranks.meta()
+        self._meta["ranks"] = ranks
+        self._meta["dropped_events"] = sum(row["dropped"] for row in ranks)
+        sources = sorted({row["source"] for row in ranks if row["source"]})
+        if sources:
+            self._meta["collectors"]["kernels"] = ", ".join(sources)
+        self._meta["sidecar_cpu_s"] = round(time.process_time() - self._cpu_start_s, 3)
+        self._store(lambda: self._writer.write_meta(self._meta))
+
+    def kill_all(self, pid: int) -> None:
+        """Ends the target and every recorded process at once."""
+        for victim in {pid, *(p.pid for p in self._ranks.processes if not p.ended)}:
+            try:
+                os.kill(victim, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+
+    def finish(self, exit_code: int) -> None:
+        """Stores what is left, and marks the recording as finished."""
+        self.tick(final=True)
+        self._meta |= {
+            "state": "finished",
+            "exit_code": exit_code,
+            "ended_ns": self._clock.epoch_ns(time.monotonic_ns()),
+        }
+        self._store_log()
+        self._writer.close()
+        self._save_meta(force=True)
+        if not self._broken:
+            shutil.rmtree(self._ring_dir, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """The command could not be run: leaves no empty recording behind."""
+        for sampler in self._samplers:
+            sampler.close()
+        self._writer.close()
+        shutil.rmtree(self._ring_dir, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def last_words(self) -> list[str]:
+        """What the person at the terminal should know, the next command last."""
+        words = [f"{row['source']}: {row['message']}" for row in self._log if row["level"] == "error"]
+        ranks = self._meta["ranks"]
+        if not ranks:
+            words.append(
+                "no process that imports torch was recorded (python -I, -E, -S and `env -i` keep moescope out); "
+                "`moescope doctor` tells more"
+            )
+        if self._warnings:
+            words.append(f"{self._warnings} warning(s) in the recording's log")
+        words.append(f"recorded {len(ranks)} rank(s) into {self.folder}")
+        words.append(f"next: moescope summary {self.folder}")
+        return words
+
+
+def target_name(command: tuple[str, ...]) -> str:
+    """What to call the run: its script or module, else its program."""
+    for i, word in enumerate(command):
+        if word == "-m" and i + 1 < len(command) and command[i + 1] not in ("torch.distributed.run",):
+            return command[i + 1]
+        if word.endswith((".py", ".sh")):
+            return Path(word).name
+    return Path(command[0]).name

@@ -1,0 +1,148 @@
+"""Which process is which rank, and what becomes of each."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moescope.collectors.clock import Clock
+from moescope.collectors.ring_reader import Ring, RingError
+from moescope.collectors.sidecar.drain import ProcessDrain
+from moescope.collectors.sidecar.file_reader import FileRing
+
+SETTLE_NS = 1_500_000_000
+"""How long a process that tells no rank may still tell one before it is given a number."""
+
+
+@dataclass
+class RankProcess:
+    """One recorded process."""
+
+    drain: ProcessDrain
+    first_seen_ns: int
+    identity: dict[str, Any] = field(default_factory=dict)
+    state: str = "running"
+    ended: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.drain.ring.pid
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return status.rpartition(b")")[2].split()[0:1] not in ([b"Z"], [b"X"])
+
+
+class RankTable:
+    """Finds rings in a folder and gives each active process a rank: its own word first, then free numbers."""
+
+    def __init__(self, ring_dir: Path, clock: Clock) -> None:
+        self._dir = ring_dir
+        self._clock = clock
+        self._known: set[str] = set()
+        self.processes: list[RankProcess] = []
+        self.problems: list[str] = []
+
+    def scan(self, now_ns: int) -> None:
+        """Takes in rings that are new."""
+        try:
+            names = sorted(os.listdir(self._dir))
+        except OSError:
+            return
+        for name in names:
+            if name in self._known:
+                continue
+            path = self._dir / name
+            try:
+                ring = FileRing(path) if name.endswith(".events") else Ring(path)
+            except RingError as error:
+                if not alive(_pid_of(name)):
+                    self._known.add(name)
+                    self.problems.append(f"not recorded: {error}")
+                continue  # still being opened by the target
+            except OSError as error:
+                self._known.add(name)
+                self.problems.append(f"not recorded: {path}: {error}")
+                continue
+            self._known.add(name)
+            self.processes.append(RankProcess(ProcessDrain(ring, self._clock), now_ns))
+
+    def settle(self, process: RankProcess, now_ns: int, *, final: bool) -> bool:
+        """Gives the process its rank; False while that is still open."""
+        found = process.drain.ring.identity()
+        if found:
+            process.identity = found
+        if process.drain.rank >= 0:
+            return True
+        wanted = process.identity.get("rank")
+        taken = {p.drain.rank: p for p in self.processes if p.drain.rank >= 0}
+        if isinstance(wanted, int):
+            holder = taken.get(wanted)
+            # A rank started again after its process ended (an elastic restart) goes on in the same folder.
+            if holder is None or holder.ended or not alive(holder.pid):
+                process.drain.rank = wanted
+                return True
+        elif not final and alive(process.pid) and now_ns - process.first_seen_ns < SETTLE_NS:
+            return False
+        promised = {p.identity["rank"] for p in self.processes if isinstance(p.identity.get("rank"), int)}
+        number = 0
+        while number in taken or number in promised:
+            number += 1
+        process.drain.rank = number
+        if isinstance(wanted, int):
+            self.problems.append(f"process {process.pid} says it is rank {wanted}, which another is: kept as {number}")
+        return True
+
+    def rank_of(self, pid: int) -> int | None:
+        """Rank of a process, for samplers."""
+        return next((p.drain.rank for p in self.processes if p.pid == pid and p.drain.rank >= 0), None)
+
+    def role_of(self, pid: int, tid: int) -> str:
+        """What a thread does: communication where it completed calls, else compute; ours is neither."""
+        process = next((p for p in self.processes if p.pid == pid), None)
+        if process is None:
+            return "other"
+        if tid in process.drain.comm_threads:
+            return "comm"
+        name = process.drain.thread_name(tid)
+        if name.startswith(("pt_gloo", "gloo", "pt_nccl", "nccl", "NCCL")):
+            return "comm"
+        return "other" if name.startswith(("moescope", "pt_elastic", "pt_tcpstore")) else "compute"
+
+    def meta(self) -> list[dict[str, Any]]:
+        """The recorded processes, for meta.json."""
+        rows = []
+        for p in self.processes:
+            if p.drain.rank < 0 or not p.drain.events:
+                continue
+            elapsed = max(p.drain.last_ns - int(p.identity.get("start_ns", p.drain.last_ns)), 1)
+            rows.append(
+                {
+                    "rank": p.drain.rank,
+                    "local_rank": p.identity.get("local_rank"),
+                    "world_size": p.identity.get("world_size"),
+                    "host": p.identity.get("host"),
+                    "pid": p.pid,
+                    "device": "cpu",
+                    "state": p.state,
+                    "source": p.identity.get("source") or None,
+                    "ring": p.identity.get("ring"),
+                    "torch": p.identity.get("torch"),
+                    "python": p.identity.get("python"),
+                    "dropped": p.drain.ring.dropped,
+                    "cost_share": round((p.drain.ring.overhead_ns + p.drain.events_cost_ns) / elapsed, 5),
+                }
+            )
+        return sorted(rows, key=lambda row: row["rank"])
+
+
+def _pid_of(ring_name: str) -> int:
+    head = ring_name.partition("-")[0]
+    return int(head) if head.isdigit() else 0

@@ -1,0 +1,136 @@
+"""Writes a recording: append-only Arrow streams, a file a table and segment, and meta.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from moescope.collectors.schema import META_FILE, arrow_schema, segment_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SEGMENT_BYTES: Final = 16 << 20
+
+
+@dataclass
+class _Segment:
+    """A file that is being written; `good` is its length up to the last whole batch."""
+
+    path: Path
+    file: Any
+    stream: Any
+    opened_s: float
+    good: int
+
+
+class RecordingWriter:
+    """One recording. A write that fails leaves whole batches only, and may be tried again later."""
+
+    def __init__(self, root: Path, keep_s: float | None = None) -> None:
+        """root: an existing folder; keep_s: how much of the run's end to keep, s, None for all of it."""
+        self.root = root
+        self.bytes_written = 0
+        self._keep_s = keep_s
+        self._segments: dict[tuple[str, str], _Segment] = {}
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._closed: list[tuple[float, Path]] = []
+
+    def write_rows(self, folder: str, table: str, rows: list[dict[str, Any]]) -> None:
+        """Appends `rows`; columns that a row lacks are null. Raises OSError where they cannot be stored."""
+        import pyarrow as pa
+
+        schema = arrow_schema(table)
+        self.write(folder, table, pa.Table.from_pylist(rows, schema=schema).to_batches())
+
+    def write(self, folder: str, table: str, batches: Iterable[pa.RecordBatch]) -> None:
+        """Appends and flushes `batches`. Raises OSError where they cannot be stored; nothing torn stays behind."""
+        key = (folder, table)
+        segment = self._segments.get(key) or self._open(key)
+        try:
+            for batch in batches:
+                segment.stream.write_batch(batch)
+            segment.file.flush()
+        except OSError:
+            self._abandon(key)
+            raise
+        position = segment.file.tell()
+        self.bytes_written += position - segment.good
+        segment.good = position
+        age = time.monotonic() - segment.opened_s
+        if position > SEGMENT_BYTES or (self._keep_s is not None and age > self._keep_s / 8):
+            self._close(key)
+            self._prune()
+
+    def _open(self, key: tuple[str, str]) -> _Segment:
+        import pyarrow as pa
+
+        folder = self.root / key[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        number = self._numbers.get(key)
+        if number is None:
+            number = sum(1 for _ in folder.glob(f"{key[1]}-*.arrows"))
+        path = folder / segment_file(key[1], number)
+        self._numbers[key] = number + 1
+        file = open(path, "xb")  # noqa: SIM115  lives as long as the segment
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        stream = pa.ipc.new_stream(file, arrow_schema(key[1]), options=options)
+        segment = _Segment(path, file, stream, time.monotonic(), file.tell())
+        self._segments[key] = segment
+        return segment
+
+    def _abandon(self, key: tuple[str, str]) -> None:
+        """Leaves a segment whose last write failed, cut back to what is whole."""
+        segment = self._segments.pop(key)
+        try:
+            os.truncate(segment.path, segment.good)
+        except OSError:
+            pass  # a reader skips the torn tail
+        try:
+            segment.file.close()
+        except OSError:
+            pass  # its buffer cannot be stored either; the rows are still in the ring
+
+    def _close(self, key: tuple[str, str]) -> None:
+        segment = self._segments.pop(key)
+        segment.stream.close()
+        segment.file.close()
+        self._closed.append((time.monotonic(), segment.path))
+
+    def _prune(self) -> None:
+        """Removes segments that ended before what is to be kept."""
+        if self._keep_s is None:
+            return
+        limit = time.monotonic() - self._keep_s
+        for ended, path in list(self._closed):
+            if ended < limit:
+                path.unlink(missing_ok=True)
+                self._closed.remove((ended, path))
+
+    def vanished(self) -> bool:
+        """Whether somebody removed the recording's files under us."""
+        gone = [key for key, segment in self._segments.items() if not segment.path.exists()]
+        for key in gone:
+            segment = self._segments.pop(key)
+            segment.file.close()
+        return bool(gone) or not self.root.exists()
+
+    def write_meta(self, meta: dict[str, Any]) -> None:
+        """Replaces meta.json whole. Raises OSError where it cannot be stored."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        temporary = self.root / (META_FILE + ".part")
+        temporary.write_text(json.dumps(meta, indent=1))
+        temporary.replace(self.root / META_FILE)
+
+    def close(self) -> None:
+        """Ends all segments."""
+        for key in list(self._segments):
+            try:
+                self._close(key)
+            except OSError:
+                self._segments.pop(key, None)  # whole batches are on disk; only the end mark is missing

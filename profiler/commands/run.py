@@ -1,0 +1,122 @@
+"""`moescope run`: wraps a command, with no change to its code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType[float]):
+    """A length of time such as `10m`, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", str(value))
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is no length of time: write 30s, 10m or 2h", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+class Budget(click.ParamType[str]):
+    """A share of the target's time such as `2%`, or `full`."""
+
+    name = "budget"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text == "full":
+            return text
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+        if match is None or not 0 < float(match[1]) <= 100:
+            self.fail(f"{value!r} is no budget: write a share such as 2%, or full", param, ctx)
+        return str(float(match[1]) / 100)
+
+
+def _pattern(expression: str, example: str) -> Any:
+    def check(ctx: click.Context, param: click.Parameter, value: str) -> str:
+        if value and not re.fullmatch(expression, value):
+            raise click.BadParameter(f"{value!r}: write {example}", ctx, param)
+        return value
+
+    return check
+
+
+def default_folder(command: tuple[str, ...], env: dict[str, str] | os._Environ[str] = os.environ) -> Path:
+    """`moescope-<script>-<date>-<time>[-<job id>]`, and a number where that exists."""
+    from moescope.collectors.sidecar.keeper import target_name
+
+    script = re.sub(r"[^A-Za-z0-9_.-]", "_", target_name(command).removesuffix(".py"))[:40]
+    job = env.get("SLURM_JOB_ID") or env.get("PBS_JOBID") or env.get("LSB_JOBID")
+    name = f"moescope-{script}-{time.strftime('%Y%m%d-%H%M%S')}" + (f"-{job}" if job else "")
+    folder, number = Path(name), 2
+    while folder.exists():
+        folder, number = Path(f"{name}-{number}"), number + 1
+    return folder
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the recording.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite an existing recording.")
+@click.option("--tui", is_flag=True, help="Open the dashboard; the command's output goes into a pane and a file.")
+@click.option("--budget", type=Budget(), default="2%", show_default=True, help="Share of the run's time that recording may cost, or full.")
+@click.option("--steps", default="", callback=_pattern(r"\d*:\d*", "a range such as 10:20"), help="Record operators of steps A to B only.")
+@click.option("--ranks", default="", callback=_pattern(r"\d+(,\d+)*", "a list such as 0,3"), help="Record these ranks only.")
+@click.option("--collect", default="", help="Collectors, separated by commas: kernels,phases,communication,units,links,device.")
+@click.option("--keep", type=Duration(), help="Keep only the last part of a long run, such as 10m.")
+@click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND…")
+def command(
+    output: Path | None,
+    force: bool,
+    tui: bool,
+    budget: str,
+    steps: str,
+    ranks: str,
+    collect: str,
+    keep: float | None,
+    command_line: tuple[str, ...],
+) -> None:
+    """Run COMMAND and record what its ranks do.
+
+    Every Python process that imports torch is recorded, with no change to its code. Output, terminal, signals and exit
+    code stay the command's own.
+    """
+    from moescope.collectors.sidecar.run import ALL_COLLECTORS, RunOptions
+
+    unknown = set(filter(None, collect.split(","))) - set(ALL_COLLECTORS)
+    if unknown:
+        raise click.BadParameter(
+            f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(ALL_COLLECTORS)}", param_hint="--collect"
+        )
+    folder = output or default_folder(command_line)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not force:
+            raise click.BadParameter(f"{folder} exists and is not empty: choose another, or -f to overwrite it", param_hint="-o")
+        _clear(folder)
+    options = RunOptions(command_line, folder, budget, steps, ranks, collect, keep)
+    if tui:
+        from moescope.profiler.commands.watched import run_with_dashboard
+
+        sys.exit(run_with_dashboard(options))
+    from moescope.collectors.sidecar.run import run
+
+    sys.exit(run(options))
+
+
+def _clear(folder: Path) -> None:
+    """Removes an old recording; anything else that bears this name is left alone."""
+    import shutil
+
+    if not (folder / "meta.json").is_file():
+        raise click.BadParameter(f"{folder} is no recording: remove it yourself", param_hint="-o")
+    shutil.rmtree(folder)
