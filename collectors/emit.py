@@ -54,10 +54,10 @@ class NullRecorder:
 
     def stage(self, stage: str | None) -> None: ...
 
-    def phase(self, name: str, layer: int, micro_batch: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def phase(self, name: str, layer: int, micro_batch: int) -> AbstractContextManager[None]:
         return _NULL_CONTEXT
 
-    def step(self, step: int) -> AbstractContextManager[None]:  # noqa: ARG002
+    def step(self, step: int) -> AbstractContextManager[None]:
         return _NULL_CONTEXT
 
     def emit(self, kind: str, row: dict[str, Any]) -> None: ...

@@ -1,4 +1,4 @@
-"""Reads the ring that a target writes (collectors/native/ring.h): whole records only, while it is being written or after.
+"""Reads the ring that a target writes (collectors/native/ring.h): whole records only, during the run or after.
 
 Reading and keeping are two steps: `take` hands out what is new, `commit` marks it as stored. What was taken and never
 committed, because the reader was killed, is handed out again to the next one.
@@ -21,19 +21,21 @@ OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW = range(1, 8)
 COMPOSITE: Final = 1
 _FREE, _WRITING, _FULL = range(3)
 
-RECORD: Final = np.dtype(
-    [("type", "u1"), ("flags", "u1"), ("depth", "<u2"), ("name", "<u4"), ("start_ns", "<i8"), ("dur_ns", "<i8")]
-    + [("a", "<u8"), ("b", "<u8"), ("c", "<u8")]
+_RECORD_FIELDS: Final = (
+    *(("type", "u1"), ("flags", "u1"), ("depth", "<u2"), ("name", "<u4"), ("start_ns", "<i8"), ("dur_ns", "<i8")),
+    *(("a", "<u8"), ("b", "<u8"), ("c", "<u8")),
 )
+RECORD: Final = np.dtype(list(_RECORD_FIELDS))
 _CHUNK_HEAD: Final = np.dtype(
     [("state", "<u4"), ("tid", "<u4"), ("sequence", "<u8"), ("used", "<u8"), ("consumed", "<u8")]
 )
-_HEADER: Final = np.dtype(
-    [("magic", "S8"), ("version", "<u4"), ("pid", "<u4"), ("file_bytes", "<u8"), ("chunk_bytes", "<u4")]
-    + [("chunks", "<u4"), ("chunks_offset", "<u8"), ("names_offset", "<u8"), ("names_bytes", "<u8")]
-    + [("names_used", "<u8"), ("dropped", "<u8"), ("sequence", "<u8"), ("phase_ids", "<u8"), ("operators", "<u8")]
-    + [("identity_bytes", "<u8"), ("identity_seq", "<u8"), ("overhead_ns", "<u8"), ("closed", "<u8")]
+_HEADER_FIELDS: Final = (
+    *(("magic", "S8"), ("version", "<u4"), ("pid", "<u4"), ("file_bytes", "<u8"), ("chunk_bytes", "<u4")),
+    *(("chunks", "<u4"), ("chunks_offset", "<u8"), ("names_offset", "<u8"), ("names_bytes", "<u8")),
+    *(("names_used", "<u8"), ("dropped", "<u8"), ("sequence", "<u8"), ("phase_ids", "<u8"), ("operators", "<u8")),
+    *(("identity_bytes", "<u8"), ("identity_seq", "<u8"), ("overhead_ns", "<u8"), ("closed", "<u8")),
 )
+_HEADER: Final = np.dtype(list(_HEADER_FIELDS))
 _IDENTITY_OFFSET: Final = 512
 _CHUNK_HEADER_BYTES: Final = 64
 

@@ -1,7 +1,8 @@
 """What is loaded into the target process: standard library only, fail-open.
 
 `install` runs at interpreter start and costs a finder on `sys.meta_path`. When the process imports torch, `start` opens
-the ring and puts the collectors in place. A collector that breaks is switched off and says so in the log; the run goes on.
+the ring and puts the collectors in place. A collector that breaks is switched off and says so in the log; the run goes
+on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class _TorchFinder:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "torch":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         from importlib.util import find_spec
 
         spec = find_spec("torch")
@@ -46,7 +47,7 @@ class _TorchFinder:
 def install() -> None:
     """Called once at interpreter start."""
     if os.environ.get("MOESCOPE_RING_DIR") and not _is_launcher():
-        sys.meta_path.insert(0, _TorchFinder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _TorchFinder())
 
 
 def _is_launcher() -> bool:

@@ -54,7 +54,9 @@ def write_events(ring: Ring, rows: list[tuple[int, int, int, str, int]]) -> None
     Ranges named by the target arrive through its own calls (hooks.py), in windows and outside.
     """
     rows.sort(key=lambda row: (row[0], row[1], -row[2]))
-    stack: list[list[Any]] = []  # thread, end, name, covered by operators below, is operator, start, flops, open operators
+    stack: list[
+        list[Any]
+    ] = []  # thread, end, name, covered by operators below, is operator, start, flops, open operators
 
     def close_until(thread: int, start: int) -> None:
         while stack and (stack[-1][0] != thread or stack[-1][1] <= start):

@@ -21,7 +21,7 @@ from .windows import WindowKeeper
 
 
 class Session:
-    """Opens the ring when made; `start` puts the collectors in place, each on its own: one that fails leaves the rest."""
+    """Opens the ring when made; `start` puts the collectors in place: one that fails leaves the rest alone."""
 
     def __init__(self, settings: Settings, torch: ModuleType) -> None:
         self.settings = settings

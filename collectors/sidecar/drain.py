@@ -265,9 +265,7 @@ class ProcessDrain:
         }
         batch.add("kernels", row)
 
-    def _collective(
-        self, number: int, call: _Call, start: int, dur: int | None, evidence: str, batch: Batch
-    ) -> None:
+    def _collective(self, number: int, call: _Call, start: int, dur: int | None, evidence: str, batch: Batch) -> None:
         group = self._groups.get(call.group, {})
         ranks: list[int] = group.get("ranks", [])
         me = ranks.index(self.rank) if self.rank in ranks else -1

@@ -9,17 +9,20 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import moescope
 from moescope.collectors.clock import Clock
+from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
+from moescope.collectors.sidecar.drain import Batch
 from moescope.collectors.sidecar.ranks import RankProcess, RankTable, alive
 from moescope.collectors.sidecar.writer import RecordingWriter
-from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
 
 if TYPE_CHECKING:
     from moescope.collectors.samplers.base import Sampler
+
     from moescope.collectors.sidecar.run import RunOptions
 
 SAMPLE_S: Final = 0.2
@@ -30,9 +33,7 @@ RETRY_S: Final = 2.0
 class Keeper:
     """One recording of one run on this host. Nothing here raises for want of space, rights or a working sampler."""
 
-    def __init__(
-        self, options: RunOptions, folder: Path, ring_dir: Path, clock: Clock, collect: list[str]
-    ) -> None:
+    def __init__(self, options: RunOptions, folder: Path, ring_dir: Path, clock: Clock, collect: list[str]) -> None:
         self.folder = folder
         self._clock = clock
         self._host = socket.gethostname()
@@ -84,7 +85,7 @@ class Keeper:
         """Opens the samplers on the held-back target. One that cannot be opened is left out, and says why."""
         self._open_samplers(pid)
         self._describe_hardware()
-        self._save_meta(force=True)
+        self._save_meta()
 
     def _open_samplers(self, pid: int) -> None:
         from moescope.collectors.samplers import SamplerUnavailable, make_samplers
@@ -133,7 +134,8 @@ class Keeper:
         if final or now_s - self._meta_s >= META_S:
             self._meta_s = now_s
             if self._writer.vanished():
-                self.log("error", "recording", f"files of {self.folder} were removed during the run: data is missing")
+                text = f"files of {self.folder} were removed during the run: data is missing"
+                self.log("error", "recording", text)
             self._save_meta()
 
     def _drain(self, process: RankProcess, now_ns: int, *, final: bool) -> None:
@@ -142,15 +144,8 @@ class Keeper:
         gone = final or not alive(process.pid)
         batch = process.drain.drain(now_ns, final=gone)
         folder = rank_folder(process.drain.rank)
-        if process.drain.events:
-            stored = all(
-                [
-                    *(self._store(lambda t=t, b=b: self._writer.write(folder, t, b)) for t, b in batch.tables.items()),
-                    *(self._store(lambda t=t, r=r: self._writer.write_rows(folder, t, r)) for t, r in batch.rows.items()),
-                ]
-            )
-            if not stored and not gone:
-                return  # the rows stay in the ring until there is room
+        if process.drain.events and not self._store_batch(folder, batch) and not gone:
+            return  # the rows stay in the ring until there is room
         process.drain.commit(batch)
         dropped = process.drain.ring.dropped
         if dropped > self._dropped_told.get(process.pid, 0):
@@ -165,6 +160,17 @@ class Keeper:
                 text = f"process {process.pid} ended without a normal exit; what it had recorded is kept"
                 self.log("warning", "agent", text, rank=process.drain.rank)
 
+    def _store_batch(self, folder: str, batch: Batch) -> bool:
+        """Whether all of it could be stored."""
+
+        def write() -> None:
+            for table, batches in batch.tables.items():
+                self._writer.write(folder, table, batches)
+            for table, rows in batch.rows.items():
+                self._writer.write_rows(folder, table, rows)
+
+        return self._store(write)
+
     def _sample(self, *, final: bool) -> None:
         for sampler in list(self._samplers):
             try:
@@ -178,7 +184,7 @@ class Keeper:
                 folder = host_folder(self._host) if rank is None else rank_folder(rank)
                 by_file.setdefault((folder, table), []).append(row)
             for (folder, table), some in by_file.items():
-                self._store(lambda f=folder, t=table, r=some: self._writer.write_rows(f, t, r))
+                self._store(partial(self._writer.write_rows, folder, table, some))
 
     def _store_log(self) -> None:
         if self._log and self._store(lambda: self._writer.write_rows(host_folder(self._host), "log", self._log)):
@@ -192,7 +198,9 @@ class Keeper:
             reason = error.strerror or str(error)
             if self._broken != reason:
                 self._broken = reason
-                self.log("error", "recording", f"cannot write to {self.folder} ({reason}): data from now on may be lost")
+                self.log(
+                    "error", "recording", f"cannot write to {self.folder} ({reason}): data from now on may be lost"
+                )
             self._retry_at_s = time.monotonic() + RETRY_S
             return False
         if self._broken:
@@ -200,7 +208,7 @@ class Keeper:
             self.log("info", "recording", "writing again")
         return True
 
-    def _save_meta(self, *, force: bool = False) -> None:
+    def _save_meta(self) -> None:
         ranks = self._ranks.meta()
         self._meta["ranks"] = ranks
         self._meta["dropped_events"] = sum(row["dropped"] for row in ranks)
@@ -228,7 +236,7 @@ class Keeper:
         }
         self._store_log()
         self._writer.close()
-        self._save_meta(force=True)
+        self._save_meta()
         if not self._broken:
             shutil.rmtree(self._ring_dir, ignore_errors=True)
 

@@ -69,10 +69,25 @@ def default_folder(command: tuple[str, ...], env: dict[str, str] | os._Environ[s
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the recording.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite an existing recording.")
 @click.option("--tui", is_flag=True, help="Open the dashboard; the command's output goes into a pane and a file.")
-@click.option("--budget", type=Budget(), default="2%", show_default=True, help="Share of the run's time that recording may cost, or full.")
-@click.option("--steps", default="", callback=_pattern(r"\d*:\d*", "a range such as 10:20"), help="Record operators of steps A to B only.")
-@click.option("--ranks", default="", callback=_pattern(r"\d+(,\d+)*", "a list such as 0,3"), help="Record these ranks only.")
-@click.option("--collect", default="", help="Collectors, separated by commas: kernels,phases,communication,units,links,device.")
+@click.option(
+    "--budget",
+    type=Budget(),
+    default="2%",
+    show_default=True,
+    help="Share of the run's time that recording may cost, or full.",
+)
+@click.option(
+    "--steps",
+    default="",
+    callback=_pattern(r"\d*:\d*", "a range such as 10:20"),
+    help="Record operators of steps A to B only.",
+)
+@click.option(
+    "--ranks", default="", callback=_pattern(r"\d+(,\d+)*", "a list such as 0,3"), help="Record these ranks only."
+)
+@click.option(
+    "--collect", default="", help="Collectors, separated by commas: kernels,phases,communication,units,links,device."
+)
 @click.option("--keep", type=Duration(), help="Keep only the last part of a long run, such as 10m.")
 @click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND…")
 def command(
@@ -101,7 +116,9 @@ def command(
     folder = output or default_folder(command_line)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not force:
-            raise click.BadParameter(f"{folder} exists and is not empty: choose another, or -f to overwrite it", param_hint="-o")
+            raise click.BadParameter(
+                f"{folder} exists and is not empty: choose another, or -f to overwrite it", param_hint="-o"
+            )
         _clear(folder)
     options = RunOptions(command_line, folder, budget, steps, ranks, collect, keep)
     if tui:

@@ -1,0 +1,86 @@
+"""`run --tui`: the recorder in a process of its own, the dashboard on the terminal, the target's output in a pane."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from moescope.collectors.sidecar.run import RunOptions
+
+TARGET_LOG = "target.log"
+
+
+def run_with_dashboard(options: RunOptions, fps: float = 4.0) -> int:
+    """Runs the command behind the dashboard; leaving the dashboard leaves the run alone. The command's exit code."""
+    if not (sys.stdout.isatty() and sys.stdin.isatty()):
+        raise click.UsageError("--tui needs a terminal: leave it out, and open `moescope top` elsewhere")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    log_path = options.folder / TARGET_LOG
+    spec = asdict(options) | {"folder": str(options.folder)}
+    with open(log_path, "wb") as log:
+        # Its own session: the terminal's Ctrl-C belongs to the dashboard, which passes it on.
+        recorder = subprocess.Popen(
+            [sys.executable, "-m", "moescope.profiler.commands.watched", json.dumps(spec)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _show(options.folder, log_path, recorder, fps)
+        if recorder.poll() is None:
+            click.echo(f"moescope: the run goes on; its output follows (also in {log_path})", err=True)
+        _follow(log_path, recorder)
+    except KeyboardInterrupt:
+        os.kill(recorder.pid, signal.SIGINT)
+        recorder.wait()
+    return recorder.wait()
+
+
+def _show(folder: Path, log_path: Path, recorder: subprocess.Popen[bytes], fps: float) -> None:
+    """The dashboard, once the recording can be opened."""
+    from moescope.tui.app import run
+
+    from moescope.profiler.live import LiveFeed
+    from moescope.profiler.source import open_source
+
+    while not (folder / "meta.json").exists():
+        if recorder.poll() is not None:
+            return
+        time.sleep(0.05)
+    feed = LiveFeed(open_source([folder]))
+    run(feed, fps=fps, log_path=log_path, on_interrupt=lambda: os.kill(recorder.pid, signal.SIGINT))
+
+
+def _follow(log_path: Path, recorder: subprocess.Popen[bytes]) -> None:
+    """Copies the target's output to the terminal until it ends: all of it, so that nothing is lost to the screen."""
+    with open(log_path, "rb") as log:
+        while True:
+            ended = recorder.poll() is not None
+            data = log.read()
+            if data:
+                sys.stdout.buffer.write(data)
+                sys.stdout.flush()
+            if ended:
+                return
+            time.sleep(0.1)
+
+
+def _record() -> int:
+    from moescope.collectors.sidecar.run import run
+
+    spec = json.loads(sys.argv[1])
+    spec |= {"command": tuple(spec["command"]), "folder": Path(spec["folder"])}
+    return run(RunOptions(**spec))
+
+
+if __name__ == "__main__":
+    sys.exit(_record())
