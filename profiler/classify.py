@@ -1,0 +1,211 @@
+"""The one classifier: from a kernel's name to its kind, its operator class, and the rule that says so."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.collectors.schema import KINDS
+from moescope.profiler.classify_compute import CPU, GPU
+from moescope.profiler.classify_rules import COLLECTIVES, COMMUNICATION, HOST, MEMORY, Rule
+from moescope.profiler.errors import UsageProblem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RULES: Final = (*HOST, *MEMORY, *COMMUNICATION, *CPU, *GPU)
+HOST_KIND: Final = "host"
+"""Kind of calls that only issue work: `Source.table("kernels")` leaves them out, so no sum meets them."""
+
+_COLLECTIVES = tuple((re.compile(pattern, re.IGNORECASE), operator) for pattern, operator in COLLECTIVES)
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """What a kernel is: kind `compute | comm | memory | fused | unknown | host`, operator class, and the rule's name."""
+
+    kind: str
+    operator: str
+    rule: str
+
+
+UNKNOWN: Final = Class("unknown", "unknown", "no-rule")
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    rule: Rule
+    pattern: re.Pattern[str]
+
+
+def _compile(rules: Iterable[Rule]) -> tuple[_Compiled, ...]:
+    return tuple(_Compiled(rule, re.compile(rule.pattern, re.IGNORECASE)) for rule in rules)
+
+
+_compiled = _compile(RULES)
+_user_rules: tuple[Rule, ...] = ()
+
+
+def head_of(name: str) -> str:
+    """The function's name: without return type, template arguments and call arguments.
+
+    `void at::native::(anonymous namespace)::f<int, g()>(int*)` gives `at::native::f`.
+    """
+    text = name.replace("(anonymous namespace)::", "").replace("{anonymous}::", "")
+    if " " in text and "(" not in text and "<" not in text:
+        return text
+    depth, kept = 0, []
+    for letter in text:
+        if letter == "<":
+            depth += 1
+        elif letter == ">":
+            depth = max(depth - 1, 0)
+        elif letter == "(" and depth == 0 and "".join(kept).strip() not in ("", "void"):
+            if "".join(kept).lower().startswith("mem"):
+                return text
+            break
+        elif depth == 0:
+            kept.append(letter)
+    return "".join(kept).strip().rsplit(" ", 1)[-1] or text
+
+
+def operator_of_collective(name: str) -> str:
+    """The collective that a name speaks of: `all_reduce`, `p2p` …; `collective` where it does not say."""
+    return next((operator for pattern, operator in _COLLECTIVES if pattern.search(name)), "collective")
+
+
+def use_rules(rules: Sequence[Rule]) -> None:
+    """Put the user's rules before the built-in ones, for the rest of the process."""
+    global _compiled, _user_rules
+    _user_rules = tuple(rules)
+    _compiled = _compile((*_user_rules, *RULES))
+    _of_name.cache_clear()
+
+
+def rule_named(name: str) -> Rule | None:
+    """The rule of this name, the user's first."""
+    return next((rule for rule in (*_user_rules, *RULES) if rule.name == name), None)
+
+
+@lru_cache(maxsize=65536)
+def _of_name(name: str) -> Class:
+    head = head_of(name)
+    for compiled in _compiled:
+        rule = compiled.rule
+        if compiled.pattern.search(head if rule.where == "head" else name):
+            operator = operator_of_collective(head) if rule.operator == "*" else rule.operator
+            return Class(rule.kind, operator, rule.name)
+    return UNKNOWN
+
+
+def classify(name: str, *, stream: str = "", phase: str = "", kind_hint: str | None = None) -> Class:
+    """What a kernel is.
+
+    stream: does not decide (a cast on the communication stream is compute); phase: the range around it, which tells what
+    a send-receive kernel serves; kind_hint: what the source itself knows, which outranks the name
+    """
+    del stream
+    found = _of_name(name)
+    if found.operator in ("p2p", "collective") and found.kind == "comm" and phase:
+        named = operator_of_collective(phase)
+        if named not in ("p2p", "collective", "reduce", "gather", "scatter", "notify"):
+            found = Class(found.kind, named, found.rule)
+    if kind_hint in KINDS and kind_hint not in ("unknown", found.kind):
+        operator = operator_of_collective(name) if kind_hint == "comm" else found.operator
+        return Class(str(kind_hint), operator, "told-by-source")
+    return found
+
+
+def is_host_call(name: str) -> bool:
+    """Whether this only issues work that is recorded by itself, and so is no kernel."""
+    return _of_name(name).kind == HOST_KIND
+
+
+def classify_table(kernels: pa.Table) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Classify every row, once for each distinct name and hint.
+
+    returns kinds, operators, rules: [rows], each an array of str
+    """
+    import pyarrow.compute as pc
+
+    if not kernels.num_rows:
+        none = np.empty(0, object)
+        return none, none.copy(), none.copy()
+    names = pc.dictionary_encode(kernels.column("name").combine_chunks())
+    hints = pc.dictionary_encode(pc.fill_null(kernels.column("kind").combine_chunks(), ""))
+    width = len(hints.dictionary)
+    codes = (
+        names.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64) * width + hints.indices.to_numpy()
+    )
+    distinct, inverse = np.unique(codes, return_inverse=True)
+    name_list, hint_list = names.dictionary.to_pylist(), hints.dictionary.to_pylist()
+    found = [
+        classify(name_list[code // width] or "", kind_hint=hint_list[code % width] or None)
+        for code in distinct.tolist()
+    ]
+    columns = (
+        np.array([getattr(one, field) for one in found], object)[inverse] for field in ("kind", "operator", "rule")
+    )
+    kinds, operators, rules = columns
+    return kinds, operators, rules
+
+
+def without_host_calls(kernels: pa.Table) -> pa.Table:
+    """The rows that are kernels."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not kernels.num_rows:
+        return kernels
+    names = pc.unique(kernels.column("name")).to_pylist()
+    issued = [name for name in names if name is not None and is_host_call(name)]
+    if not issued:
+        return kernels
+    return kernels.filter(pc.invert(pc.is_in(kernels.column("name"), pa.array(issued, pa.string()))))
+
+
+def read_rules(path: Path) -> list[Rule]:
+    """Rules from a TOML file: `[[rule]]` tables with name, pattern, kind, operator, reason.
+
+    Raises UsageProblem where the file or a rule is not as it must be.
+    """
+    try:
+        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise UsageProblem(f"{path}: cannot read the rules: {problem}") from problem
+    entries = loaded.get("rule", loaded.get("rules", []))
+    if not isinstance(entries, list) or not entries:
+        raise UsageProblem(f"{path}: holds no [[rule]] table; give each rule name, pattern, kind, operator, reason")
+    return [_user_rule(path, number, entry) for number, entry in enumerate(entries, 1)]
+
+
+def _user_rule(path: Path, number: int, entry: object) -> Rule:
+    where = f"{path}: rule {number}"
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("pattern"), str)
+        or not isinstance(entry.get("kind"), str)
+    ):
+        raise UsageProblem(f"{where}: needs at least pattern and kind, both text")
+    if entry["kind"] not in KINDS:
+        raise UsageProblem(f"{where}: kind {entry['kind']!r} is none of {', '.join(KINDS)}")
+    try:
+        re.compile(entry["pattern"])
+    except re.error as problem:
+        raise UsageProblem(f"{where}: pattern {entry['pattern']!r} is no regular expression: {problem}") from problem
+    return Rule(
+        str(entry.get("name", f"user-{number}")),
+        "any",
+        entry["pattern"],
+        entry["kind"],
+        str(entry.get("operator", "other")),
+        str(entry.get("reason", f"told by {path.name}")),
+    )
