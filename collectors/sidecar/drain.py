@@ -85,6 +85,8 @@ class ProcessDrain:
     def __init__(self, ring: Ring | FileRing, clock: Clock, device: str = "cpu") -> None:
         self.ring = ring
         self.rank: int = -1
+        self.id_base = 0
+        """Added to the ids that the process counts itself: a rank may be several processes, one after another."""
         self.comm_threads: set[int] = set()
         self._clock = clock
         self._device = device
@@ -172,6 +174,10 @@ class ProcessDrain:
             self._labels[tid] = label
         return label
 
+    def _id(self, number: int) -> int | None:
+        """A phase's id in the rank; None for 0, no phase."""
+        return int(number) + self.id_base if number else None
+
     def _epoch(self, mono_ns: int) -> int:
         return self._clock.epoch_ns(int(mono_ns))
 
@@ -197,7 +203,7 @@ class ProcessDrain:
             "name": table.take(pa.array(kernels["name"])),
             "start_ns": pa.array(kernels["start_ns"] + self._clock.offset_ns),
             "dur_ns": pa.array(kernels["dur_ns"]),
-            "phase_id": pa.array(phases, mask=phases == 0),
+            "phase_id": pa.array(phases + self.id_base, mask=phases == 0),
             "flops": pa.array(flops, mask=flops == 0),
             "evidence": pa.repeat("measured", n),
         }
@@ -259,8 +265,8 @@ class ProcessDrain:
             "kind": "comm",
             "start_ns": self._epoch(start),
             "dur_ns": dur,
-            "correlation": call,
-            "phase_id": phase or None,
+            "correlation": None if call is None else call + self.id_base,
+            "phase_id": self._id(phase),
             "evidence": evidence,
         }
         batch.add("kernels", row)
@@ -275,7 +281,7 @@ class ProcessDrain:
 
         row = {
             "rank": self.rank,
-            "call": number,
+            "call": number + self.id_base,
             "op": call.op,
             "group": call.group,
             "group_ranks": ",".join(map(str, ranks)),
@@ -286,7 +292,7 @@ class ProcessDrain:
             "issue_ns": self._epoch(call.issue_ns),
             "start_ns": self._epoch(start),
             "dur_ns": dur,
-            "phase_id": call.phase or None,
+            "phase_id": self._id(call.phase),
             "evidence": evidence,
         }
         batch.add("collectives", row)
@@ -310,7 +316,7 @@ class ProcessDrain:
             match int(record["type"]):
                 case 2:
                     direction = _DIRECTION.search(name)
-                    row |= {"id": int(record["a"]), "parent": int(record["b"]) or None, "name": name}
+                    row |= {"id": self._id(record["a"]), "parent": self._id(record["b"]), "name": name}
                     row |= {"thread": self._label(tid), "direction": direction[1] if direction else None} | context
                     batch.add("phases", row)
                 case 6:
@@ -349,7 +355,7 @@ class ProcessDrain:
         batch.add("quantisation", self._stamped(record, "step") | payload)
 
     def _blob_work(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
-        batch.add("work", self._stamped(record, "step", "stage") | {"phase_id": int(record["a"]) or None} | payload)
+        batch.add("work", self._stamped(record, "step", "stage") | {"phase_id": self._id(record["a"])} | payload)
 
     def _blob_transfers(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
         row = payload | {"rank": self.rank, "evidence": "measured", "start_ns": self._epoch(payload["start_ns"])}
@@ -357,7 +363,7 @@ class ProcessDrain:
 
     def _blob_kernel(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
         row = payload | {"rank": self.rank, "device": self._device, "stream": self._label(tid)}
-        row |= {"start_ns": self._epoch(payload["start_ns"]), "phase_id": int(record["a"]) or None}
+        row |= {"start_ns": self._epoch(payload["start_ns"]), "phase_id": self._id(record["a"])}
         if payload["kind"] == "comm":
             self.comm_threads.add(tid)
         batch.add("kernels", row)

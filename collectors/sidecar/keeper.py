@@ -22,7 +22,6 @@ from moescope.collectors.sidecar.writer import RecordingWriter
 
 if TYPE_CHECKING:
     from moescope.collectors.samplers.base import Sampler
-
     from moescope.collectors.sidecar.run import RunOptions
 
 SAMPLE_S: Final = 0.2
@@ -96,17 +95,20 @@ class Keeper:
         def role_of(process: int, thread: int) -> str:
             return self._ranks.role_of(process, thread)
 
-        for sampler in make_samplers(self._clock, self._host, rank_of, role_of, self._collect):
-            try:
-                sampler.open()
-                sampler.attach(pid)
-            except SamplerUnavailable as error:
-                self.log("warning", sampler.name, str(error))
-            except Exception as error:  # noqa: BLE001  a sampler that breaks must not stop the run
-                self.log("error", sampler.name, f"not sampling: {error!r}")
-            else:
-                self._samplers.append(sampler)
-                self._meta["collectors"][sampler.name] = sampler.source
+        signals = make_samplers(self._clock, self._host, rank_of, role_of, self._ranks.pids, self._collect)
+        for sources in signals:
+            for sampler in sources:
+                try:
+                    sampler.open()
+                    sampler.attach(pid)
+                except SamplerUnavailable as error:
+                    self.log("warning", sampler.name, f"{sampler.source}: {error}")
+                except Exception as error:  # noqa: BLE001  a sampler that breaks must not stop the run
+                    self.log("error", sampler.name, f"not sampling: {error!r}")
+                else:
+                    self._samplers.append(sampler)
+                    self._meta["collectors"][sampler.name] = sampler.source
+                    break
 
     def _describe_hardware(self) -> None:
         from moescope.collectors.samplers.hardware import describe

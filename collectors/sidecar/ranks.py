@@ -88,6 +88,7 @@ class RankTable:
             # A rank started again after its process ended (an elastic restart) goes on in the same folder.
             if holder is None or holder.ended or not alive(holder.pid):
                 process.drain.rank = wanted
+                process.drain.id_base = sum(p.drain.rank == wanted for p in self.processes if p is not process) << 32
                 return True
         elif not final and alive(process.pid) and now_ns - process.first_seen_ns < SETTLE_NS:
             return False
@@ -103,6 +104,10 @@ class RankTable:
     def rank_of(self, pid: int) -> int | None:
         """Rank of a process, for samplers."""
         return next((p.drain.rank for p in self.processes if p.pid == pid and p.drain.rank >= 0), None)
+
+    def pids(self) -> list[int]:
+        """The processes that are ranks now."""
+        return [p.pid for p in self.processes if p.drain.rank >= 0 and not p.ended]
 
     def role_of(self, pid: int, tid: int) -> str:
         """What a thread does: communication where it completed calls, else compute; ours is neither."""

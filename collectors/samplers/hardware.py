@@ -1,0 +1,63 @@
+"""What this machine is: cores, memory, links, GPUs, and the peaks that were measured on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from moescope.collectors.calibrate import load_peaks
+from moescope.collectors.samplers.device import memory
+
+
+def describe() -> dict[str, Any]:
+    """For meta.json; a part that cannot be told is null with a reason beside it."""
+    total, _ = memory()
+    return {
+        "cores": usable_cores(),
+        "cores_online": os.cpu_count(),
+        "cpu": cpu_model(),
+        "memory_bytes": total,
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        **gpus(),
+        "peaks": load_peaks() or {},
+        **({} if load_peaks() else {"peaks_reason": "not measured on this machine: run `moescope calibrate`"}),
+    }
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, bounded by the control group's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def cpu_model() -> str:
+    """The processor's own name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def gpus() -> dict[str, Any]:
+    """Names of the GPUs, through NVML where it is installed."""
+    try:
+        import pynvml
+    except ImportError:
+        return {"gpus": None, "gpus_reason": "nvidia-ml-py is not installed (moescope[gpu])"}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return {"gpus": None, "gpus_reason": f"NVML: {error}"}
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        return {"gpus": [str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i))) for i in range(count)]}
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,119 @@
+"""perf_event_open through ctypes: context-switch records of a process tree, a ring buffer a core.
+
+Layout and numbers are those of <linux/perf_event.h>. Available to an ordinary user for processes of their own up to
+perf_event_paranoid 2; containers often forbid the system call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from moescope.collectors.samplers.base import SamplerUnavailable
+
+_SYSCALL: Final = {"x86_64": 298, "aarch64": 241}
+_TYPE_SOFTWARE, _COUNT_DUMMY = 1, 9
+_SAMPLE_TID, _SAMPLE_TIME, _SAMPLE_CPU = 1 << 1, 1 << 2, 1 << 7
+_INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 1, 1 << 5, 1 << 6
+_SAMPLE_ID_ALL, _USE_CLOCKID, _CONTEXT_SWITCH = 1 << 18, 1 << 25, 1 << 26
+_CLOCK_MONOTONIC: Final = 1
+_FLAG_CLOEXEC: Final = 1 << 3
+_ATTR_BYTES: Final = 112
+RECORD_LOST, RECORD_SWITCH = 2, 14
+_MISC_SWITCH_OUT: Final = 1 << 13
+_SAMPLE_ID: Final = struct.Struct("<IIQII")  # pid, tid, time, cpu, reserved
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A thread came onto a core or left it."""
+
+    pid: int
+    tid: int
+    core: int
+    t_ns: int
+    leaves: bool
+
+
+def attribute() -> bytes:
+    """perf_event_attr for switch records stamped with CLOCK_MONOTONIC."""
+    flags = _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HV | _SAMPLE_ID_ALL | _USE_CLOCKID | _CONTEXT_SWITCH
+    sample = _SAMPLE_TID | _SAMPLE_TIME | _SAMPLE_CPU
+    head = struct.pack("<IIQQQQQIIQQ", _TYPE_SOFTWARE, _ATTR_BYTES, _COUNT_DUMMY, 0, sample, 0, flags, 0, 0, 0, 0)
+    # branch_sample_type, sample_regs_user, sample_stack_user, clockid
+    return (head + struct.pack("<QQIi", 0, 0, 0, _CLOCK_MONOTONIC)).ljust(_ATTR_BYTES, b"\0")
+
+
+class SwitchBuffer:
+    """The switch records of one process tree on one core."""
+
+    def __init__(self, pid: int, core: int, pages: int = 128) -> None:
+        """Raises SamplerUnavailable where the kernel refuses."""
+        number = _SYSCALL.get(platform.machine())
+        if number is None:
+            raise SamplerUnavailable(f"no perf_event_open known for {platform.machine()}")
+        libc = ctypes.CDLL(None, use_errno=True)
+        attr = ctypes.create_string_buffer(attribute(), _ATTR_BYTES)
+        self._fd = libc.syscall(number, attr, pid, core, -1, ctypes.c_ulong(_FLAG_CLOEXEC))
+        if self._fd < 0:
+            raise SamplerUnavailable(_refusal(ctypes.get_errno()))
+        try:
+            self._map = mmap.mmap(self._fd, (1 + pages) * mmap.PAGESIZE)
+        except OSError as error:
+            os.close(self._fd)
+            raise SamplerUnavailable(
+                f"no memory for perf's buffer ({error.strerror}): raise perf_event_mlock_kb"
+            ) from None
+        self._size = pages * mmap.PAGESIZE
+        self.lost = 0
+
+    def read(self) -> Iterator[Switch]:
+        """Records since the last call."""
+        head = struct.unpack_from("<Q", self._map, 1024)[0]
+        tail = struct.unpack_from("<Q", self._map, 1032)[0]
+        data = self._copy(tail, head)
+        # Only now may the kernel write over them.
+        struct.pack_into("<Q", self._map, 1032, head)
+        yield from self._parse(data)
+
+    def _copy(self, tail: int, head: int) -> bytes:
+        base, at, count = mmap.PAGESIZE, tail % self._size, head - tail
+        first = min(count, self._size - at)
+        return self._map[base + at : base + at + first] + self._map[base : base + count - first]
+
+    def _parse(self, data: bytes) -> Iterator[Switch]:
+        at = 0
+        while at + 8 <= len(data):
+            kind, misc, size = struct.unpack_from("<IHH", data, at)
+            if size < 8:
+                return
+            if kind == RECORD_SWITCH:
+                pid, tid, t_ns, core, _ = _SAMPLE_ID.unpack_from(data, at + size - _SAMPLE_ID.size)
+                yield Switch(pid, tid, core, t_ns, bool(misc & _MISC_SWITCH_OUT))
+            elif kind == RECORD_LOST:
+                self.lost += struct.unpack_from("<Q", data, at + 16)[0]
+            at += size
+
+    def close(self) -> None:
+        """Lets go of the buffer."""
+        self._map.close()
+        os.close(self._fd)
+
+
+def _refusal(number: int) -> str:
+    try:
+        with open("/proc/sys/kernel/perf_event_paranoid") as file:
+            level = file.read().strip()
+    except OSError:
+        return "this kernel has no perf events"
+    reason = os.strerror(number)
+    return (
+        f"perf_event_open: {reason} (perf_event_paranoid = {level}): set it to 2 or less, or in a container allow the "
+        "system call (docker: --security-opt seccomp=unconfined, or --cap-add PERFMON)"
+    )
