@@ -1,0 +1,36 @@
+"""`moescope calibrate`: measures this machine's peaks."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """Measure this machine's peaks, so that use is shown as a share of what was reached here.
+
+    Takes a few seconds; best on a machine that does nothing else.
+    """
+    from moescope.collectors.calibrate import CalibrationError, calibrate, peaks_file
+
+    try:
+        peaks = calibrate()
+    except CalibrationError as error:
+        click.echo(f"moescope: {error}", err=True)
+        sys.exit(3)
+    if as_json:
+        click.echo(json.dumps(peaks))
+        return
+    for dtype in ("bf16", "f32"):
+        row = peaks[dtype]
+        all_cores, one = row["flops_per_s"] / 1e9, row["flops_per_s_one_thread"] / 1e9
+        click.echo(f"{dtype:5} {all_cores:8.1f} GFLOP/s on {row['threads']} threads, {one:.1f} on one  [measured]")
+    copy = peaks["copy_bytes_per_s"]
+    click.echo(
+        f"copy  {copy['value'] / 1e9:8.1f} GB/s read and written, {copy['one_thread'] / 1e9:.1f} on one  [measured]"
+    )
+    click.echo(f"kept in {peaks_file()}", err=True)

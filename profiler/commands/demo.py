@@ -1,0 +1,95 @@
+"""`moescope demo`: the FP8 MoE stack under the profiler, then the answer, the CSVs, and what to type next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+STEPS = {"train": 60, "prefill": 60, "decode": 200}
+"""Steps a stage runs for: with the environment ready the demo takes well under a minute on two cores."""
+
+
+@dataclass
+class _Progress:
+    """One line on stderr: rewritten on a terminal, every five seconds elsewhere."""
+
+    told_s: float = field(default=-5.0)
+
+    def __call__(self, elapsed_s: float) -> None:
+        terminal = sys.stderr.isatty()
+        if elapsed_s - self.told_s < (0.5 if terminal else 5.0):
+            return
+        self.told_s = elapsed_s
+        sys.stderr.write(
+            f"{chr(13) if terminal else ''}moescope: recording, {elapsed_s:.0f} s{'' if terminal else chr(10)}"
+        )
+        sys.stderr.flush()
+
+
+def target_command(stage: str, ranks: int, steps: int, schedule: str) -> tuple[str, ...]:
+    """The command line of the demo's target."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+    return (*launcher, "-m", "moescope.instrumented_model", stage, f"--steps={steps}", f"--schedule={schedule}")
+
+
+@click.command()
+@click.option("--stage", type=click.Choice(["train", "prefill", "decode"]), default="train", show_default=True)
+@click.option("--ranks", type=click.IntRange(1, 16), default=2, show_default=True, help="Processes, one thread each.")
+@click.option("--steps", type=click.IntRange(1), help="Steps to run.  [default: depends on the stage]")
+@click.option("--schedule", type=click.Choice(["overlapped", "serial"]), default="overlapped", show_default=True)
+@click.option("--tui/--no-tui", default=None, help="Show the dashboard.  [default: on a terminal]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the recording.")
+def command(stage: str, ranks: int, steps: int | None, schedule: str, tui: bool | None, output: Path | None) -> None:
+    """Run the FP8 mixture-of-experts stack under the profiler and show what it found.
+
+    Real processes do real work on this machine's cores: nothing shown is made up.
+    """
+    from moescope.collectors.sidecar.run import RunOptions, run
+    from moescope.profiler.commands.run import default_folder
+    from moescope.profiler.commands.watched import run_with_dashboard
+
+    _calibrate_once()
+    folder = output or default_folder(("demo",))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    options = RunOptions(target_command(stage, ranks, steps or STEPS[stage], schedule), folder, quiet=True)
+    on_terminal = sys.stdout.isatty() and sys.stdin.isatty()
+    if tui or (tui is None and on_terminal):
+        code = run_with_dashboard(options)
+    else:
+        code = run(options, _Progress())
+        sys.stderr.write("\n" if sys.stderr.isatty() else "")
+    if code:
+        click.echo(f"moescope: the demo's target failed with exit code {code}; see {folder}", err=True)
+        sys.exit(code)
+    _answer(folder)
+
+
+def _calibrate_once() -> None:
+    """Measures this machine's peaks where that was never done: gauges are shares of a measured peak."""
+    from moescope.collectors.calibrate import calibrate, load_peaks
+
+    if load_peaks() is None:
+        click.echo("moescope: measuring this machine's peaks once (moescope calibrate) …", err=True)
+        calibrate()
+
+
+def _answer(folder: Path) -> None:
+    from moescope.profiler.export_csv import export_csv
+    from moescope.profiler.summary import render_text, summarise
+    from rich.console import Console
+
+    from moescope.profiler.source import open_source
+
+    source = open_source([folder])
+    render_text(summarise(source), Console())
+    click.echo("\nTimelines as CSV:")
+    for path in export_csv(source, folder / "csv"):
+        click.echo(f"  {path}")
+    click.echo("\nNext:")
+    click.echo(f"  moescope top {folder}              the dashboard over this recording")
+    click.echo(f"  moescope summary {folder} --json   the same answer for programs")
+    click.echo("  moescope run -- torchrun …         your own run")
