@@ -30,7 +30,7 @@ _COLLECTIVES = tuple((re.compile(pattern, re.IGNORECASE), operator) for pattern,
 
 @dataclass(frozen=True, slots=True)
 class Class:
-    """What a kernel is: kind `compute | comm | memory | fused | unknown | host`, operator class, and the rule's name."""
+    """What a kernel is: `compute | comm | memory | fused | unknown | host`, its operator class, and the rule's name."""
 
     kind: str
     operator: str
@@ -109,8 +109,8 @@ def _of_name(name: str) -> Class:
 def classify(name: str, *, stream: str = "", phase: str = "", kind_hint: str | None = None) -> Class:
     """What a kernel is.
 
-    stream: does not decide (a cast on the communication stream is compute); phase: the range around it, which tells what
-    a send-receive kernel serves; kind_hint: what the source itself knows, which outranks the name
+    stream: does not decide (a cast on the communication stream is compute); phase: the range around it, which
+    tells what a send-receive kernel serves; kind_hint: what the source itself knows, which outranks the name
     """
     del stream
     found = _of_name(name)

@@ -83,7 +83,7 @@ CPU: Final = (
     _compute("cpu-elementwise", r"^aten::", "elementwise", "any other operator of PyTorch", "head"),
     _compute(
         "autograd-node",
-        r"^(?:autograd::engine::evaluate_function|torch::autograd::)|^[A-Z]\w*Backward\d*$",
+        r"^(?:autograd::engine::evaluate_function|torch::autograd::)|(?-i:^[A-Z]\w*Backward\d*$)",
         "elementwise",
         "what a node of the backward graph does besides its operators",
         "head",

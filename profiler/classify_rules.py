@@ -1,4 +1,4 @@
-"""The table of classifier rules: which kernel names are communication, compute or memory, and why. The first match wins.
+"""Classifier rules for communication and memory, with the reason for each; the first match wins.
 
 Patterns are searched without regard to case. `head` rules see only the function's name, without return type, template
 and call arguments, so that a type in an argument list decides nothing; `any` rules see the whole name.
@@ -63,7 +63,7 @@ COMMUNICATION: Final = (
         r"^triton_(?:tem_)\w*(?:mm|conv)",
         "compute",
         "gemm",
-        "a matrix product from TorchInductor's templates; its name lists fused operators, collectives' waits among them",
+        "a matrix product from TorchInductor's templates; its name lists what it fuses, even a collective's wait",
     ),
     Rule(
         "inductor-attention",
@@ -87,7 +87,7 @@ COMMUNICATION: Final = (
         r"^triton_(?:poi|red|per|for|mix|split_scan)_",
         "compute",
         "elementwise",
-        "a TorchInductor kernel computes on its own device, even when its name mentions a collective that it waited for",
+        "a TorchInductor kernel computes on its own device, even when its name mentions a collective",
     ),
     Rule(
         "inductor-cpu",
@@ -286,7 +286,7 @@ MEMORY: Final = (
     Rule(
         "memcpy",
         "head",
-        r"^\[?(?:cuda )?mem(?:cpy|set)|^copy(?:hosttodevice|devicetohost|devicetodevice|hosttohost)|__amd_rocclr_(?:copy|fill)"
+        r"^\[?(?:cuda )?mem(?:cpy|set)|^copy(?:host|device)to(?:host|device)|__amd_rocclr_(?:copy|fill)"
         r"|^fillbuffer|^(?:hip|cuda)mem(?:cpy|set)",
         "memory",
         "memcpy",

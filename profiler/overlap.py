@@ -1,0 +1,206 @@
+"""How much communication is hidden: the sweep over one device's kernels, on interval unions.
+
+A fused kernel computes and communicates at once, so it counts as both: its time is overlapped. Memory copies and unknown
+kernels are busy and neither. Where operators were recorded in windows only, every figure counts time inside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.profiler.classify import classify_table
+from moescope.profiler.intervals import (
+    Intervals,
+    Times,
+    binned,
+    covered_within,
+    empty,
+    intersect,
+    length,
+    subtract,
+    union,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from moescope.profiler.source import Source
+
+NO_PHASE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKernels:
+    """Kernels of one device in order of start.
+
+    starts, ends: [kernels] ns; kinds, operators: [kernels] str; phases: [kernels] `phases.id` or NO_PHASE;
+    rows: [kernels] row in the table
+    """
+
+    rank: int
+    device: str
+    starts: Times
+    ends: Times
+    kinds: NDArray[Any]
+    operators: NDArray[Any]
+    phases: Times
+    rows: Times
+
+    def of_kinds(self, *kinds: str) -> Intervals:
+        """The union of all kernels of these kinds."""
+        pick = np.isin(self.kinds, kinds)
+        return union(self.starts[pick], self.ends[pick])
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What one device does inside a window, as interval unions.
+
+    window: ns since the epoch; recorded: the part of it that figures count, all of it unless recording ran in windows
+    """
+
+    window: tuple[int, int]
+    recorded: Intervals
+    busy: Intervals
+    compute: Intervals
+    comm: Intervals
+    memory: Intervals
+    unknown: Intervals
+    overlapped: Intervals
+    exposed: Intervals
+
+    @property
+    def span_ns(self) -> int:
+        """Time that the figures count."""
+        return length(self.recorded)
+
+    @property
+    def idle_ns(self) -> int:
+        """Counted time without any kernel."""
+        return self.span_ns - length(self.busy)
+
+    @property
+    def overlap_fraction(self) -> float | None:
+        """Overlapped over communication time, None where there is no communication."""
+        comm = length(self.comm)
+        return length(self.overlapped) / comm if comm else None
+
+
+def kernels_by_device(kernels: pa.Table) -> list[DeviceKernels]:
+    """Split the table by rank and device, each in order of start, and classify every kernel."""
+    if not kernels.num_rows:
+        return []
+    import pyarrow.compute as pc
+
+    kinds, operators, _ = classify_table(kernels)
+    ranks = kernels.column("rank").fill_null(0).to_numpy()
+    starts = kernels.column("start_ns").fill_null(0).to_numpy()
+    ends = starts + kernels.column("dur_ns").fill_null(0).to_numpy()
+    phases = kernels.column("phase_id").fill_null(NO_PHASE).to_numpy()
+    encoded = pc.fill_null(kernels.column("device").combine_chunks(), "cpu").dictionary_encode()
+    codes, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    keys = ranks.astype(np.int64) * len(names) + codes
+    found = []
+    for key in np.unique(keys).tolist():
+        rows = np.flatnonzero(keys == key)
+        rows = rows[np.argsort(starts[rows], kind="stable")]
+        found.append(
+            DeviceKernels(
+                rank=key // len(names),
+                device=names[key % len(names)],
+                starts=starts[rows],
+                ends=ends[rows],
+                kinds=kinds[rows],
+                operators=operators[rows],
+                phases=phases[rows],
+                rows=rows,
+            )
+        )
+    return sorted(found, key=lambda one: (one.rank, one.device))
+
+
+def recorded_windows(source: Source) -> dict[int, Intervals]:
+    """By rank, the union of the windows in which operators were recorded; a rank that is missing was recorded throughout."""
+    windows = source.table("windows")
+    if not windows.num_rows:
+        return {}
+    ranks = windows.column("rank").fill_null(0).to_numpy()
+    starts = windows.column("start_ns").to_numpy()
+    ends = starts + windows.column("dur_ns").fill_null(0).to_numpy()
+    return {int(rank): union(starts[ranks == rank], ends[ranks == rank]) for rank in np.unique(ranks)}
+
+
+def sweep(kernels: DeviceKernels, recorded: Intervals | None = None, window: tuple[int, int] | None = None) -> Sweep:
+    """Sweep one device.
+
+    recorded: windows of the recording, None for all; window: ns, from the first kernel's start to the last one's end
+    unless given, or to the recorded windows' bounds where there are such
+    """
+    if window is None:
+        window = _whole(kernels, recorded)
+    span = (np.array([window[0]], np.int64), np.array([window[1]], np.int64)) if window[1] > window[0] else empty()
+    counted = span if recorded is None else intersect(recorded, span)
+    compute = intersect(kernels.of_kinds("compute", "fused"), counted)
+    comm = intersect(kernels.of_kinds("comm", "fused"), counted)
+    return Sweep(
+        window=window,
+        recorded=counted,
+        busy=intersect(union(kernels.starts, kernels.ends), counted),
+        compute=compute,
+        comm=comm,
+        memory=intersect(kernels.of_kinds("memory"), counted),
+        unknown=intersect(kernels.of_kinds("unknown"), counted),
+        overlapped=intersect(compute, comm),
+        exposed=subtract(comm, compute),
+    )
+
+
+def _whole(kernels: DeviceKernels, recorded: Intervals | None) -> tuple[int, int]:
+    if recorded is not None:
+        return (int(recorded[0][0]), int(recorded[1][-1])) if len(recorded[0]) else (0, 0)
+    return (int(kernels.starts[0]), int(kernels.ends.max())) if len(kernels.starts) else (0, 0)
+
+
+def coverage(recorded: Intervals | None) -> float:
+    """Share of the time between the first window's start and the last one's end that the windows cover."""
+    if recorded is None or not len(recorded[0]):
+        return 1.0
+    return length(recorded) / int(recorded[1][-1] - recorded[0][0])
+
+
+def counted_ns(starts: Times, ends: Times, recorded: Intervals) -> Times:
+    """Time of each range inside the recorded windows, ns."""
+    return covered_within(recorded, starts, np.maximum(starts, ends))
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """A device's time by bin, ns.
+
+    edges: [bins + 1]; all others: [bins]
+    """
+
+    edges: Times
+    compute: Times
+    comm: Times
+    overlapped: Times
+    exposed: Times
+    idle: Times
+
+
+def binned_overlap(swept: Sweep, bin_ns: int) -> Bins:
+    """The sweep in bins of equal width from the window's start; the last bin ends with the window."""
+    low, high = swept.window
+    edges = np.append(np.arange(low, high, bin_ns, dtype=np.int64), np.int64(high)) if high > low else np.array([low])
+    return Bins(
+        edges=edges,
+        compute=binned(swept.compute, edges),
+        comm=binned(swept.comm, edges),
+        overlapped=binned(swept.overlapped, edges),
+        exposed=binned(swept.exposed, edges),
+        idle=binned(swept.recorded, edges) - binned(swept.busy, edges),
+    )
