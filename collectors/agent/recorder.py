@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import monotonic_ns
 from types import TracebackType
@@ -59,6 +60,8 @@ class Recorder:
         self.ring = ring
         self.events_cost_ns = 0
         self.steps_from = ""
+        self.on_step: Callable[[int], None] | None = None
+        """Called on the thread that names a step, before it begins."""
         self._stage = 0
         self._step = -1
 
@@ -71,6 +74,8 @@ class Recorder:
         self.steps_from = source
         self._step = number
         self.ring.context(pack_context(self._stage, -1, -1, number))
+        if self.on_step is not None:
+            self.on_step(number)
 
     def stage(self, stage: str | None) -> None:
         self._stage = STAGES.index(stage) + 1 if stage in STAGES else 0
@@ -85,8 +90,12 @@ class Recorder:
 
     def emit(self, kind: str, row: dict[str, Any]) -> None:
         self.events_cost_ns += BLOB_COST_NS
-        self.ring.blob(kind, row)
+        try:
+            self.ring.blob(kind, row)
+        except Exception as error:  # noqa: BLE001  fail open: a row that cannot be told is not the model's problem
+            if kind != "log":
+                self.log("error", "emit", f"a row of {kind} was not recorded: {error!r}")
 
     def log(self, level: str, source: str, message: str) -> None:
         """A line for the recording's log."""
-        self.ring.blob("log", {"level": level, "source": source, "message": message})
+        self.emit("log", {"level": level, "source": source, "message": message})

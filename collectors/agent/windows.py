@@ -68,7 +68,10 @@ class WindowKeeper:
         self._callback_close = _PENDING(self._pending(self._close_on_main))
 
     def start(self) -> None:
-        """Starts the timer thread."""
+        """Starts the timer thread; where steps were asked for, they open and close the window instead."""
+        if self._session.settings.steps is not None:
+            self._session.recorder.on_step = self._at_step
+            return
         threading.Thread(target=self._run, name="moescope", daemon=True).start()
 
     def stop(self) -> None:
@@ -112,7 +115,7 @@ class WindowKeeper:
         while not self._stopping.wait(gap):
             if self._failed or _is_data_worker(self._session.torch):
                 return
-            if self._paused or not self._step_wanted():
+            if self._paused:
                 gap = 0.02
                 continue
             open_s = PERIOD_S if self._budget is None else max(MIN_WINDOW_S, duty * PERIOD_S)
@@ -133,9 +136,17 @@ class WindowKeeper:
         elapsed = time.monotonic_ns() - self._session.facts["start_ns"]
         return float(self._session.recorder.events_cost_ns / max(elapsed, 1))
 
-    def _step_wanted(self) -> bool:
+    def _at_step(self, number: int) -> None:
+        """A window a step, as `--steps` asks: nothing of the steps around it."""
         steps = self._session.settings.steps
-        return steps is None or steps[0] <= self._session.recorder.step_number <= steps[1]
+        if steps is None or self._failed or threading.current_thread() is not threading.main_thread():
+            return
+        try:
+            self.close_window()
+            if steps[0] <= number <= steps[1]:
+                self._open_on_main()
+        except Exception as error:  # noqa: BLE001  fail open
+            self._fail(error)
 
     def _ask(self, callback: Any) -> bool:
         """Has the main thread run `callback`; False where the process is ending meanwhile."""

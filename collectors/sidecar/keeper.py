@@ -220,6 +220,10 @@ class Keeper:
         self._meta["sidecar_cpu_s"] = round(time.process_time() - self._cpu_start_s, 3)
         self._store(lambda: self._writer.write_meta(self._meta))
 
+    def survivors(self) -> list[int]:
+        """Recorded processes that still run."""
+        return [p.pid for p in self._ranks.processes if not p.ended and p.drain.events and alive(p.pid)]
+
     def kill_all(self, pid: int) -> None:
         """Ends the target and every recorded process at once."""
         for victim in {pid, *(p.pid for p in self._ranks.processes if not p.ended)}:
@@ -230,6 +234,9 @@ class Keeper:
 
     def finish(self, exit_code: int) -> None:
         """Stores what is left, and marks the recording as finished."""
+        if survivors := self.survivors():
+            text = f"processes {survivors} outlived the command; what they do from now on is not recorded"
+            self.log("warning", "run", text)
         self.tick(final=True)
         self._meta |= {
             "state": "finished",

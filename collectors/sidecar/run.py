@@ -20,6 +20,8 @@ from moescope.collectors.sidecar.target import Target, TargetSettings, environme
 
 TICK_S: Final = 0.1
 TWICE_S: Final = 2.0
+GRACE_S: Final = 2.0
+"""How long ranks that outlive their launcher are waited for."""
 FORWARDED: Final = {
     signal.SIGINT,
     signal.SIGTERM,
@@ -105,6 +107,10 @@ def _watch(
             interrupted_s = now_s
         if info.si_code != _FROM_TERMINAL:
             target.signal(info.si_signo)
+    outlived_s = time.monotonic()
+    while keeper.survivors() and time.monotonic() - outlived_s < GRACE_S:
+        keeper.tick()
+        time.sleep(TICK_S)
     return target.exit_code()
 
 

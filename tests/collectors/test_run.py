@@ -1,0 +1,304 @@
+"""`moescope run` around real commands: the target stays its own, and what it did is in the recording."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.collectors.reading import meta, rows
+from tests.conftest import Moescope
+
+TRAIN = """
+import torch
+from torch.profiler import record_function
+model = torch.nn.Linear(64, 64)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+import time
+until = time.monotonic() + 1.0
+while time.monotonic() < until:
+    with record_function("mlp(F)"):
+        loss = model(torch.randn(32, 64)).square().mean()
+    with record_function("mlp(B)"):
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print("trained")
+"""
+
+RANKS = """
+import time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+sent, received = torch.ones(3000 if rank == 0 else 1000), torch.empty(2000)
+splits = ([1000, 2000], [1000, 1000]) if rank == 0 else ([0, 1000], [2000, 0])
+if rank == 1:
+    splits = ([0, 1000], [2000, 0])
+with torch.profiler.record_function("warm"):
+    torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+dist.barrier()
+time.sleep(0.4)
+for _ in range(20):
+    with torch.profiler.record_function("exchange"):
+        dist.all_to_all_single(torch.empty(2048), torch.ones(2048))
+    with torch.profiler.record_function("sleep"):
+        time.sleep(0.02)
+    torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def script(tmp_path: Path, text: str, name: str = "target.py") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_operators_phases_steps_and_cores_of_a_plain_script_are_recorded(moescope: Moescope, tmp_path: Path) -> None:
+    done = moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, TRAIN))
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    recording = tmp_path / "rec"
+    names = {row["name"] for row in rows(recording, "kernels")}
+    assert {"aten::addmm", "aten::mm", "aten::pow"} <= names
+    assert {"mlp(F)", "mlp(B)"} <= {row["name"] for row in rows(recording, "phases")}
+    steps = [row["step"] for row in rows(recording, "steps")]
+    assert steps == list(range(len(steps)))
+    assert steps
+    assert {row["role"] for row in rows(recording, "unit_intervals")} <= {"compute", "other"}
+    assert {row["link"] for row in rows(recording, "link_samples")} >= {"lo"}
+    facts = meta(recording)
+    assert (facts["state"], facts["exit_code"], facts["dropped_events"]) == ("finished", 0, 0)
+    assert [r["state"] for r in facts["ranks"]] == ["ended"]
+    assert not Path(facts["ring_dir"]).exists()
+
+
+def test_kernels_lie_inside_windows_and_know_their_phase(moescope: Moescope, tmp_path: Path) -> None:
+    moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, TRAIN))
+    recording = tmp_path / "rec"
+    phases = {row["id"]: row for row in rows(recording, "phases")}
+    assert len(phases) == len(rows(recording, "phases"))
+    placed = [(k, phases[k["phase_id"]]) for k in rows(recording, "kernels") if k["phase_id"] in phases]
+    assert placed
+    for kernel, phase in placed:
+        assert phase["start_ns"] <= kernel["start_ns"]
+        assert kernel["start_ns"] + kernel["dur_ns"] <= phase["start_ns"] + phase["dur_ns"]
+    assert {p["name"] for k, p in placed if k["name"] == "aten::addmm"} == {"mlp(F)"}
+
+
+def test_ranks_their_calls_bytes_and_sleeps_come_back(moescope: Moescope, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = moescope("run", "-o", "rec", "--", *launcher, script(tmp_path, RANKS))
+    assert done.returncode == 0, done.stderr
+    recording = tmp_path / "rec"
+    assert [r["rank"] for r in meta(recording)["ranks"]] == [0, 1]
+    calls = [row for row in rows(recording, "collectives") if row["op"] == "all_to_all"]
+    assert sorted(row["rank"] for row in calls) == [0] * 20 + [1] * 20
+    for row in calls:
+        assert (row["sent_bytes"], row["received_bytes"]) == (4096, 4096)
+        assert (row["group_ranks"], row["backend"], row["dtype"]) == ("0,1", "gloo", "float32")
+        assert row["issue_ns"] <= row["start_ns"]
+        assert row["dur_ns"] > 0
+    assert {row["evidence"] for row in calls} <= {"measured", "derived"}
+    transfers = [row for row in rows(recording, "transfers") if row["op"] == "all_to_all"]
+    assert sorted((t["src"], t["dst"], t["bytes"]) for t in transfers) == [(0, 1, 4096)] * 20 + [(1, 0, 4096)] * 20
+    sleeps = [row["dur_ns"] for row in rows(recording, "phases") if row["name"] == "sleep"]
+    assert len(sleeps) == 40
+    assert all(20_000_000 <= dur < 200_000_000 for dur in sleeps)
+    kernels = [k for k in rows(recording, "kernels") if k["name"].startswith("gloo:") and k["kind"] == "comm"]
+    assert len(kernels) >= 40
+    assert all("gloo" in k["stream"] or k["stream"] == "main" for k in kernels)
+
+
+def test_a_step_filter_records_operators_of_those_steps_only(moescope: Moescope, tmp_path: Path) -> None:
+    text = """
+import time, torch
+from moescope.collectors import emit
+for i in range(12):
+    with emit.step(i), emit.phase("work", layer=i):
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            torch.ones(8).neg()
+"""
+    moescope("run", "-o", "rec", "--steps", "5:7", "--", sys.executable, script(tmp_path, text))
+    recording = tmp_path / "rec"
+    steps = {row["step"]: row for row in rows(recording, "steps")}
+    assert sorted(steps) == list(range(12))
+    windows = rows(recording, "windows")
+    assert len(windows) == 3
+    before, after = steps[4]["start_ns"] + steps[4]["dur_ns"], steps[8]["start_ns"]
+    assert all(before <= w["start_ns"] and w["start_ns"] + w["dur_ns"] <= after for w in windows)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("raise SystemExit(7)", 7), ("import os; os._exit(9)", 9), ("import os; os.kill(os.getpid(), 15)", 143)],
+)
+def test_the_exit_code_is_the_targets(moescope: Moescope, code: str, expected: int) -> None:
+    assert moescope("run", "-o", "rec", "--", sys.executable, "-c", code).returncode == expected
+
+
+def test_commands_that_cannot_be_run_say_so_and_leave_nothing(moescope: Moescope, tmp_path: Path) -> None:
+    missing = moescope("run", "-o", "rec", "--", "no-such-command")
+    assert (missing.returncode, "no-such-command" in missing.stderr) == (127, True)
+    refused = moescope("run", "-o", "rec", "--", str(tmp_path))
+    assert refused.returncode == 126
+    assert not (tmp_path / "rec").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--budget", "2"], ["--keep", "soon"], ["--steps", "a:b"], ["--collect", "gpus"], ["--ranks", "x"]],
+)
+def test_bad_options_are_refused_before_the_command_starts(
+    moescope: Moescope, tmp_path: Path, arguments: list[str]
+) -> None:
+    done = moescope("run", *arguments, "--", "touch", "started")
+    assert done.returncode == 2
+    assert not (tmp_path / "started").exists()
+
+
+def test_an_existing_recording_is_not_overwritten_without_force(moescope: Moescope, tmp_path: Path) -> None:
+    assert moescope("run", "-o", "rec", "--", "true").returncode == 0
+    assert moescope("run", "-o", "rec", "--", "true").returncode == 2
+    assert moescope("run", "-f", "-o", "rec", "--", "true").returncode == 0
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").touch()
+    assert moescope("run", "-f", "-o", "data", "--", "true").returncode == 2
+    assert (tmp_path / "data" / "precious").exists()
+
+
+def test_a_process_that_keeps_us_out_is_told(moescope: Moescope, tmp_path: Path) -> None:
+    done = moescope("run", "-o", "rec", "--", sys.executable, "-I", "-c", "import torch")
+    assert done.returncode == 0
+    assert "no process that imports torch was recorded" in done.stderr
+
+
+def test_the_targets_own_modules_and_sitecustomize_go_on_working(moescope: Moescope, tmp_path: Path) -> None:
+    for name in ("profiler", "collectors", "tui", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"print('mine: {name}')\n")
+    code = "import profiler, collectors, tui; import torch; torch.ones(3).neg(); print('done')"
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = moescope("run", "-o", "rec", "--", sys.executable, "-c", code, env=env)
+    # The first line is from the interpreter that runs moescope itself.
+    expected = ["mine: sitecustomize", "mine: sitecustomize", "mine: profiler", "mine: collectors", "mine: tui", "done"]
+    assert done.stdout.splitlines() == expected
+
+
+def test_the_targets_own_profiler_counts_exactly_and_the_conflict_is_logged(moescope: Moescope, tmp_path: Path) -> None:
+    text = """
+import time, torch
+until = time.monotonic() + 0.6
+while time.monotonic() < until:
+    torch.ones(4).neg()
+with torch.profiler.profile() as p:
+    for _ in range(2000):
+        torch.ones(4).neg()
+print([e.count for e in p.key_averages() if e.key == "aten::neg"])
+"""
+    done = moescope("run", "-o", "rec", "--budget", "full", "--", sys.executable, script(tmp_path, text))
+    assert done.stdout == "[2000]\n", done.stderr
+    assert any("torch.profiler itself" in row["message"] for row in rows(tmp_path / "rec", "log"))
+
+
+def test_spawned_processes_are_ranks_of_their_own(moescope: Moescope, tmp_path: Path) -> None:
+    text = """
+import time, torch, torch.multiprocessing as mp
+def work(i):
+    until = time.monotonic() + 0.8
+    while time.monotonic() < until:
+        torch.ones(i + 1).neg()
+if __name__ == "__main__":
+    mp.spawn(work, nprocs=2)
+"""
+    done = moescope("run", "-o", "rec", "--budget", "full", "--", sys.executable, script(tmp_path, text))
+    assert done.returncode == 0, done.stderr
+    assert len({r["pid"] for r in meta(tmp_path / "rec")["ranks"]}) >= 2
+
+
+def test_without_the_library_operators_come_from_kineto_and_it_is_said(moescope: Moescope, tmp_path: Path) -> None:
+    env = os.environ | {"INTEL_LIBITTNOTIFY64": "/another/collector.so"}
+    done = moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, TRAIN), env=env)
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    recording = tmp_path / "rec"
+    assert meta(recording)["ranks"][0]["source"] == "kineto"
+    kernels = rows(recording, "kernels")
+    assert {"aten::addmm", "aten::mm"} <= {row["name"] for row in kernels}
+    assert {k["flops"] for k in kernels if k["name"] == "aten::addmm"} == {2 * 32 * 64 * 64}
+    assert any("INTEL_LIBITTNOTIFY64" in row["message"] for row in rows(recording, "log"))
+
+
+ENDLESS = """
+import signal, sys, time, torch
+def stop(*_):
+    print("interrupted", flush=True)
+    sys.exit(3)
+signal.signal(signal.SIGINT, stop if sys.argv[1] == "polite" else signal.SIG_IGN)
+print("ready", flush=True)
+while True:
+    torch.ones(8).neg(); time.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize(("manner", "code"), [("polite", 3), ("deaf", 137)])
+def test_an_interrupt_is_passed_on_and_a_second_one_ends_it_at_once(
+    start_moescope: Callable[..., subprocess.Popen[str]], tmp_path: Path, manner: str, code: int
+) -> None:
+    target = script(tmp_path, ENDLESS)
+    process = start_moescope("run", "-o", "rec", "--", sys.executable, target, manner)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    if manner == "deaf":
+        time.sleep(0.3)  # two signals at once are one
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) == code
+    assert meta(tmp_path / "rec")["state"] == "finished"
+
+
+def test_a_folder_that_cannot_be_written_costs_the_place_not_the_run(moescope: Moescope, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = moescope("run", "-o", "file/rec", "--", sys.executable, "-c", "import torch; print(1)")
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert "recording into" in done.stderr
+
+
+def test_a_folder_that_vanishes_costs_data_not_the_run(
+    start_moescope: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    import shutil
+
+    text = """
+import sys, time, torch
+print("ready", flush=True); sys.stdin.readline()
+until = time.monotonic() + 2.5
+while time.monotonic() < until: torch.ones(8).neg()
+print("finished", flush=True)
+"""
+    target = script(tmp_path, text)
+    process = start_moescope("run", "-o", "rec", "--", sys.executable, target, stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    shutil.rmtree(tmp_path / "rec")
+    out, _ = process.communicate("go\n", timeout=60)
+    assert (process.returncode, out) == (0, "finished\n")
+    assert any("removed during the run" in row["message"] for row in rows(tmp_path / "rec", "log"))
+
+
+def test_a_collector_that_raises_is_logged_and_the_target_goes_on(moescope: Moescope, tmp_path: Path) -> None:
+    text = """
+import sys, torch
+sys.modules["_moescope_agent"].recorder.ring.blob = None  # breaks every collector that reports rows
+import torch.distributed as dist
+dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+dist.all_reduce(torch.ones(2)); dist.destroy_process_group()
+print("fine")
+"""
+    done = moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, text))
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
