@@ -1,0 +1,27 @@
+"""`moescope top`: the dashboard over a recording, growing or finished; leaving it leaves the run alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from moescope.profiler.errors import UsageProblem
+
+
+@click.command()
+@click.argument("recording", type=click.Path(path_type=Path))
+@click.option("--rank", type=click.IntRange(min=0), help="Show this rank alone.")
+@click.option("--fps", type=click.FloatRange(min=0.1, max=60), default=4.0, show_default=True, help="Frames a second.")
+def command(recording: Path, rank: int | None, fps: float) -> None:
+    """Watch RECORDING, or traces of other tools, in the terminal. `q` leaves; the run goes on."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageProblem(f"the dashboard needs a terminal; use `moescope summary {recording}` for plain text")
+    from moescope.tui.app import run
+
+    from moescope.profiler.live import LiveFeed
+    from moescope.profiler.source import open_source
+
+    source = open_source([recording])
+    raise SystemExit(run(LiveFeed(source, rank=rank), fps=fps))

@@ -1,0 +1,318 @@
+"""Gauges of the engines: what is used of what there is, from which counter, against which peak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from moescope.collectors.schema import EVIDENCE
+from moescope.profiler.live_columns import NULL, Columns
+from moescope.profiler.live_kernels import NOT_RECORDED
+from moescope.profiler.live_state import LiveState
+from moescope.profiler.snapshot import Engine, Evidence, Figure, LinkRow, Units
+
+RECENT_NS: Final = 2_000_000_000
+"""Gauges show what was used over the last two seconds of the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """A hardware peak of one device and where it comes from."""
+
+    name: str
+    value: float
+    evidence: Evidence
+    source: str
+
+
+def peaks(meta: Mapping[str, Any]) -> dict[str, Peak]:
+    """`meta["hardware"]["peaks"]`: by name, a number or a table with `value`, `evidence` and `source`."""
+    hardware = meta.get("hardware")
+    listed = hardware.get("peaks") if isinstance(hardware, Mapping) else None
+    items: list[tuple[str, Any]] = []
+    if isinstance(listed, Mapping):
+        items = [(str(name), value) for name, value in listed.items()]
+    elif isinstance(listed, Sequence) and not isinstance(listed, str):
+        entries = [entry for entry in listed if isinstance(entry, Mapping)]
+        items = [(str(entry.get("name", entry.get("dtype", ""))), entry) for entry in entries]
+    found: dict[str, Peak] = {}
+    for name, entry in items:
+        table: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {"value": entry}
+        value = table.get("value", table.get("flops_per_s", table.get("bytes_per_s")))
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            continue
+        label = table.get("evidence")
+        evidence: Evidence = label if label in EVIDENCE else "modelled"
+        found[name] = Peak(name, float(value), evidence, str(table.get("source", "meta.json")))
+    return found
+
+
+_ALIASES: Final = {
+    "fp8": ("fp8_e4m3", "fp8", "e4m3", "float8"),
+    "bf16": ("bf16", "bfloat16"),
+    "f32": ("f32", "fp32", "float32"),
+    "f16": ("f16", "fp16", "float16", "half"),
+    "f64": ("f64", "fp64", "float64"),
+    "tf32": ("tf32",),
+}
+
+
+def peak_flops(known: Mapping[str, Peak], dtype: str, *, emulated: bool) -> Peak | None:
+    """The peak that matrix products of `dtype` are measured against.
+
+    emulated: FP8 is computed in bf16 or f32, as on the CPU backend, so their peaks stand in where FP8 has none
+    """
+    family = next((name for name, words in _ALIASES.items() if any(dtype.startswith(word) for word in words)), dtype)
+    order = [family]
+    if emulated:
+        order += ["bf16", "f32"]
+    for name in order:
+        for word in (dtype, *_ALIASES.get(name, (name,))) if name == family else _ALIASES[name]:
+            for key in (word, f"{word}_flops_per_s", f"flops_per_s_{word}", f"{word}_flops"):
+                if key in known:
+                    return known[key]
+    return None
+
+
+def memory_peak(known: Mapping[str, Peak]) -> Peak | None:
+    """The peak of the device's memory, bytes/s."""
+    for key in (
+        "copy_bytes_per_s",
+        "memory_bytes_per_s",
+        "memory",
+        "dram_bytes_per_s",
+        "dram",
+        "hbm_bytes_per_s",
+        "hbm",
+        "bytes_per_s",
+    ):
+        if key in known:
+            return known[key]
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixUse:
+    """Matrix products of some ranks: operations a second, the peak, and the share of it."""
+
+    used: Figure
+    peak: Figure
+    share: Figure
+    source: str
+
+
+def matrix_use(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) -> MatrixUse:
+    """Achieved FLOP/s inside the ranks' recorded windows over the peak of each product's dtype (derived).
+
+    The FLOP/s and the peak are of one rank; ranks on the CPU backend share their host's peak.
+    """
+    counted, source = _flops(state, ranks, window)
+    span = sum(
+        state.ranks[rank].recorded.length(*window) * max(len(state.ranks[rank].devices), 1)
+        for rank in ranks
+        if rank in state.ranks
+    )
+    if not counted or not span:
+        reason = "no model emitted its FLOPs: see moescope.collectors.emit.work" if span else "nothing recorded"
+        none = Figure(None, "derived", reason)
+        return MatrixUse(none, none, none, "")
+    total = sum(counted.values())
+    used = Figure(total / span * 1e9, "derived")
+    known = peaks(state.source.meta)
+    sharing = ranks_sharing(state, ranks)
+    needed, names = 0.0, []
+    for dtype, flops in counted.items():
+        peak = peak_flops(known, dtype, emulated=state.unit_kind == "core")
+        if peak is None:
+            none = Figure(None, "derived", f"no peak for {dtype or 'unnamed dtype'} is known: run moescope calibrate")
+            return MatrixUse(used, none, none, source)
+        needed += flops * sharing / peak.value
+        names.append(f"{peak.name} peak: {peak.source}")
+    share = needed / (span / 1e9)
+    mean_peak = total / needed if needed else 0.0
+    source = " · ".join([source, *sorted(set(names))])
+    return MatrixUse(used, Figure(mean_peak, "derived"), Figure(share, "derived"), source)
+
+
+def ranks_sharing(state: LiveState, ranks: Sequence[int]) -> float:
+    """How many ranks share one peak: all of a host on the CPU backend, where the peak is the whole host's; else 1."""
+    if state.unit_kind != "core":
+        return 1.0
+    listed = [entry for entry in state.source.meta.get("ranks") or () if isinstance(entry, Mapping)]
+    hosts = {entry.get("host") for entry in listed if entry.get("rank") in ranks}
+    return max(len(state.rank_numbers()) / max(len({entry.get("host") for entry in listed} or hosts), 1), 1.0)
+
+
+def _flops(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) -> tuple[dict[str, int], str]:
+    """FLOPs by dtype inside the recorded windows: as the model says, else as the kernels say."""
+    totals: dict[str, int] = {}
+    work = state.tables["work"]
+    for rank in ranks:
+        held = state.ranks.get(rank)
+        if held is None:
+            continue
+        pick = (work["rank"] == rank) & (work["t_ns"] >= window[0]) & (work["t_ns"] < window[1]) & (work["flops"] > 0)
+        pick[pick] = held.recorded.holds(work["t_ns"][pick])
+        for code in np.unique(work["dtype"][pick]).tolist():
+            name = state.names.text(code)
+            totals[name] = totals.get(name, 0) + int(work["flops"][pick & (work["dtype"] == code)].sum())
+    if totals:
+        return totals, "FLOPs the model emits"
+    for rank in ranks:
+        held = state.ranks.get(rank)
+        if held is None or not held.kernels.size:
+            continue
+        kernels = held.kernels
+        low, high = np.searchsorted(kernels["start"], window)
+        known = (kernels["flops"][low:high] > 0) & (kernels["inside"][low:high] > NOT_RECORDED)
+        for code in np.unique(kernels["dtype"][low:high][known]).tolist():
+            own = known & (kernels["dtype"][low:high] == code)
+            name = state.names.text(code)
+            totals[name] = totals.get(name, 0) + int(kernels["flops"][low:high][own].sum())
+    return totals, "FLOPs of the kernels"
+
+
+def engine_rows(
+    state: LiveState,
+    matrix: MatrixUse,
+    units: Units | None,
+    links: Sequence[LinkRow],
+    window: tuple[int, int],
+) -> tuple[Engine, ...]:
+    """Every gauge that this source feeds; a gauge without a source is left out or says why it is empty."""
+    samples = state.tables["device_samples"]
+    known = peaks(state.source.meta)
+    on_cpu = state.unit_kind == "core"
+    rows = [Engine("Matrix units", matrix.used, matrix.peak, "FLOP/s", matrix.share, matrix.source or "not recorded")]
+    devices = [name for name in _device_names(state, samples) if "/" not in name]
+    noun = "Cores" if on_cpu else "SM"
+    for column, name, source in (
+        ("tensor_active", "Tensor counter", "share of cycles with a matrix unit active"),
+        ("sm_active", f"{noun} busy", "host's CPU time" if on_cpu else "GPM SM activity"),
+    ):
+        share = _mean(state, samples, devices, column, window)
+        if share is not None:
+            rows.append(_shared(name, share, source))
+    if units is not None and (units.comm_time_share.value is not None or not on_cpu):
+        whole = Figure(units.total) if units.total else Figure(None, reason="number of units not known")
+        rows.append(
+            Engine(
+                f"{noun} comm",
+                units.comm_typical,
+                whole,
+                noun.lower(),
+                units.comm_time_share,
+                "units held by communication",
+            )
+        )
+    dram = _mean(state, samples, devices, "dram_active", window)
+    if dram is not None:
+        peak = memory_peak(known)
+        rows.append(
+            Engine(
+                "DRAM" if on_cpu else "HBM",
+                Figure(dram * peak.value, "derived") if peak else Figure(None, reason="peak not known"),
+                Figure(peak.value, peak.evidence) if peak else Figure(None, reason="run moescope calibrate"),
+                "bytes/s",
+                Figure(dram),
+                "memory bandwidth counter" + (f" · {peak.source}" if peak else ""),
+            )
+        )
+    memory = _filled(state, samples, devices, "memory_bytes", "memory_total_bytes", window)
+    if memory is not None:
+        rows.append(
+            Engine(
+                "Memory", Figure(memory[0]), Figure(memory[1]), "bytes", Figure(memory[0] / memory[1]), "memory in use"
+            )
+        )
+    rows += [_link_engine(link) for link in links if link.peak_bytes_per_s.value]
+    for column, name, unit in (("power_w", "Power", "W"), ("clock_hz", "Clock", "Hz")):
+        engine = _against_limit(state, samples, devices, column, name, unit, known, window)
+        if engine is not None:
+            rows.append(engine)
+    return tuple(rows)
+
+
+def _link_engine(link: LinkRow) -> Engine:
+    rate, peak = link.tx_bytes_per_s, link.peak_bytes_per_s
+    share = (
+        Figure(rate.value / peak.value, "derived")
+        if rate.value is not None and peak.value
+        else Figure(None, "derived", rate.reason or peak.reason)
+    )
+    return Engine(f"{link.link} tx", rate, peak, "bytes/s", share, f"counter of {link.host} over its line rate")
+
+
+def _shared(name: str, share: float, source: str) -> Engine:
+    return Engine(name, Figure(share), Figure(1.0), "", Figure(share), source)
+
+
+def _device_names(state: LiveState, samples: Columns) -> list[str]:
+    return sorted(state.names.text(code) for code in np.unique(samples["device"]).tolist())
+
+
+def _recent(
+    state: LiveState, samples: Columns, devices: Sequence[str], column: str, window: tuple[int, int]
+) -> dict[tuple[int, int], list[float]]:
+    """Known values of each host's devices over the window's last two seconds of samples."""
+    values = samples[column]
+    codes = [state.names.code(device) for device in devices]
+    pick = np.isin(samples["device"], codes) & (samples["t_ns"] >= window[0]) & (samples["t_ns"] < window[1])
+    pick &= ~np.isnan(values) if values.dtype == np.float64 else values != NULL
+    if not pick.any():
+        return {}
+    pick &= samples["t_ns"] >= samples["t_ns"][pick].max() - RECENT_NS
+    found: dict[tuple[int, int], list[float]] = {}
+    for host, device, value in zip(
+        samples["host"][pick].tolist(), samples["device"][pick].tolist(), values[pick].tolist(), strict=True
+    ):
+        found.setdefault((host, device), []).append(float(value))
+    return found
+
+
+def _mean(
+    state: LiveState, samples: Columns, devices: Sequence[str], column: str, window: tuple[int, int]
+) -> float | None:
+    found = _recent(state, samples, devices, column, window)
+    return float(np.mean([np.mean(values) for values in found.values()])) if found else None
+
+
+def _filled(
+    state: LiveState, samples: Columns, devices: Sequence[str], used: str, whole: str, window: tuple[int, int]
+) -> tuple[float, float] | None:
+    held = _recent(state, samples, devices, used, window)
+    there = _recent(state, samples, devices, whole, window)
+    both = held.keys() & there.keys()
+    total = sum(there[key][-1] for key in both)
+    return (sum(held[key][-1] for key in both), total) if total > 0 else None
+
+
+def _against_limit(
+    state: LiveState,
+    samples: Columns,
+    devices: Sequence[str],
+    column: str,
+    name: str,
+    unit: str,
+    known: Mapping[str, Peak],
+    window: tuple[int, int],
+) -> Engine | None:
+    """Power or clock; a share only where the limit is known."""
+    mean = _mean(state, samples, devices, column, window)
+    if mean is None:
+        return None
+    limit = known.get(column) or known.get(name.lower())
+    if limit is None:
+        none = Figure(None, reason="no limit is known")
+        return Engine(name, Figure(mean), none, unit, none, f"device samples, {column}")
+    return Engine(
+        name,
+        Figure(mean),
+        Figure(limit.value, limit.evidence),
+        unit,
+        Figure(mean / limit.value, "derived"),
+        f"device samples, {column} · {limit.source}",
+    )

@@ -1,0 +1,292 @@
+"""The live feed's figures against a count of every nanosecond, and what it does with recordings that lack things."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moescope.profiler.live import LiveFeed
+from moescope.profiler.snapshot import TimelineView, View
+from tests.live_recording import MemorySource, Row, device_bitmaps, kernel, phase, step, window
+
+SIZE = 120
+
+kernels_of_rank = st.lists(
+    st.builds(
+        kernel,
+        st.integers(0, SIZE - 1),
+        st.integers(-2, 30),
+        st.sampled_from(["compute", "comm", "memory", "unknown"]),
+        stream=st.sampled_from(["main", "pt_gloo_runloop 1", "backward"]),
+    ),
+    max_size=25,
+)
+windows_of_rank = st.lists(st.builds(window, st.integers(0, SIZE - 1), st.integers(0, 50)), max_size=4)
+
+
+def _clipped(rows: list[Row]) -> list[Row]:
+    return [row | {"dur_ns": min(row["dur_ns"], SIZE - row["start_ns"])} for row in rows]
+
+
+def _feed(source: MemorySource) -> LiveFeed:
+    feed = LiveFeed(source)
+    feed.poll()
+    return feed
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kernels_of_rank,
+    windows_of_rank,
+    st.integers(0, SIZE),
+    st.integers(0, SIZE),
+    st.lists(st.integers(0, 25), max_size=3),
+)
+def test_shares_equal_a_count_of_every_nanosecond_however_the_rows_arrive(
+    kernels: list[Row], windows: list[Row], one: int, other: int, cuts: list[int]
+) -> None:
+    kernels, windows = _clipped(kernels), _clipped(windows)
+    start, end = min(one, other), max(one, other)
+    source = MemorySource("live")
+    feed = LiveFeed(source)
+    edges = [0, *sorted(min(cut, len(kernels)) for cut in cuts), len(kernels)]
+    for at, (low, high) in enumerate(pairwise(edges)):
+        if at == 1:
+            source.add("windows", windows)
+        source.add("kernels", kernels[low:high])
+        feed.poll()
+    if len(edges) == 2:
+        source.add("windows", windows)
+        feed.poll()
+    shares = feed.snapshot(View(window=(start, end))).shares
+    maps = {name: bits[start:end] for name, bits in device_bitmaps(kernels, windows, SIZE).items()}
+    assert shares.span_ns == maps["recorded"].sum()
+    assert shares.compute_only_ns == (maps["compute"] & ~maps["comm"]).sum()
+    assert shares.overlapped_ns == maps["overlapped"].sum()
+    assert shares.exposed_ns == maps["exposed"].sum()
+    assert shares.other_ns == (maps["busy"] & ~maps["compute"] & ~maps["comm"]).sum()
+    assert shares.idle_ns == (maps["recorded"] & ~maps["busy"]).sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(kernels_of_rank, windows_of_rank)
+def test_kernel_rows_equal_a_count_of_every_nanosecond(kernels: list[Row], windows: list[Row]) -> None:
+    kernels, windows = _clipped(kernels), _clipped(windows)
+    feed = _feed(MemorySource("live").add("kernels", kernels).add("windows", windows))
+    maps = device_bitmaps(kernels, windows, SIZE)
+    rows = {row.name: row for row in feed.snapshot(View(window=(0, SIZE))).kernels}
+    for name in {row["name"] for row in kernels}:
+        inside = exposed = calls = 0
+        for row in kernels:
+            if row["name"] != name:
+                continue
+            begin, stop = row["start_ns"], row["start_ns"] + max(row["dur_ns"], 0)
+            recorded = int(maps["recorded"][begin:stop].sum())
+            if recorded or (begin < SIZE and maps["recorded"][begin]):
+                calls += 1
+                inside += recorded
+                exposed += int(maps["exposed"][begin:stop].sum()) if name.startswith("gloo") else 0
+        if not calls:
+            assert name not in rows
+            continue
+        assert (rows[name].calls, rows[name].total_ns, rows[name].exposed_ns) == (calls, inside, exposed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(kernels_of_rank, windows_of_rank, st.integers(1, 9))
+def test_the_scrubber_is_the_exposed_share_of_each_part_of_the_run(
+    kernels: list[Row], windows: list[Row], cells: int
+) -> None:
+    kernels, windows = _clipped(kernels), _clipped(windows)
+    feed = _feed(MemorySource("live").add("kernels", kernels).add("windows", windows))
+    maps = device_bitmaps(kernels, windows, SIZE)
+    start, end = feed.span()
+    cells_shown = feed.snapshot(View(scrubber_cells=cells)).scrubber
+    assert len(cells_shown) == cells
+    if end <= start:
+        assert set(cells_shown) == {None}
+        return
+    for cell, share in enumerate(cells_shown):
+        part = slice(start + (end - start) * cell // cells, start + (end - start) * (cell + 1) // cells)
+        recorded = maps["recorded"][part].sum()
+        assert share == (pytest.approx(maps["exposed"][part].sum() / recorded) if recorded else None)
+
+
+def test_rows_of_a_vanished_segment_are_forgotten() -> None:
+    source = MemorySource("live").add("windows", [window(0, 1000)])
+    source.add("kernels", [kernel(0, 400)]).add("kernels", [kernel(500, 100, "comm")])
+    feed = _feed(source)
+    whole = View(window=(0, 1000))
+    assert feed.snapshot(whole).shares.compute_only_ns == 400
+    source.forget("kernels", 0)
+    feed.poll()
+    after = feed.snapshot(whole).shares
+    assert (after.compute_only_ns, after.exposed_ns) == (0, 100)
+
+
+def test_a_vanished_window_takes_its_time_with_it() -> None:
+    source = MemorySource("live").add("windows", [window(0, 100)]).add("windows", [window(500, 100)])
+    source.add("kernels", [kernel(0, 50), kernel(500, 50)])
+    feed = _feed(source)
+    source.forget("windows", 0)
+    feed.poll()
+    assert feed.snapshot(View(window=(0, 1000))).shares.span_ns == 100
+
+
+def test_an_empty_recording_has_figures_without_values() -> None:
+    shown = _feed(MemorySource("live")).snapshot(View())
+    assert shown.shares.span_ns == 0
+    assert shown.ranks == ()
+    assert "Nothing recorded" in shown.headline[0].text
+    assert "emit.experts" in shown.experts_reason
+    assert set(shown.scrubber) == {None}
+    assert _feed(MemorySource("live")).timeline(TimelineView()).lanes == ()
+
+
+def test_a_rank_that_appears_late_is_added() -> None:
+    source = MemorySource("live").add("windows", [window(0, 100)]).add("kernels", [kernel(0, 50)])
+    feed = _feed(source)
+    assert [row.rank for row in feed.snapshot(View()).ranks] == [0]
+    source.add("windows", [window(0, 100, rank=3)]).add("kernels", [kernel(10, 20, rank=3)])
+    assert feed.poll()
+    shown = feed.snapshot(View())
+    assert [(row.rank, row.shares.compute_only_ns) for row in shown.ranks] == [(0, 50), (3, 20)]
+    assert shown.shares.span_ns == 200
+
+
+def test_a_trace_without_windows_counts_from_its_first_kernel_to_its_last() -> None:
+    rows = [kernel(100, 50, stream="7"), kernel(180, 20, "comm", stream="20")]
+    gpu = [row | {"device": "cuda:0"} for row in rows]
+    shown = _feed(MemorySource("trace").add("kernels", gpu)).snapshot(View())
+    assert shown.shares.span_ns == 100
+    assert shown.shares.idle_ns == 30
+    assert shown.state == "trace"
+    assert shown.ranks[0].state == "trace"
+    assert shown.coverage == 1.0
+
+
+def test_shares_are_the_mean_of_the_known_steps_and_say_so() -> None:
+    source = MemorySource().add("windows", [window(0, 2000)])
+    source.add("kernels", [kernel(0, 500), kernel(1000, 300), kernel(1300, 200, "comm")])
+    source.add("steps", [step(0, 0, 1000), step(1, 1000, 1000)])
+    shown = _feed(source).snapshot(View())
+    assert shown.shares.span_ns == 1000
+    assert shown.shares.compute_only_ns == 400
+    assert shown.shares.exposed_ns == 100
+    assert shown.shares.idle_ns == 500
+    assert "mean of 2 steps" in shown.shares_note
+    assert shown.steps_ns == (1000, 1000)
+    assert (shown.step, shown.stage) == (1, "train")
+
+
+def test_the_note_states_the_coverage_where_only_part_was_recorded() -> None:
+    source = MemorySource().add("windows", [window(0, 250)]).add("kernels", [kernel(0, 100), kernel(900, 100)])
+    shown = _feed(source).snapshot(View())
+    assert shown.coverage == 0.25
+    assert "25% recorded" in shown.shares_note
+
+
+def test_while_live_figures_are_of_the_last_ten_seconds_only() -> None:
+    second = 1_000_000_000
+    source = MemorySource("live").add("windows", [window(0, 60 * second)])
+    source.add("kernels", [kernel(0, second), kernel(55 * second, second, "comm")])
+    shown = _feed(source).snapshot(View())
+    assert shown.shares.span_ns == 10 * second
+    assert shown.shares.compute_only_ns == 0
+    assert "last 10 s" in shown.shares_note
+    assert (shown.start_ns, shown.end_ns) == (0, 60 * second)
+
+
+def test_communication_belongs_to_the_innermost_phase_of_its_launch() -> None:
+    source = MemorySource().add("windows", [window(0, 1000)])
+    source.add("phases", [phase(1, "layer", 0, 500), phase(2, "dispatch(F)", 10, 20, 1)])
+    source.add("phases", [phase(3, "mlp(F)", 30, 400, 1)])
+    source.add("kernels", [kernel(20, 300, "comm", stream="gloo", phase_id=2), kernel(100, 120, phase_id=3)])
+    source.add(
+        "kernels", [kernel(50, 100, "comm", stream="gloo 2", phase_id=2), kernel(900, 50, "comm", stream="gloo")]
+    )
+    rows = {row.name: row for row in _feed(source).snapshot(View()).phases}
+    assert (rows["dispatch(F)"].comm_ns, rows["dispatch(F)"].exposed_ns) == (300, 180)
+    assert (rows["(no phase)"].comm_ns, rows["(no phase)"].exposed_ns) == (50, 50)
+    assert (rows["layer"].comm_ns, rows["mlp(F)"].comm_ns) == (0, 0)
+    assert (rows["dispatch(F)"].count, rows["dispatch(F)"].total_ns) == (1, 20)
+
+
+@pytest.mark.parametrize("peaks", [{"bf16": {"value": 2e9}}, [{"name": "bf16", "value": 2e9}], {"bf16": 2e9}])
+def test_matrix_use_is_achieved_over_the_peak_that_stands_in_for_emulated_fp8(peaks: Any) -> None:
+    source = MemorySource(meta={"hardware": {"peaks": peaks}}).add("windows", [window(0, 1000)])
+    source.add("kernels", [kernel(0, 1000)])
+    source.add("work", [{"rank": 0, "t_ns": 5, "flops": 500, "bytes": 1, "dtype": "fp8_e4m3"}])
+    shown = _feed(source).snapshot(View())
+    assert shown.ranks[0].matrix_use.value == pytest.approx(0.25)
+    engine = next(engine for engine in shown.engines if engine.name == "Matrix units")
+    assert engine.used.value == pytest.approx(500 / 1e-6)
+
+
+def test_matrix_use_without_any_flops_says_why_it_is_unknown() -> None:
+    shown = _feed(MemorySource().add("windows", [window(0, 100)]).add("kernels", [kernel(0, 50)])).snapshot(View())
+    assert shown.ranks[0].matrix_use.value is None
+    assert "emit.work" in shown.ranks[0].matrix_use.reason
+
+
+def test_a_call_that_never_completed_is_counted_as_unfinished() -> None:
+    call = {"rank": 0, "op": "all_reduce", "group": "world", "backend": "gloo", "sent_bytes": 100}
+    rows = [call | {"call": n, "issue_ns": n, "start_ns": n, "dur_ns": dur} for n, dur in ((1, 10), (2, 30), (3, None))]
+    source = MemorySource().add("windows", [window(0, 100)]).add("kernels", [kernel(0, 100)]).add("collectives", rows)
+    (row,) = _feed(source).snapshot(View()).collectives
+    assert (row.calls, row.unfinished, row.bytes, row.median_ns) == (3, 1, 300, 20)
+    assert row.bytes_per_s.value == pytest.approx(200 / 40 * 1e9)
+
+
+def test_experts_are_summed_over_ranks_and_the_last_steps() -> None:
+    def counted(number: int, rank: int, tokens: list[int]) -> list[Row]:
+        return [
+            {"rank": rank, "t_ns": 10 + number, "step": number, "layer": 1, "expert": at, "tokens": count}
+            for at, count in enumerate(tokens)
+        ]
+
+    source = MemorySource().add("windows", [window(0, 100)]).add("kernels", [kernel(0, 99), kernel(0, 99, rank=1)])
+    for number in range(40):
+        source.add("experts", counted(number, 0, [1, 2, 0, 0]) + counted(number, 1, [0, 0, 3, 0]))
+    shown = _feed(source).snapshot(View())
+    assert [row.tokens for row in shown.experts] == [(32, 64, 96, 0)]
+    assert shown.expert_rank_tokens == (96, 96)
+
+
+def test_links_show_the_rate_of_the_last_second_and_survive_a_restarted_counter() -> None:
+    second = 1_000_000_000
+    totals = [0, 100, 300, 50, 150]
+    rows = [
+        {"host": "h", "link": "eth0", "t_ns": at * second, "tx_bytes": total, "rx_bytes": 0, "peak_bytes_per_s": 1000}
+        for at, total in enumerate(totals)
+    ]
+    source = MemorySource().add("link_samples", rows).add("windows", [window(0, 5 * second)])
+    source.add("kernels", [kernel(0, 5 * second)])
+    (row,) = _feed(source).snapshot(View()).links
+    assert row.tx_bytes_per_s.value == 100
+    assert row.history == (100.0, 200.0, 50.0, 100.0)
+    assert row.tx_total == 450
+
+
+def test_dropped_events_are_shown_and_warnings_stand_last_in_the_log() -> None:
+    line = {"rank": 0, "source": "ring", "message": "m"}
+    rows = [line | {"t_ns": 1, "level": "warning", "dropped": 7}, line | {"t_ns": 2, "level": "info", "dropped": 0}]
+    shown = _feed(MemorySource("live").add("log", rows)).snapshot(View())
+    assert shown.dropped == 7
+    assert [row.level for row in shown.log] == ["info", "warning"]
+    assert any(finding.id == "events-dropped" for finding in shown.findings)
+
+
+def test_an_answer_is_kept_until_something_new_arrives() -> None:
+    source = MemorySource("live").add("windows", [window(0, 100)]).add("kernels", [kernel(0, 50)])
+    feed = _feed(source)
+    first = feed.snapshot(View())
+    assert feed.poll() is False
+    assert feed.snapshot(View()) is first
+    source.add("kernels", [kernel(60, 10)])
+    assert feed.poll() is True
+    assert feed.snapshot(View()) is not first
