@@ -62,7 +62,8 @@ def head_of(name: str) -> str:
     text = name.replace("(anonymous namespace)::", "").replace("{anonymous}::", "")
     if " " in text and "(" not in text and "<" not in text:
         return text
-    depth, kept = 0, []
+    depth = 0
+    kept: list[str] = []
     for letter in text:
         if letter == "<":
             depth += 1

@@ -1,4 +1,4 @@
-"""PyTorch (Kineto) traces as a source: device events become kernels, annotations phases, by the launch that joins them."""
+"""PyTorch (Kineto) traces as a source: device events become kernels, annotations become phases."""
 
 from __future__ import annotations
 

@@ -145,7 +145,10 @@ def _device_kernels(
     kernels: dict[str, list[Any]] = {key: [] for key in keys}
     collectives: dict[str, list[Any]] = {
         key: []
-        for key in ("rank", "call", "op", "group", "group_ranks", "backend", "dtype", "issue_ns", "start_ns", "dur_ns", "evidence")
+        for key in (
+            "rank", "call", "op", "group", "group_ranks", "backend", "dtype", "issue_ns", "start_ns", "dur_ns",
+            "evidence",
+        )
     }  # fmt: skip
     for event in events.device:
         args = args_of(event)

@@ -1,7 +1,7 @@
 """How much communication is hidden: the sweep over one device's kernels, on interval unions.
 
-A fused kernel computes and communicates at once, so it counts as both: its time is overlapped. Memory copies and unknown
-kernels are busy and neither. Where operators were recorded in windows only, every figure counts time inside them.
+A fused kernel computes and communicates at once, so it counts as both: its time is overlapped. Memory copies and
+unknown kernels are busy and neither. Where operators were recorded in windows only, figures count time inside them.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def kernels_by_device(kernels: pa.Table) -> list[DeviceKernels]:
 
 
 def recorded_windows(source: Source) -> dict[int, Intervals]:
-    """By rank, the union of the windows in which operators were recorded; a rank that is missing was recorded throughout."""
+    """By rank, the union of the windows in which operators were recorded; a missing rank was recorded throughout."""
     windows = source.table("windows")
     if not windows.num_rows:
         return {}

@@ -21,9 +21,6 @@ SMS: Final = {
 }  # fmt: skip
 """Units by device name, from the vendors' data sheets, for sources that do not tell."""
 
-_MAX_BLOCKS: Final = 32
-_WARP: Final = 32
-
 
 @dataclass(frozen=True, slots=True)
 class UnitUse:
@@ -70,12 +67,10 @@ def units_used(
     if measured is not None:
         return measured
     if on_cpu:
-        return _unknown(
-            "core", total, "no unit_intervals: the scheduler's switches were not recorded (see `moescope doctor`)"
-        )
+        return _unknown("core", total, "the scheduler's switches were not recorded (see `moescope doctor`)")
     if total is None:
         return _unknown("sm", None, "the source does not tell the device's number of SMs")
-    return _inferred(kernels, swept, source_kernels, total, properties)
+    return _inferred(kernels, swept, source_kernels, total)
 
 
 def _unknown(kind: Literal["sm", "core"], total: int | None, reason: str) -> UnitUse:
@@ -147,9 +142,9 @@ def _inside(edges: Times, counts: Times, swept: Sweep) -> tuple[Times, Times, Ti
     return edges[:-1], counts[:-1], covered_within(swept.recorded, edges[:-1], edges[1:])
 
 
-def _inferred(kernels: DeviceKernels, swept: Sweep, table: pa.Table, total: int, properties: dict[str, Any]) -> UnitUse:
-    """From launch shapes: a kernel holds min(SMs, ceil(CTAs / resident CTAs per SM)) units while it runs."""
-    held = _units_by_launch(table, kernels.rows, total, properties)
+def _inferred(kernels: DeviceKernels, swept: Sweep, table: pa.Table, total: int) -> UnitUse:
+    """From launch shapes: a kernel holds min(SMs, CTAs) units while it runs."""
+    held = _units_by_launch(table, kernels.rows, total)
     reason = "" if (held > 0).any() else "no launch shapes in the source"
     typical: dict[str, int | None] = {}
     peak: int | None = None
@@ -177,32 +172,23 @@ def _weighted(starts: Times, ends: Times, weights: Times, most: int) -> tuple[Ti
     return edges, np.minimum(np.cumsum(np.rint(change).astype(np.int64)), most)
 
 
-def _units_by_launch(table: pa.Table, rows: Times, total: int, properties: dict[str, Any]) -> Times:
-    """[kernels] units of each kernel; 0 where the launch shape is not known."""
+def _units_by_launch(table: pa.Table, rows: Times, total: int) -> Times:
+    """[kernels] units of each kernel; 0 where the launch shape is not known.
+
+    The hardware spreads blocks over idle units before it stacks them on one, so a grid smaller than the device takes a
+    unit a block, and any larger one takes them all.
+    """
     import pyarrow as pa
 
-    taken = table.select(["grid", "block", "registers", "shared_bytes"]).take(pa.array(rows))
-    grids, blocks = _volume(taken.column("grid")), _volume(taken.column("block"))
-    registers = taken.column("registers").fill_null(0).to_numpy().astype(np.int64)
-    shared = taken.column("shared_bytes").fill_null(0).to_numpy()
-    threads = np.maximum(-(-np.maximum(blocks, 1) // _WARP) * _WARP, _WARP)
-    resident = np.minimum(_MAX_BLOCKS, int(properties.get("maxThreadsPerMultiprocessor", 2048)) // threads)
-    file = int(properties.get("regsPerMultiprocessor", 65536))
-    resident = np.where(registers > 0, np.minimum(resident, file // np.maximum(registers * threads, 1)), resident)
-    memory = properties.get("sharedMemPerMultiprocessor")
-    if isinstance(memory, int):
-        resident = np.where(shared > 0, np.minimum(resident, memory // np.maximum(shared, 1)), resident)
-    # The hardware spreads blocks over idle units before it stacks them, so a grid smaller than the device takes one
-    # unit a block; stacking counts only for what exceeds one wave.
-    waves = np.where(grids <= total, grids, np.maximum(-(-grids // np.maximum(resident, 1)), total))
-    return np.minimum(waves, total)
+    return np.minimum(_volume(table.column("grid").take(pa.array(rows))), total)
 
 
 def _volume(column: pa.ChunkedArray) -> Times:
     """Product of `x,y,z` in each row, 0 for null: [rows]."""
     encoded = column.combine_chunks().dictionary_encode()
     products: NDArray[np.int64] = np.array([_product(text) for text in encoded.dictionary.to_pylist()] + [0], np.int64)
-    return products[encoded.indices.fill_null(len(products) - 1).to_numpy()]
+    volumes: Times = products[encoded.indices.fill_null(len(products) - 1).to_numpy()]
+    return volumes
 
 
 def _product(text: str | None) -> int:

@@ -1,0 +1,55 @@
+"""`moescope export`: the timelines of a run as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from moescope.profiler.errors import UsageProblem
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE…")
+@click.option("--to", "form", type=click.Choice(["csv"]), required=True, help="Format.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write to.  [default: <source>-csv]")
+@click.option("--window", help="Only rows that touch A:B, in seconds from the start of the run.")
+@click.option("--rules", type=click.Path(path_type=Path), help="TOML file of classifier rules that go before ours.")
+@click.option("-f", "--force", is_flag=True, help="Write into a folder that already holds something.")
+def command(
+    sources: tuple[Path, ...], form: str, output: Path | None, window: str | None, rules: Path | None, force: bool
+) -> None:
+    """Write the timelines of SOURCE: a recording, a folder of traces, or trace files."""
+    from moescope.profiler.commands.summary import take_rules
+    from moescope.profiler.errors import NoData
+    from moescope.profiler.export_csv import export_csv
+    from moescope.profiler.source import open_source
+
+    take_rules(rules)
+    source = open_source(sources)
+    if not source.table("kernels").num_rows:
+        raise NoData(f"{source.name}: no kernels recorded; see its log, or record again with `moescope run`")
+    name = sources[0].resolve().name.removesuffix(".gz").removesuffix(".json")
+    folder = output if output is not None else Path(f"{name}-{form}")
+    if folder.exists() and not folder.is_dir():
+        raise UsageProblem(f"{folder}: is a file; name a folder with -o")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise UsageProblem(f"{folder}: holds files already; choose another folder with -o, or write over them with -f")
+    starts = source.table("kernels").column("start_ns").to_numpy()
+    for path in export_csv(source, folder, parse_window(window, int(starts.min())) if window else None):
+        click.echo(str(path))
+
+
+def parse_window(text: str, origin_ns: int) -> tuple[int, int]:
+    """`A:B` in seconds from the origin as ns since the epoch; either side may be left out."""
+    first, colon, last = text.partition(":")
+    try:
+        low = float(first) if first else 0.0
+        high = float(last) if last else float("inf")
+    except ValueError:
+        colon = ""
+        low = high = 0.0
+    if not colon or not low < high or low < 0:
+        raise UsageProblem(f"--window {text}: give A:B in seconds with A before B, such as 1.5:2")
+    end = origin_ns + round(high * 1e9) if high != float("inf") else 2**62
+    return origin_ns + round(low * 1e9), end

@@ -1,0 +1,84 @@
+"""`moescope import`: traces of other tools as a recording."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moescope.profiler.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from moescope.profiler.source import Source
+
+
+@click.command()
+@click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TRACE…")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the recording.")
+@click.option("-f", "--force", is_flag=True, help="Replace the recording that is there.")
+def command(traces: tuple[Path, ...], output: Path, force: bool) -> None:
+    """Turn TRACE, PyTorch (Kineto) trace files or a folder of them, into a recording."""
+    from moescope.profiler.source import is_recording, open_source
+
+    if output.exists() and not (force and is_recording(output)) and not (output.is_dir() and not any(output.iterdir())):
+        raise UsageProblem(f"{output}: exists; choose another folder with -o, or replace a recording with -f")
+    source = open_source(traces)
+    if source.state != "trace":
+        raise UsageProblem(f"{traces[0]}: is a recording already")
+    if output.exists():
+        _clear(output)
+    write_recording(source, output)
+    click.echo(f"moescope summary {output}")
+
+
+def _clear(folder: Path) -> None:
+    """Remove a recording's own files, and nothing else."""
+    for path in (*folder.glob("rank-*/*.arrows"), *folder.glob("host-*/*.arrows"), *folder.glob("meta.json")):
+        path.unlink()
+
+
+def write_recording(source: Source, folder: Path) -> None:
+    """Write every table of a source as a recording, a segment a table and rank."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from moescope.collectors.schema import META_FILE, TABLES, host_folder, rank_folder, segment_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TABLES:
+        table = source.table(name)
+        if not table.num_rows:
+            continue
+        parts: dict[str, pa.Table] = {}
+        if "rank" in table.column_names:
+            for rank in pc.unique(table.column("rank")).to_pylist():
+                own = table.column("rank")
+                keep = pc.is_null(own) if rank is None else pc.fill_null(pc.equal(own, rank), False)
+                parts[rank_folder(rank) if rank is not None else host_folder("import")] = table.filter(keep)
+        else:
+            parts[host_folder("import")] = table
+        for part, rows in parts.items():
+            (folder / part).mkdir(exist_ok=True)
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            with pa.ipc.new_stream(folder / part / segment_file(name, 0), rows.schema, options=options) as stream:
+                stream.write_table(rows, max_chunksize=65536)
+    (folder / META_FILE).write_text(json.dumps(_meta(source), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _meta(source: Source) -> dict[str, Any]:
+    from moescope import __version__
+    from moescope.collectors.schema import RECORDING_VERSION
+
+    starts = source.table("kernels").column("start_ns").to_numpy()
+    ends = starts + source.table("kernels").column("dur_ns").to_numpy()
+    return source.meta | {
+        "moescope": __version__,
+        "version": RECORDING_VERSION,
+        "state": "finished",
+        "started_ns": int(starts.min()),
+        "ended_ns": int(ends.max()),
+        "exit_code": None,
+        "dropped_events": 0,
+    }

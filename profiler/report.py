@@ -1,0 +1,194 @@
+"""A summary as text for people: what hides communication, where the time goes, and what to look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+UNKNOWN: Final = "–"
+_PARTS: Final = (
+    ("compute", "█", "#4A7FE8"),
+    ("overlapped", "▓", "#A6E8DC"),
+    ("exposed comm", "▒", "#D9591C"),
+    ("other", "-", "#F2D544"),
+    ("idle", "·", "#3A3F4A"),
+)
+_ROWS: Final = 12
+
+
+def render_text(summary: dict[str, Any], console: Console) -> None:
+    """Print a summary; colours only on a terminal."""
+    from rich.text import Text
+
+    total = summary["total"]
+    console.print(Text(headline(summary), style="bold"), soft_wrap=True)
+    console.print(_bar(total, max(20, min(console.width, 100) - 2)), soft_wrap=True)
+    console.print(_legend(total), soft_wrap=True)
+    console.print()
+    console.print(_ranks(summary["ranks"]))
+    for title, table in (("Phases", _phases(summary["ranks"])), ("Operators", _operators(summary["ranks"]))):
+        if table.row_count:
+            console.print(Text(f"\n{title}", style="bold"))
+            console.print(table)
+    notes = _notes(summary)
+    if notes:
+        console.print()
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One sentence: how much communication is hidden, and what the rest costs."""
+    total, ranks = summary["total"], summary["ranks"]
+    count = len({rank["rank"] for rank in ranks})
+    who = f"{summary['source']}: {count} rank{'s' if count != 1 else ''}, {_time(total['span_us'])} of device time"
+    if total["overlap_fraction"] is None:
+        return f"{who}; no communication, {_share(total['busy_us'], total['span_us'])} busy."
+    return (
+        f"{who}; {total['overlap_fraction']:.1%} of communication is hidden, "
+        f"{_time(total['exposed_comm_us'])} ({_share(total['exposed_comm_us'], total['span_us'])}) is exposed."
+    )
+
+
+def _parts(total: dict[str, Any]) -> list[float]:
+    compute = total["compute_us"] - total["overlapped_us"]
+    other = total["busy_us"] - compute - total["comm_us"]
+    return [compute, total["overlapped_us"], total["exposed_comm_us"], max(other, 0), total["idle_us"]]
+
+
+def _bar(total: dict[str, Any], width: int) -> Any:
+    from rich.text import Text
+
+    bar, cells, reached = Text(), 0, 0.0
+    for (_, glyph, colour), value in zip(_PARTS, _parts(total), strict=True):
+        reached += value
+        end = round(reached / total["span_us"] * width) if total["span_us"] else 0
+        bar.append(glyph * (end - cells), style=colour)
+        cells = end
+    return bar
+
+
+def _legend(total: dict[str, Any]) -> Any:
+    from rich.text import Text
+
+    legend = Text()
+    for (name, glyph, colour), value in zip(_PARTS, _parts(total), strict=True):
+        legend.append(glyph, style=colour)
+        legend.append(f" {name} {_share(value, total['span_us'])}   ")
+    return legend
+
+
+def _time(us: float | None) -> str:
+    if us is None:
+        return UNKNOWN
+    if us >= 1e6:
+        return f"{us / 1e6:.2f} s"
+    return f"{us / 1e3:.2f} ms" if us >= 1e3 else f"{us:.1f} µs"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else UNKNOWN
+
+
+def _optional(value: float | None, form: str = "{}") -> str:
+    return UNKNOWN if value is None else form.format(value)
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="left" if at == 0 else "right", no_wrap=at > 0, overflow="fold")
+    return table
+
+
+def _ranks(ranks: list[dict[str, Any]]) -> Table:
+    noun = "cores" if ranks[0]["units"]["kind"] == "core" else "SMs"
+    table = _table("rank", "device", "span", "busy", "compute", "comm", "hidden", "exposed", "idle", f"comm {noun}")
+    for rank in ranks:
+        units = rank["units"]
+        held = UNKNOWN if units["comm_typical"] is None else f"{units['comm_typical']}/{_optional(units['total'])}"
+        table.add_row(
+            str(rank["rank"]),
+            rank["device"],
+            _time(rank["span_us"]),
+            _share(rank["busy_us"], rank["span_us"]),
+            _time(rank["compute_us"]),
+            _time(rank["comm_us"]),
+            _optional(rank["overlap_fraction"], "{:.1%}"),
+            _time(rank["exposed_comm_us"]),
+            _share(rank["idle_us"], rank["span_us"]),
+            held,
+        )
+    return table
+
+
+def _merged(
+    ranks: list[dict[str, Any]], table: str, keys: tuple[str, ...], sums: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for rank in ranks:
+        for row in rank[table]:
+            key = tuple(row[name] for name in keys)
+            into = found.setdefault(key, dict(zip(keys, key, strict=True)) | dict.fromkeys(sums, 0))
+            for name in sums:
+                into[name] += row[name]
+    return sorted(found.values(), key=lambda row: -row["total_us"])
+
+
+def _phases(ranks: list[dict[str, Any]]) -> Table:
+    table = _table("phase", "count", "total", "comm", "exposed")
+    rows = _merged(ranks, "phases", ("name",), ("count", "total_us", "comm_us", "exposed_comm_us"))
+    for row in rows[:_ROWS]:
+        values = _time(row["total_us"]), _time(row["comm_us"]), _time(row["exposed_comm_us"])
+        table.add_row(_plain(row["name"]), str(row["count"]), *values)
+    return table
+
+
+def _operators(ranks: list[dict[str, Any]]) -> Table:
+    table = _table("operator", "kind", "count", "total", "share")
+    rows = _merged(ranks, "operators", ("class", "kind"), ("count", "total_us"))
+    whole = sum(row["total_us"] for row in rows)
+    for row in rows[:_ROWS]:
+        table.add_row(
+            row["class"], row["kind"], str(row["count"]), _time(row["total_us"]), _share(row["total_us"], whole)
+        )
+    return table
+
+
+def _plain(name: str) -> Any:
+    from rich.text import Text
+
+    return Text("".join(letter if letter.isprintable() else "·" for letter in name))
+
+
+def _notes(summary: dict[str, Any]) -> list[str]:
+    total = summary["total"]
+    units = summary["ranks"][0]["units"]
+    notes = [f"Evidence: times {summary['evidence']}, units {units['evidence']}."]
+    if units["comm_typical"] is None:
+        notes.append(f"Units: {units['comm_typical_reason']}.")
+    if summary["coverage"] < 1:
+        notes.append(
+            f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone."
+        )
+    if total["unknown_us"]:
+        share = _share(total["unknown_us"], total["span_us"])
+        notes.append(f"WARNING: {_time(total['unknown_us'])} ({share}) under kernels that no rule knows: see --rules.")
+    if summary["dropped_events"]:
+        notes.append(f"WARNING: {summary['dropped_events']} events were dropped: queues were full.")
+    if summary["ranks_without_kernels"]:
+        notes.append(f"WARNING: no kernels of rank {', '.join(map(str, summary['ranks_without_kernels']))}.")
+    notes += [f"WARNING: {file} ends in a torn batch; every whole batch counts." for file in summary["torn"]]
+    for line in summary["log"]["lines"][:5]:
+        rank = "" if line["rank"] is None else f" rank {line['rank']}"
+        notes.append(f"{str(line['level']).upper()}{rank} {line['source']}: {line['message']}")
+    if summary["log"]["warnings"] > 5:
+        notes.append(f"… {summary['log']['warnings']} warnings in all: see --json.")
+    for finding in summary["findings"]:
+        notes.append(f"• [{finding['severity']}] {finding['what']} Try: {finding['try']} ({finding['gain']})")
+    return notes

@@ -1,0 +1,227 @@
+"""The answer to `moescope summary`: where each rank's time goes, as one JSON-ready value (schema 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from moescope.collectors.schema import EVIDENCE
+from moescope.profiler.errors import NoData
+from moescope.profiler.intervals import length
+from moescope.profiler.overlap import (
+    DeviceKernels,
+    Sweep,
+    counted_ns,
+    coverage,
+    kernels_by_device,
+    recorded_windows,
+    sweep,
+)
+from moescope.profiler.phases import phase_times, ranges_of
+from moescope.profiler.report import render_text
+from moescope.profiler.units import UnitUse, units_used
+
+if TYPE_CHECKING:
+    from moescope.profiler.source import Source
+
+__all__ = ["render_text", "summarise"]
+
+SUMS: Final = (
+    "span_us", "busy_us", "compute_us", "comm_us", "memory_us", "overlapped_us", "exposed_comm_us", "idle_us",
+    "unknown_us",
+)  # fmt: skip
+_NS_PER_US: Final = 1000
+NO_COMM: Final = "no communication kernels"
+
+
+def summarise(source: Source) -> dict[str, Any]:
+    """Sum up a source.
+
+    Raises NoData where it holds no kernels.
+    """
+    kernels = source.table("kernels")
+    devices = kernels_by_device(kernels)
+    if not devices:
+        raise NoData(f"{source.name}: no kernels recorded; see its log, or record again with `moescope run`")
+    windows = recorded_windows(source)
+    sweeps = [sweep(device, windows.get(device.rank)) for device in devices]
+    ranks = [_rank(source, device, swept) for device, swept in zip(devices, sweeps, strict=True)]
+    total: dict[str, Any] = {key: sum(rank[key] for rank in ranks) for key in SUMS}
+    total |= _fraction(total["overlapped_us"], total["comm_us"])
+    counted = [length(windows[rank]) for rank in windows]
+    spans = [int(windows[rank][1][-1] - windows[rank][0][0]) for rank in windows if len(windows[rank][0])]
+    found = {device.rank for device in devices}
+    return {
+        "schema": 1,
+        "source": source.name,
+        "state": source.state,
+        "evidence": _evidence(source, devices, sweeps),
+        "ranks": ranks,
+        "coverage": sum(counted) / sum(spans) if sum(spans) else 1.0,
+        "total": total,
+        "dropped_events": _dropped(source),
+        "ranks_without_kernels": [rank for rank in source.ranks() if rank not in found],
+        "torn": list(source.torn),
+        "log": _log(source),
+        "findings": _findings(source),
+    }
+
+
+def _us(ns: int) -> float | int:
+    return ns // _NS_PER_US if ns % _NS_PER_US == 0 else ns / _NS_PER_US
+
+
+def _fraction(overlapped: float, comm: float) -> dict[str, Any]:
+    if comm:
+        return {"overlap_fraction": overlapped / comm}
+    return {"overlap_fraction": None, "overlap_fraction_reason": NO_COMM}
+
+
+def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
+    inside = counted_ns(device.starts, device.ends, swept.recorded)
+    counts = (inside > 0) | (device.starts == device.ends)
+    units = units_used(device, swept, source.table("kernels"), source.table("unit_intervals"), source.meta)
+    phases = phase_times(device, ranges_of(source.table("phases"), device.rank), swept)
+    return {
+        "rank": device.rank,
+        "device": device.device,
+        "span_us": _us(swept.span_ns),
+        "busy_us": _us(length(swept.busy)),
+        "compute_us": _us(length(swept.compute)),
+        "comm_us": _us(length(swept.comm)),
+        "memory_us": _us(length(swept.memory)),
+        "overlapped_us": _us(length(swept.overlapped)),
+        "exposed_comm_us": _us(length(swept.exposed)),
+        "idle_us": _us(swept.idle_ns),
+        **_fraction(length(swept.overlapped), length(swept.comm)),
+        "unknown_us": _us(length(swept.unknown)),
+        "kernels": int(counts.sum()),
+        "coverage": coverage(recorded_windows(source).get(device.rank)),
+        "units": _units(units),
+        "matrix_use": _matrix_use(source, device, swept),
+        "phases": [
+            {
+                "name": phase.name,
+                "count": phase.count,
+                "total_us": _us(phase.total_ns),
+                "comm_us": _us(phase.comm_ns),
+                "exposed_comm_us": _us(phase.exposed_ns),
+            }
+            for phase in phases
+        ],
+        "operators": _operators(device, inside, counts),
+    }
+
+
+def _units(units: UnitUse) -> dict[str, Any]:
+    answer: dict[str, Any] = {"kind": units.kind}
+    for key in ("total", "comm_typical", "comm_peak", "comm_time_share", "compute_typical"):
+        value = getattr(units, key)
+        answer[key] = value
+        if value is None:
+            answer[f"{key}_reason"] = units.reason or "no kernel of this kind with a known launch shape"
+    return answer | {"evidence": units.evidence}
+
+
+def _operators(device: DeviceKernels, inside: Any, counts: Any) -> list[dict[str, Any]]:
+    labels = np.array(
+        [f"{kind}\t{operator}" for kind, operator in zip(device.kinds, device.operators, strict=True)], object
+    )
+    whole = int(inside.sum())
+    found = []
+    for label in dict.fromkeys(labels.tolist()):
+        pick = (labels == label) & counts
+        count, total = int(pick.sum()), int(inside[pick].sum())
+        if not count:
+            continue
+        kind, operator = label.split("\t")
+        found.append(
+            {
+                "class": operator,
+                "kind": kind,
+                "count": count,
+                "total_us": _us(total),
+                "share": total / whole if whole else 0.0,
+                "bound": None,
+                "bound_reason": "operations and bytes of its kernels are not recorded",
+            }
+        )
+    return sorted(found, key=lambda one: -one["share"])
+
+
+def _matrix_use(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
+    """Achieved FLOP/s over the peaks of the operands' types: time at peak, over the counted time (derived)."""
+    from moescope.profiler.intervals import covered_within
+    from moescope.profiler.live_engines import peak_flops, peaks
+
+    counted: dict[str, int] = {}
+    work = source.table("work")
+    if work.num_rows:
+        times = work.column("t_ns").to_numpy()
+        own = (work.column("rank").to_numpy() == device.rank) & (covered_within(swept.recorded, times, times + 1) > 0)
+        _add(counted, work.filter(own))
+    if not counted:
+        import pyarrow as pa
+
+        table = source.table("kernels").select(["flops", "dtype"]).take(pa.array(device.rows))
+        _add(counted, table.filter(counted_ns(device.starts, device.ends, swept.recorded) > 0))
+    if not counted or not swept.span_ns:
+        return _no_use(None, "no operations are recorded: see moescope.collectors.emit.work")
+    achieved = sum(counted.values()) / swept.span_ns * 1e9
+    known = peaks(source.meta)
+    at_peak = 0.0
+    for dtype, flops in counted.items():
+        peak = peak_flops(known, dtype, emulated=device.device.startswith("cpu"))
+        if peak is None:
+            return _no_use(achieved, f"the device's {dtype or 'matrix'} peak is not known; run `moescope calibrate`")
+        at_peak += flops / peak.value
+    return {"achieved": at_peak * 1e9 / swept.span_ns, "flops_per_s": achieved, "evidence": "derived"}
+
+
+def _no_use(flops_per_s: float | None, reason: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {"achieved": None, "achieved_reason": reason, "flops_per_s": flops_per_s}
+    if flops_per_s is None:
+        answer["flops_per_s_reason"] = reason
+    return answer | {"evidence": "derived"}
+
+
+def _add(counted: dict[str, int], table: Any) -> None:
+    for flops, dtype in zip(table.column("flops").to_pylist(), table.column("dtype").to_pylist(), strict=True):
+        if flops:
+            counted[dtype or ""] = counted.get(dtype or "", 0) + flops
+
+
+def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep]) -> str:
+    """The weakest label of any kernel that counts."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    labels = source.table("kernels").column("evidence")
+    worst = 0
+    for device, swept in zip(devices, sweeps, strict=True):
+        counts = counted_ns(device.starts, device.ends, swept.recorded) > 0
+        for label in pc.unique(labels.take(pa.array(device.rows[counts]))).to_pylist():
+            worst = max(worst, EVIDENCE.index(label) if label in EVIDENCE else 0)
+    return EVIDENCE[worst]
+
+
+def _dropped(source: Source) -> int:
+    told = source.meta.get("dropped_events")
+    logged = sum(value or 0 for value in source.table("log").column("dropped").to_pylist())
+    return max(int(told) if isinstance(told, int) else 0, logged)
+
+
+def _log(source: Source) -> dict[str, Any]:
+    rows = [row for row in source.table("log").to_pylist() if row["level"] in ("warning", "error")]
+    lines = [
+        {"level": row["level"], "rank": row["rank"], "source": row["source"], "message": row["message"]} for row in rows
+    ]
+    unique = list({tuple(line.items()): line for line in lines}.values())
+    return {"warnings": len(rows), "lines": unique[:50]}
+
+
+def _findings(source: Source) -> list[dict[str, Any]]:
+    from moescope.profiler.findings import as_rows, findings
+
+    return list(as_rows(findings(source)))
