@@ -122,7 +122,7 @@ def matrix_use(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) 
     total = sum(counted.values())
     used = Figure(total / span * 1e9, "derived")
     known = peaks(state.source.meta)
-    sharing = ranks_sharing(state, ranks)
+    sharing = ranks_sharing(state)
     needed, names = 0.0, []
     for dtype, flops in counted.items():
         peak = peak_flops(known, dtype, emulated=state.unit_kind == "core")
@@ -137,13 +137,12 @@ def matrix_use(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) 
     return MatrixUse(used, Figure(mean_peak, "derived"), Figure(share, "derived"), source)
 
 
-def ranks_sharing(state: LiveState, ranks: Sequence[int]) -> float:
+def ranks_sharing(state: LiveState) -> float:
     """How many ranks share one peak: all of a host on the CPU backend, where the peak is the whole host's; else 1."""
     if state.unit_kind != "core":
         return 1.0
-    listed = [entry for entry in state.source.meta.get("ranks") or () if isinstance(entry, Mapping)]
-    hosts = {entry.get("host") for entry in listed if entry.get("rank") in ranks}
-    return max(len(state.rank_numbers()) / max(len({entry.get("host") for entry in listed} or hosts), 1), 1.0)
+    hosts = {entry.get("host") for entry in state.source.meta.get("ranks") or () if isinstance(entry, Mapping)}
+    return max(len(state.rank_numbers()) / max(len(hosts), 1), 1.0)
 
 
 def _flops(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) -> tuple[dict[str, int], str]:

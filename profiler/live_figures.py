@@ -114,27 +114,30 @@ class _Totals:
         self._size = size
 
     def add(self, held: RankState, window: tuple[int, int]) -> None:
-        codes, starts, ends, inside, exposed, flops, moved, dtypes = recorded_columns(
-            held, window, ("code", "start", "end", "inside", "exposed", "flops", "bytes", "dtype")
-        )
-        if not len(codes):
+        rows, recorded = _recorded_rows(held, window)
+        if rows.stop <= rows.start:
             return
-        durations = ends - starts
-        self.calls += np.bincount(codes, minlength=self._size)
-        self.inside += self._sums(codes, inside)
-        alone = np.flatnonzero(exposed)
-        self.exposed += self._sums(codes[alone], exposed[alone])
-        self.short += int((durations < SHORT_KERNEL_NS).sum())
-        self.keys.append(_duration_keys(codes, durations, self._size))
-        for values, total, elapsed in ((flops, self.flops, self.flop_ns), (moved, self.bytes, self.byte_ns)):
-            known = np.flatnonzero(values != NULL)
+        kernels = held.kernels
+        durations = kernels["end"][rows] - kernels["start"][rows]
+        # What was not recorded gets a number past all codes: cheaper than leaving its rows out of every column.
+        codes = np.where(recorded, kernels["code"][rows], self._size).astype(np.int32)
+        self.calls += np.bincount(codes, minlength=self._size + 1)[: self._size]
+        self.inside += self._sums(codes, kernels["inside"][rows])
+        alone = np.flatnonzero(kernels["exposed"][rows])
+        self.exposed += self._sums(codes[alone], kernels["exposed"][rows][alone])
+        self.short += int(((durations < SHORT_KERNEL_NS) & recorded).sum())
+        self.keys.append(_duration_keys(codes, durations, self._size + 1))
+        dtypes = kernels["dtype"][rows]
+        for name, total, elapsed in (("flops", self.flops, self.flop_ns), ("bytes", self.bytes, self.byte_ns)):
+            values = kernels[name][rows]
+            known = np.flatnonzero((values != NULL) & recorded)
             if len(known):
                 total += self._sums(codes[known], values[known])
                 elapsed += self._sums(codes[known], durations[known])
                 self.dtypes[codes[known]] = dtypes[known]
 
     def _sums(self, codes: Column, values: Column) -> NDArray[np.int64]:
-        return np.rint(np.bincount(codes, weights=values, minlength=self._size)).astype(np.int64)
+        return np.rint(np.bincount(codes, weights=values, minlength=self._size + 1)).astype(np.int64)[: self._size]
 
 
 def kernel_rows(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) -> tuple[tuple[KernelRow, ...], int]:
@@ -275,13 +278,17 @@ def _ranges(state: LiveState, rank: int, window: tuple[int, int]) -> Ranges:
 def _communication(state: LiveState, rank: int, window: tuple[int, int], ranges: Ranges) -> list[tuple[str, int, int]]:
     """Name, communication and exposed time of a rank's phases in the window, the union over each name's kernels, ns."""
     held = state.ranks[rank]
-    starts, ends, phase, code, device = recorded_columns(held, window, ("start", "end", "phase", "code", "device"))
-    if not len(starts):
-        return []
     moving = np.isin(np.arange(len(KINDS)), [KINDS.index("comm"), KINDS.index("fused")])[state.kind_of()]
+    rows, recorded = _recorded_rows(held, window)
+    if rows.stop <= rows.start:
+        return []
+    picked = rows.start + np.flatnonzero(moving[held.kernels["code"][rows]] & recorded)
+    starts, ends, phase, code, device = (
+        held.kernels[name][picked] for name in ("start", "end", "phase", "code", "device")
+    )
     found: list[tuple[str, int, int]] = []
     for number, swept in held.devices.items():
-        at = np.flatnonzero(moving[code] & (device == number))
+        at = np.flatnonzero(device == number)
         if not len(at):
             continue
         ids = np.where(phase[at] == NULL, NO_PHASE, phase[at])

@@ -29,10 +29,13 @@ def rank_units(state: LiveState, rank: int, window: tuple[int, int]) -> Units:
         none = Figure(None, "derived", "nothing recorded of this rank")
         return Units(state.unit_kind, None, none, none, none, none)
     number = min(held.devices, key=state.names.text)
-    starts, ends, code, device, grid = recorded_columns(held, window, ("start", "end", "code", "device", "grid"))
+    name = state.names.text(number, "cpu")
+    # Only launch grids tell units where none were measured, and operators on a CPU have no grid.
+    seen = window if not name.startswith("cpu") else (window[0], window[0])
+    starts, ends, code, device, grid = recorded_columns(held, seen, ("start", "end", "code", "device", "grid"))
     own = (device == number) & (grid >= 0) if len(device) else np.empty(0, np.bool_)
     kinds = state.kind_of()[code[own]] if own.any() else np.empty(0, np.int8)
-    kernels = as_device(starts[own], ends[own], kinds, rank, state.names.text(number, "cpu"))
+    kernels = as_device(starts[own], ends[own], kinds, rank, name)
     swept = sweep(kernels, held.recorded.between(*window), window)
     used = units_used(kernels, swept, _launches(state, grid[own]), _intervals(state, rank, window), state.source.meta)
     return _as_units(used)
@@ -89,7 +92,7 @@ def _intervals(state: LiveState, rank: int, window: tuple[int, int]) -> pa.Table
 def all_units(rows: Sequence[Units]) -> Units | None:
     """Several ranks as one: the median rank's typical counts, the highest peak, the share of all units' time.
 
-    Ranks on the CPU backend share the host's cores, so their shares add up; devices with units of their own have the mean
+    Ranks on the CPU backend share the host's cores, so their shares add up; devices have units of their own.
     """
     known = [row for row in rows if row.comm_typical.value is not None]
     if not known:
