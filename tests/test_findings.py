@@ -1,0 +1,151 @@
+"""Each finding appears where the data carries it, names what it rests on, and promises no more than it can."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moescope.profiler.findings import Aggregates, as_rows, findings, straggler
+from moescope.profiler.snapshot import (
+    CollectiveRow,
+    ExpertRow,
+    Figure,
+    KernelRow,
+    PhaseRow,
+    QuantisationRow,
+    Shares,
+)
+from tests.live_recording import MemorySource, kernel, phase, step, window
+
+MS = 1_000_000
+NONE = Figure(None, reason="not recorded")
+
+
+def _kernel_row(name: str, operator: str, kind: str, total_ns: int) -> KernelRow:
+    return KernelRow(name, operator, kind, "r", 1, total_ns, 0.5, 1, 1, 0, NONE, NONE, None, "")
+
+
+HEALTHY = Aggregates(
+    shares=Shares(100 * MS, 80 * MS, 19 * MS, 0, 0, 1 * MS),
+    step_ns=10 * MS,
+    phases=(),
+    kernels=(_kernel_row("aten::mm", "gemm", "compute", 99 * MS),),
+    collectives=(),
+    experts=(ExpertRow(0, (10, 10, 11, 9)),),
+    rank_tokens=(20, 20),
+    quantisation=(),
+    rank_compute={0: 0.99, 1: 0.985},
+    coverage=1.0,
+    dropped=0,
+    finished=True,
+    short_kernels=0,
+    worst_exposed_ns=None,
+)
+
+
+def _ids(seen: Aggregates) -> list[str]:
+    return [finding.id for finding in findings(seen)]
+
+
+def test_a_healthy_run_has_no_findings() -> None:
+    assert _ids(HEALTHY) == []
+
+
+def test_exposed_communication_names_its_worst_phase_and_bounds_the_gain_by_its_share() -> None:
+    seen = replace(
+        HEALTHY,
+        shares=Shares(100 * MS, 60 * MS, 10 * MS, 25 * MS, 0, 5 * MS),
+        phases=(
+            PhaseRow("dispatch(F)", 4, 9 * MS, 9 * MS, 5 * MS),
+            PhaseRow("combine(F)", 4, 30 * MS, 26 * MS, 20 * MS),
+        ),
+        worst_exposed_ns=77,
+    )
+    (finding,) = findings(seen)
+    assert (finding.id, finding.severity, finding.start_ns) == ("exposed-communication", "high", 77)
+    assert "80% of it in combine(F)" in finding.what
+    assert "at most 25.0%" in finding.gain
+    assert "2.5 ms a step" in finding.gain
+
+
+def test_gaps_are_found_from_a_tenth_of_the_time_on() -> None:
+    shares = Shares(100 * MS, 91 * MS, 0, 0, 0, 9 * MS)
+    assert _ids(replace(HEALTHY, shares=shares)) == []
+    shares = Shares(100 * MS, 75 * MS, 0, 0, 0, 25 * MS)
+    (finding,) = findings(replace(HEALTHY, shares=shares, short_kernels=42))
+    assert (finding.id, finding.severity) == ("idle", "medium")
+    assert "42 kernels shorter than 5 µs" in finding.evidence
+
+
+def test_unbalanced_experts_bound_the_gain_by_the_heaviest_rank() -> None:
+    seen = replace(
+        HEALTHY,
+        experts=(ExpertRow(3, (10, 10, 10, 10)), ExpertRow(7, (70, 10, 10, 10))),
+        rank_tokens=(90, 30),
+        kernels=(_kernel_row("grouped", "grouped_gemm", "compute", 60 * MS),),
+    )
+    (finding,) = findings(seen)
+    assert finding.id == "experts-unbalanced"
+    assert "Expert 0 of layer 7 gets 2.8 times" in finding.what
+    assert "at most 20.0%" in finding.gain  # 60 % of the time, of which the heaviest rank's third is in excess
+
+
+def test_an_expert_that_gets_one_and_a_half_times_the_mean_is_no_finding() -> None:
+    assert _ids(replace(HEALTHY, experts=(ExpertRow(0, (15, 5)),))) == []
+    assert _ids(replace(HEALTHY, experts=(ExpertRow(0, (16, 4)),))) == ["experts-unbalanced"]
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [({}, None), ({0: 0.9}, None), ({0: 0.5, 1: 0.51}, None), ({0: 0.5, 1: 0.5, 2: 0.6}, 2)],
+)
+def test_a_straggler_needs_other_ranks_and_a_difference(compute: dict[int, float], expected: int | None) -> None:
+    found = straggler(compute)
+    assert (found[0] if found else None) == expected
+    assert ("straggler" in _ids(replace(HEALTHY, rank_compute=compute))) == (expected is not None)
+
+
+def test_calls_that_never_completed_count_only_once_the_run_is_over() -> None:
+    row = CollectiveRow("all_reduce", "world", "gloo", 9, 1, 1, 1, NONE, 0, 2)
+    assert _ids(replace(HEALTHY, collectives=(row,))) == ["collectives-unfinished"]
+    assert _ids(replace(HEALTHY, collectives=(row,), finished=False)) == []
+
+
+def test_unknown_kernels_are_named() -> None:
+    rows = (_kernel_row("mystery", "unknown", "unknown", 10 * MS), *HEALTHY.kernels)
+    (finding,) = findings(replace(HEALTHY, kernels=rows))
+    assert finding.id == "unknown-kernels"
+    assert "mystery" in finding.evidence
+
+
+def test_low_coverage_and_dropped_events_are_told() -> None:
+    assert _ids(replace(HEALTHY, coverage=0.05, dropped=3)) == ["events-dropped", "coverage-low"]
+
+
+def test_quantisation_that_breaks_numbers_is_told() -> None:
+    row = QuantisationRow("mlp.up.x", "e4m3 1x128", 1, 1.0, 1.0, 1.0, 30, 0, 2, 1000)
+    assert _ids(replace(HEALTHY, quantisation=(row,))) == ["quantisation-nonfinite", "quantisation-saturated"]
+
+
+def test_findings_of_a_source_are_those_of_its_whole_run_even_while_it_grows() -> None:
+    second = 1_000_000_000
+    source = MemorySource("live").add("windows", [window(0, 60 * second)])
+    source.add("phases", [phase(1, "combine(F)", 0, 20 * second)])
+    source.add("kernels", [kernel(0, 20 * second, "comm", phase_id=1), kernel(20 * second, 40 * second)])
+    rows = {row["id"]: row for row in as_rows(findings(source))}
+    assert "33.3%" in rows["exposed-communication"]["what"]
+    assert "combine(F)" in rows["exposed-communication"]["what"]
+    assert set(rows["exposed-communication"]) == {"id", "severity", "what", "evidence", "try", "gain"}
+
+
+def test_an_empty_source_has_no_findings() -> None:
+    assert findings(MemorySource()) == ()
+
+
+def test_the_gain_a_step_is_that_of_the_mean_step() -> None:
+    source = MemorySource().add("windows", [window(0, 200 * MS)])
+    source.add("kernels", [kernel(0, 100 * MS, "comm"), kernel(100 * MS, 100 * MS)])
+    source.add("steps", [step(0, 0, 100 * MS), step(1, 100 * MS, 100 * MS)])
+    (finding,) = findings(source)
+    assert "at most 50.0% of the time, 50 ms a step" in finding.gain
