@@ -175,17 +175,13 @@ def _escape(word: str) -> str:
 def columns_of(file: str) -> list[tuple[str, str, str]]:
     """Name, type and meaning of each column of an exported file."""
     tables = {"kernels.csv": "kernels"} | {name: table for table, name in (FILES | OPTIONAL_FILES).items()}
-    found = [
-        (field.name, str(field.type), (field.metadata or {}).get(b"doc", b"").decode())
-        for field in arrow_schema(tables[file])
-    ]
+    schema = arrow_schema(tables[file])
+    docs = {field.name: (field.metadata or {}).get(b"doc", b"").decode() for field in schema}
+    extra: list[tuple[str, str, str]] = []
     if file == "kernels.csv":
-        found = [
-            (name, kind, "`compute`, `comm`, `memory`, `fused` or `unknown`" if name == "kind" else doc)
-            for name, kind, doc in found
-        ]
-        found += [
+        docs["kind"] = "`compute`, `comm`, `memory`, `fused` or `unknown`, from the classifier"
+        extra = [
             ("operator", "string", "operator class, from the classifier"),
-            ("rule", "string", "the classifier's rule"),
+            ("rule", "string", "the classifier's rule that decided"),
         ]
-    return found
+    return [(field.name, str(field.type), docs[field.name]) for field in schema] + extra

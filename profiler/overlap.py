@@ -60,11 +60,13 @@ class DeviceKernels:
 class Sweep:
     """What one device does inside a window, as interval unions.
 
-    window: ns since the epoch; recorded: the part of it that figures count, all of it unless recording ran in windows
+    window: ns since the epoch; recorded: the part of it that figures count, all of it unless recording ran in windows;
+    clipped: whether that leaves anything of the source out
     """
 
     window: tuple[int, int]
     recorded: Intervals
+    clipped: bool
     busy: Intervals
     compute: Intervals
     comm: Intervals
@@ -140,6 +142,7 @@ def sweep(kernels: DeviceKernels, recorded: Intervals | None = None, window: tup
     recorded: windows of the recording, None for all; window: ns, from the first kernel's start to the last one's end
     unless given, or to the recorded windows' bounds where there are such
     """
+    chosen = window is not None
     if window is None:
         window = _whole(kernels, recorded)
     span = (np.array([window[0]], np.int64), np.array([window[1]], np.int64)) if window[1] > window[0] else empty()
@@ -149,6 +152,7 @@ def sweep(kernels: DeviceKernels, recorded: Intervals | None = None, window: tup
     return Sweep(
         window=window,
         recorded=counted,
+        clipped=chosen or recorded is not None,
         busy=intersect(union(kernels.starts, kernels.ends), counted),
         compute=compute,
         comm=comm,

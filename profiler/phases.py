@@ -59,11 +59,14 @@ def ranges_of(phases: pa.Table, rank: int) -> Ranges:
 def phase_times(kernels: DeviceKernels, phases: Ranges, swept: Sweep) -> list[PhaseTime]:
     """Phases of one device by total time, the longest first, and what lies outside all of them at the end."""
     names = phase_names(kernels, phases)
-    inside = covered_within(swept.recorded, phases.starts, phases.ends)
+    # A range of the host may lie outside the device's first and last kernel; only windows cut it.
+    inside = (
+        covered_within(swept.recorded, phases.starts, phases.ends) if swept.clipped else phases.ends - phases.starts
+    )
     communicates = np.isin(kernels.kinds, ("comm", "fused"))
     found = []
     for name in dict.fromkeys(phases.names.tolist()):
-        ranges = (phases.names == name) & (inside > 0)
+        ranges = (phases.names == name) & ((inside > 0) | (not swept.clipped))
         comm, exposed = _communication(kernels, communicates & (names == name), swept)
         count = int(ranges.sum())
         if count or comm:

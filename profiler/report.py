@@ -17,12 +17,16 @@ _PARTS: Final = (
     ("idle", "·", "#3A3F4A"),
 )
 _ROWS: Final = 12
+_PLAIN_WIDTH: Final = 120
+"""Columns where nobody looks: a file or pipe takes any width."""
 
 
 def render_text(summary: dict[str, Any], console: Console) -> None:
     """Print a summary; colours only on a terminal."""
     from rich.text import Text
 
+    if not console.is_terminal:
+        console.width = max(console.width, _PLAIN_WIDTH)
     total = summary["total"]
     console.print(Text(headline(summary), style="bold"), soft_wrap=True)
     console.print(_bar(total, max(20, min(console.width, 100) - 2)), soft_wrap=True)
@@ -102,7 +106,9 @@ def _table(*columns: str) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
     for at, column in enumerate(columns):
-        table.add_column(column, justify="left" if at == 0 else "right", no_wrap=at > 0, overflow="fold")
+        table.add_column(
+            column, justify="left" if at == 0 else "right", no_wrap=at > 0 or column == "rank", overflow="fold"
+        )
     return table
 
 
@@ -143,6 +149,7 @@ def _merged(
 def _phases(ranks: list[dict[str, Any]]) -> Table:
     table = _table("phase", "count", "total", "comm", "exposed")
     rows = _merged(ranks, "phases", ("name",), ("count", "total_us", "comm_us", "exposed_comm_us"))
+    rows.sort(key=lambda row: (-row["exposed_comm_us"], -row["total_us"]))
     for row in rows[:_ROWS]:
         values = _time(row["total_us"]), _time(row["comm_us"]), _time(row["exposed_comm_us"])
         table.add_row(_plain(row["name"]), str(row["count"]), *values)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from moescope.collectors.schema import EVIDENCE
 from moescope.profiler.errors import NoData
 from moescope.profiler.intervals import length
@@ -125,9 +123,7 @@ def _units(units: UnitUse) -> dict[str, Any]:
 
 
 def _operators(device: DeviceKernels, inside: Any, counts: Any) -> list[dict[str, Any]]:
-    labels = np.array(
-        [f"{kind}\t{operator}" for kind, operator in zip(device.kinds, device.operators, strict=True)], object
-    )
+    labels = device.kinds + "\t" + device.operators
     whole = int(inside.sum())
     found = []
     for label in dict.fromkeys(labels.tolist()):
