@@ -85,6 +85,10 @@ class Ring:
         """Records lost because the ring was full."""
         return int(self._head["dropped"])
 
+    def fill(self) -> float:
+        """Share of the chunks that are in use."""
+        return float((self._chunks["state"] != _FREE).mean())
+
     @property
     def overhead_ns(self) -> int:
         """What recording is reckoned to have cost the process."""

@@ -222,7 +222,7 @@ class Keeper:
 
     def survivors(self) -> list[int]:
         """Recorded processes that still run."""
-        return [p.pid for p in self._ranks.processes if not p.ended and p.drain.events and alive(p.pid)]
+        return [p.pid for p in self._ranks.processes if not p.ended and alive(p.pid)]
 
     def kill_all(self, pid: int) -> None:
         """Ends the target and every recorded process at once."""

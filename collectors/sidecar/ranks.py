@@ -15,6 +15,8 @@ from moescope.collectors.sidecar.file_reader import FileRing
 SETTLE_NS = 1_500_000_000
 """How long a process that tells no rank may still tell one before it is given a number."""
 
+SETTLE_FILL = 0.25
+
 
 @dataclass
 class RankProcess:
@@ -90,7 +92,7 @@ class RankTable:
                 process.drain.rank = wanted
                 process.drain.id_base = sum(p.drain.rank == wanted for p in self.processes if p is not process) << 32
                 return True
-        elif not final and alive(process.pid) and now_ns - process.first_seen_ns < SETTLE_NS:
+        elif not final and self._may_still_tell(process, now_ns):
             return False
         promised = {p.identity["rank"] for p in self.processes if isinstance(p.identity.get("rank"), int)}
         number = 0
@@ -100,6 +102,11 @@ class RankTable:
         if isinstance(wanted, int):
             self.problems.append(f"process {process.pid} says it is rank {wanted}, which another is: kept as {number}")
         return True
+
+    def _may_still_tell(self, process: RankProcess, now_ns: int) -> bool:
+        """Whether to go on waiting for the process to name its rank; not where its ring fills up meanwhile."""
+        waited_ns = now_ns - process.first_seen_ns
+        return waited_ns < SETTLE_NS and process.drain.ring.fill() < SETTLE_FILL and alive(process.pid)
 
     def rank_of(self, pid: int) -> int | None:
         """Rank of a process, for samplers."""
