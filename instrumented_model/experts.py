@@ -1,0 +1,28 @@
+"""Experts as SwiGLU feed-forward networks: those of a rank together, and the shared one (arXiv 2412.19437 section 2.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moescope.instrumented_model.gemm import Fp8Linear
+
+
+class Experts(nn.Module):
+    """W_down(silu(W_gate x) * W_up x) for each group of rows; gate and up are one product.
+
+    name: `mlp`, `shared`
+    """
+
+    def __init__(self, name: str, d: int, d_expert: int, groups: int, fp8: bool) -> None:
+        super().__init__()
+        self.gate_up = Fp8Linear(f"{name}.up", d, 2 * d_expert, groups=groups, fp8=fp8)
+        self.down = Fp8Linear(f"{name}.down", d_expert, d, groups=groups, fp8=fp8)
+
+    def forward(self, x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """x: [m, d] float32 ordered by expert; rows: [groups] summing to m; returns: [m, d] float32"""
+        a, b = self.gate_up(x, rows).chunk(2, dim=-1)
+        return self.down(F.silu(a) * b, rows)  # type: ignore[no-any-return]

@@ -1,0 +1,74 @@
+"""What the model tells a profiler: phases with the matrix work done in them, and sampled quantisation figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from moescope.collectors import emit
+from moescope.instrumented_model.quantise import Quantised, counts
+
+FP8 = "fp8_e4m3"
+BF16 = "bf16"
+
+
+class _Meter:
+    """Work of the current phase of the computing thread, and which steps are sampled."""
+
+    def __init__(self) -> None:
+        self.work: dict[str, list[int]] = {}
+        self.sampling = False
+        self.name = ""
+
+
+_METER = _Meter()
+
+
+def product(m: int, n: int, k: int, *, dtype: str, batch: int = 1) -> None:
+    """Count one [m, k] x [k, n] product done here: 2mnk FLOPs, operands read and the result written once.
+
+    dtype: operand type that the product stands for; results count as 2 bytes an element
+    """
+    operand_bytes = 1 if dtype == FP8 else 2
+    entry = _METER.work.setdefault(dtype, [0, 0])
+    entry[0] += batch * 2 * m * n * k
+    entry[1] += batch * (operand_bytes * (m * k + k * n) + 2 * m * n)
+
+
+@contextmanager
+def phase(name: str, layer: int = -1, micro_batch: int = -1) -> Iterator[None]:
+    """A phase of the computing thread; the products counted inside are emitted once, at its end. Phases do not nest."""
+    _METER.work.clear()
+    _METER.name = name
+    with emit.phase(name, layer=layer, micro_batch=micro_batch):
+        yield
+        for dtype, (flops, moved) in _METER.work.items():
+            emit.work(flops=flops, bytes=moved, dtype=dtype)
+
+
+def sample(on: bool) -> None:
+    """Whether quantisation figures are counted from now on: they cost about as much as quantising itself."""
+    _METER.sampling = on and emit.active()
+
+
+def quantised(tensor: str, x: torch.Tensor, result: Quantised) -> None:
+    """Report, in a sampled step, what quantising `x` did.
+
+    tensor: `mlp.up.x`
+    """
+    if not _METER.sampling:
+        return
+    c = counts(x, result)
+    emit.quantisation(
+        tensor=tensor,
+        format="e4m3 1x128" if result.rows == 1 else "e4m3 128x128",
+        amax=c.amax,
+        scale_min=c.scale_min,
+        scale_max=c.scale_max,
+        saturated=c.saturated,
+        flushed=c.flushed,
+        nonfinite=c.nonfinite,
+        elements=c.elements,
+    )

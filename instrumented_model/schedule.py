@@ -1,0 +1,33 @@
+"""Which micro-batch runs while another's exchange is under way (arXiv 2412.19437 sections 3.2.1 and 3.4)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from moescope.instrumented_model.chain import Chain
+
+Schedule = Literal["serial", "overlapped"]
+
+
+def serial(chains: Sequence[Chain]) -> None:
+    """One micro-batch after another; every exchange is waited for."""
+    for chain in chains:
+        for handle in chain:
+            handle.result()
+
+
+def overlapped(chains: Sequence[Chain]) -> None:
+    """Micro-batches take turns: one's attention runs during the other's dispatch, one's mlp during the other's combine.
+
+    The order is fixed by the chains alone, so all ranks call their exchanges in the same order.
+    """
+    waiting = deque(chains)
+    while waiting:
+        chain = waiting.popleft()
+        if next(chain, None) is not None:
+            waiting.append(chain)
+
+
+SCHEDULES: dict[str, Callable[[Sequence[Chain]], None]] = {"serial": serial, "overlapped": overlapped}
