@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PERIOD_S = 0.25
 MAX_GAP_S = 0.8
 MIN_WINDOW_S = 0.004
+RETRY_S = 0.002
+"""How soon to ask again where the main thread was inside a backward pass."""
+
 SAFETY = 0.7
 """Share of the budget that is spent: the estimate is an estimate."""
 
@@ -64,6 +67,7 @@ class WindowKeeper:
         self._stopping = threading.Event()
         self._last_overhead = 0.0
         self._failed = False
+        self._in_backward = False
         self._callback_open = _PENDING(self._pending(self._open_on_main))
         self._callback_close = _PENDING(self._pending(self._close_on_main))
 
@@ -95,7 +99,10 @@ class WindowKeeper:
     def _pending(self, action: Any) -> Any:
         def call(_: Any) -> int:
             try:
-                action()
+                # Inside a backward pass torch has swapped the thread's state: what is opened there is lost with it.
+                self._in_backward = self._session.torch._C._current_graph_task_id() != -1
+                if not self._in_backward:
+                    action()
             except Exception as error:  # noqa: BLE001  fail open
                 self._fail(error)
             finally:
@@ -150,14 +157,18 @@ class WindowKeeper:
 
     def _ask(self, callback: Any) -> bool:
         """Has the main thread run `callback`; False where the process is ending meanwhile."""
-        self._changed.clear()
-        while ctypes.pythonapi.Py_AddPendingCall(callback, None) != 0:
-            if self._stopping.wait(0.01):
-                return False
-        while not self._changed.wait(0.5):
-            if self._stopping.is_set() or not threading.main_thread().is_alive():
-                return False
-        return not self._stopping.is_set()
+        while not self._stopping.is_set():
+            self._changed.clear()
+            while ctypes.pythonapi.Py_AddPendingCall(callback, None) != 0:
+                if self._stopping.wait(0.01):
+                    return False
+            while not self._changed.wait(0.5):
+                if self._stopping.is_set() or not threading.main_thread().is_alive():
+                    return False
+            if not self._in_backward:
+                return not self._stopping.is_set()
+            self._stopping.wait(RETRY_S)
+        return False
 
     def _open_on_main(self) -> None:
         if self._open_since or self._paused or self._stopping.is_set():

@@ -302,3 +302,27 @@ print("fine")
 """
     done = moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, text))
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+
+
+def test_windows_open_and_close_around_backward_passes_never_inside(moescope: Moescope, tmp_path: Path) -> None:
+    # Python code inside backward is where a pending call could run with torch's state swapped.
+    text = """
+import time, torch
+class Slow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+    @staticmethod
+    def backward(ctx, g):
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            torch.ones(8).neg()
+        return g
+until = time.monotonic() + 2.0
+while time.monotonic() < until:
+    Slow.apply(torch.ones(4, requires_grad=True)).sum().backward()
+"""
+    done = moescope("run", "-o", "rec", "--", sys.executable, "-W", "error", script(tmp_path, text))
+    assert done.returncode == 0, done.stderr
+    assert "callback" not in done.stderr
+    assert rows(tmp_path / "rec", "windows")
