@@ -1,4 +1,4 @@
-"""Writes `docs/data-dictionary.md` from the schema: `python -m moescope.profiler.dictionary > docs/data-dictionary.md`."""
+"""The data dictionary, from the schema: `python -m moescope.profiler.dictionary > docs/data-dictionary.md`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def dictionary() -> str:
     lines = [
         "# Data dictionary",
         "",
-        "Made from `collectors/schema.py` by `python -m moescope.profiler.dictionary`. Times are integer nanoseconds since",
-        "the epoch unless a name says otherwise; a null (an empty field in CSV) means not known, never zero.",
+        "Made from `collectors/schema.py` by `python -m moescope.profiler.dictionary`. Times are integer",
+        "nanoseconds since the epoch unless a name says otherwise; a null, an empty field in CSV, means not known.",
         "",
         "## Tables of a recording",
     ]
@@ -34,7 +34,7 @@ def dictionary() -> str:
         "",
         "## Exported files",
         "",
-        "`moescope export --to csv` writes RFC 4180 with a header line. Control characters in text are written as `\\xNN`.",
+        "`moescope export --to csv` writes RFC 4180 with a header line; control characters in text become `\\xNN`.",
         "",
         "| file | table |",
         "|---|---|",

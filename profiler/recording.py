@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,15 +123,15 @@ class Recording:
 
     @property
     def state(self) -> State:
-        """`live` until the writer says `finished`; `torn` where a finished file ends in half a batch."""
-        if self._meta.get("state") == "live":
+        """`live` while it is written; `torn` where the writer died or a file ends in half a batch."""
+        if self._live():
             return "live"
         return "torn" if self.torn or self._meta.get("state") != "finished" else "finished"
 
     @property
     def torn(self) -> list[str]:
         """Files that end in a torn batch, once nobody writes them any more."""
-        if self._meta.get("state") == "live":
+        if self._live():
             return []
         return [f"{path.relative_to(self.folder)}" for path, segment in sorted(self._segments.items()) if segment.torn]
 
@@ -175,6 +177,21 @@ class Recording:
         listed = {int(entry["rank"]) for entry in self._meta.get("ranks") or () if entry.get("rank") is not None}
         folders = {path.name.removeprefix("rank-") for path in self.folder.glob("rank-*")}
         return sorted(listed | {int(number) for number in folders if number.isdigit()})
+
+    def _live(self) -> bool:
+        """Whether somebody writes it: a writer of this host that is gone never said `finished`."""
+        if self._meta.get("state") != "live":
+            return False
+        pid = self._meta.get("sidecar_pid")
+        if not isinstance(pid, int) or self._meta.get("host") != socket.gethostname():
+            return True
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
 
     def _poll_meta(self) -> bool:
         path = self.folder / META_FILE
