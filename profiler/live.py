@@ -35,7 +35,7 @@ from moescope.profiler.live_rows import (
     traffic,
 )
 from moescope.profiler.live_state import LiveState
-from moescope.profiler.live_track import Times
+from moescope.profiler.live_track import EVER, Times
 from moescope.profiler.live_units import all_units, rank_units
 from moescope.profiler.snapshot import Figure, RankRow, Shares, Snapshot, Timeline, TimelineView, View
 
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from moescope.profiler.source import Source
 
 RECENT_NS: Final = 10_000_000_000
-"""While a run goes on, figures are of its last ten seconds unless a window is chosen."""
+RECENT_KERNELS: Final = 200_000
+"""While a run goes on, figures are of its last ten seconds, or this many kernels, unless a window is chosen."""
 
 _EMPTY: Final = Shares(0, 0, 0, 0, 0, 0)
 _CACHED: Final = 8
@@ -267,7 +268,7 @@ def _window(state: LiveState, view: View, span: tuple[int, int]) -> tuple[tuple[
         return (start, max(start, end)), f"window of {(max(start, end) - start) / 1e6:.4g} ms"
     start, end = span
     if state.source.state == "live":
-        recent = max(start, end - RECENT_NS)
+        recent = max(start, end - RECENT_NS, _enough_kernels(state))
         return (recent, end), f"last {(end - recent) / 1e9:.3g} s"
     steps = state.tables["steps"]
     known = steps["dur_ns"] > 0
@@ -276,6 +277,13 @@ def _window(state: LiveState, view: View, span: tuple[int, int]) -> tuple[tuple[
         last = int((steps["start_ns"] + steps["dur_ns"])[known].max())
         return (max(start, first), min(end, last)), ""
     return (start, end), "whole run"
+
+
+def _enough_kernels(state: LiveState) -> int:
+    """When the newest kernels begin that suffice for live figures, so that a frame's cost stays within bounds."""
+    each = RECENT_KERNELS // max(len(state.ranks), 1)
+    starts = [int(held.kernels["start"][-each]) for held in state.ranks.values() if each and held.kernels.size > each]
+    return max(starts, default=EVER)
 
 
 def _exposed_in_calls(state: LiveState, window: tuple[int, int]) -> Times:
@@ -318,6 +326,9 @@ def _experts_reason(state: LiveState) -> str:
 
 
 def _target(meta: Mapping[str, Any], name: str) -> str:
+    named = meta.get("target")
+    if isinstance(named, str) and named:
+        return named
     command = meta.get("command")
     if isinstance(command, str) and command:
         return command

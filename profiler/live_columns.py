@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,9 @@ class Change:
         return self.rows is not None or len(self.gone) > 0
 
 
+Key: TypeAlias = tuple[int, int, int, int]
+
+
 class Pieces:
     """Tells new record batches of a growing table from known ones, and which have vanished.
 
@@ -63,43 +66,125 @@ class Pieces:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int, int, int], tuple[int, pa.Array]] = {}
+        self._last: pa.Table | None = None
+        self._keys: list[Key] = []
+        self._held: dict[Key, tuple[int, pa.Array]] = {}
+        self._lengths: NDArray[np.int64] = np.empty(0, np.int64)
         self._next = 0
 
-    def take(self, table: pa.Table, time_column: str) -> Change:
-        """What changed in `table` since the last call."""
+    def take(self, table: pa.Table, time_column: str, *, pruned: bool = False) -> Change:
+        """What changed in `table` since the last call.
+
+        pruned: old batches may go while new ones come; without it a table that did not shrink is taken to have grown
+        only, which is told by looking at a few of its batches
+        """
+        none = np.empty(0, np.int32)
+        if table is self._last:
+            return Change(None, none, none)
+        self._last = table
+        column = table.column(time_column)
+        fresh = None if pruned else self._grown(column)
+        if fresh is None:
+            fresh, gone = self._walk(column)
+        else:
+            gone = []
+        return self._change(table, fresh, gone)
+
+    def _change(self, table: pa.Table, fresh: list[int], gone: list[int]) -> Change:
         import pyarrow as pa
 
-        seen: dict[tuple[int, int, int, int], tuple[int, pa.Array]] = {}
-        spans: list[tuple[int, int]] = []
-        numbers: list[int] = []
-        lengths: list[int] = []
-        row = 0
-        for chunk in table.column(time_column).chunks:
-            count = len(chunk)
-            if not count:
+        lost = np.array(gone, np.int32)
+        if not fresh:
+            return Change(None, np.empty(0, np.int32), lost)
+        ends = np.cumsum(self._lengths)
+        at = np.array(fresh, np.int64)
+        first = np.flatnonzero(np.diff(at, prepend=-2) > 1)
+        last = np.append(first[1:], len(at)) - 1
+        slices = [
+            table.slice(ends[low] - self._lengths[low], ends[high] - ends[low] + self._lengths[low])
+            for low, high in zip(at[first].tolist(), at[last].tolist(), strict=True)
+        ]
+        numbers = np.array([self._held[self._keys[position]][0] for position in fresh], np.int32)
+        return Change(pa.concat_tables(slices), np.repeat(numbers, self._lengths[at]), lost)
+
+    def _grown(self, column: pa.ChunkedArray) -> list[int] | None:
+        """Positions of new batches where batches were only added; None where that cannot be told."""
+        keys, count = self._keys, column.num_chunks
+        spare = count - len(keys)
+        if spare < 0 or not keys:
+            return None
+        old = new = 0
+        fresh: list[int] = []
+        merged: list[Key] = []
+        chunks: list[pa.Array] = []
+        while True:
+            run = self._same(column, old, new, min(len(keys) - old, count - new))
+            merged += keys[old : old + run]
+            old, new = old + run, new + run
+            if new == count:
+                break
+            chunk = column.chunk(new)
+            if not spare or not len(chunk) or _key(chunk) in self._held:
+                return None
+            chunks.append(chunk)
+            merged.append(_key(chunk))
+            fresh.append(new)
+            new, spare = new + 1, spare - 1
+        lengths = np.zeros(count, np.int64)
+        known = np.ones(count, np.bool_)
+        known[fresh] = False
+        lengths[known] = self._lengths
+        lengths[fresh] = [merged[position][2] for position in fresh]
+        for chunk in chunks:
+            self._hold(chunk, _key(chunk))
+        self._keys, self._lengths = merged, lengths
+        return fresh
+
+    def _same(self, column: pa.ChunkedArray, old: int, new: int, most: int) -> int:
+        """How many batches from here on are the known ones."""
+
+        def equal(step: int) -> bool:
+            chunk = column.chunk(new + step)
+            return len(chunk) > 0 and _key(chunk) == self._keys[old + step]
+
+        if most <= 0 or not equal(0):
+            return 0
+        if equal(most - 1):
+            return most
+        low, high = 0, most - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if equal(middle) else (low, middle)
+        return high
+
+    def _walk(self, column: pa.ChunkedArray) -> tuple[list[int], list[int]]:
+        """Positions, among batches with rows, of new ones, and the numbers of those that are gone."""
+        before = self._held
+        keys: list[Key] = []
+        fresh: list[int] = []
+        self._held = {}
+        for chunk in column.chunks:
+            if not len(chunk):
                 continue
-            key = (chunk.buffers()[1].address, chunk.offset, count, 0)
-            while key in seen:
+            key = _key(chunk)
+            while key in self._held:
                 key = (*key[:3], key[3] + 1)
-            known = self._known.get(key)
-            if known is None:
-                known = (self._next, chunk)
-                self._next += 1
-                numbers.append(known[0])
-                lengths.append(count)
-                if spans and spans[-1][1] == row:
-                    spans[-1] = (spans[-1][0], row + count)
-                else:
-                    spans.append((row, row + count))
-            seen[key] = known
-            row += count
-        alive = {number for number, _ in seen.values()}
-        gone = [number for number, _ in self._known.values() if number not in alive]
-        self._known = seen
-        rows = pa.concat_tables([table.slice(a, b - a) for a, b in spans]) if spans else None
-        pieces = np.repeat(np.array(numbers, np.int32), np.array(lengths, np.int64))
-        return Change(rows, pieces, np.array(gone, np.int32))
+            if key in before:
+                self._held[key] = before[key]
+            else:
+                fresh.append(len(keys))
+                self._hold(chunk, key)
+            keys.append(key)
+        self._keys, self._lengths = keys, np.array([key[2] for key in keys], np.int64)
+        return fresh, [number for key, (number, _) in before.items() if key not in self._held]
+
+    def _hold(self, chunk: pa.Array, key: Key) -> None:
+        self._held[key] = (self._next, chunk)
+        self._next += 1
+
+
+def _key(chunk: pa.Array) -> Key:
+    return (chunk.buffers()[1].address, chunk.offset, len(chunk), 0)
 
 
 def to_numpy(rows: pa.Table, name: str, names: Names) -> Column:
@@ -186,9 +271,12 @@ class Columns(Grown):
             empty[name] = np.empty(0, dtype)
         self.write_from(0, empty)
 
-    def update(self, table: pa.Table) -> int:
-        """Take in what is new; the number of the first new row, -1 where nothing changed."""
-        change = self._pieces.take(table, self._time_column)
+    def update(self, table: pa.Table, *, pruned: bool = False) -> int:
+        """Take in what is new; the number of the first new row, -1 where nothing changed.
+
+        pruned: as in `Pieces.take`
+        """
+        change = self._pieces.take(table, self._time_column, pruned=pruned)
         if not change:
             return -1
         self.version += 1

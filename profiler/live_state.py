@@ -90,7 +90,7 @@ class LiveState:
         since = self._take_kernels()
         for name, columns in self.tables.items():
             held = columns.size
-            first = columns.update(self.source.table(name))
+            first = columns.update(self.source.table(name), pruned=self._pruned())
             if name == "windows" and first >= 0:
                 for rank in np.unique(columns["rank"]).tolist():
                     self.ranks.setdefault(rank, RankState())
@@ -106,6 +106,10 @@ class LiveState:
         self.version += 1
         return True
 
+    def _pruned(self) -> bool:
+        """Whether the recorder removes old segments while it writes (`--keep`)."""
+        return self.source.meta.get("keep_ns") is not None
+
     def _record(self, rank: int, held: RankState) -> None:
         windows = self.tables["windows"]
         own = windows["rank"] == rank
@@ -116,7 +120,7 @@ class LiveState:
 
     def _take_kernels(self) -> dict[int, int]:
         """Sort new kernels into their ranks; from when on each rank is to be swept again."""
-        change = self._pieces.take(self.source.table("kernels"), "start_ns")
+        change = self._pieces.take(self.source.table("kernels"), "start_ns", pruned=self._pruned())
         since: dict[int, int] = {}
         if len(change.gone):
             since.update({rank: EVER for rank, held in self.ranks.items() if held.kernels.drop(change.gone)})
