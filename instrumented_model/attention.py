@@ -85,7 +85,10 @@ class LatentAttention(nn.Module):
     def _expanded(
         self, q_head: torch.Tensor, q_rope: torch.Tensor, latent: torch.Tensor, key_rope: torch.Tensor
     ) -> torch.Tensor:
-        """Keys and values of every head written out: prefill and training. returns: [sequences, positions, heads, d_head]"""
+        """Keys and values of every head written out: prefill and training.
+
+        returns: [sequences, positions, heads, d_head]
+        """
         c = self.c
         sequences, positions = q_head.shape[:2]
         k, v = self.up(latent).reshape(sequences, positions, c.heads, 2 * c.d_head).split(c.d_head, dim=-1)
@@ -97,7 +100,8 @@ class LatentAttention(nn.Module):
         batch = sequences * c.heads
         observe.product(positions, positions, c.d_head + c.d_rope, dtype=observe.BF16, batch=batch)
         observe.product(positions, c.d_head, positions, dtype=observe.BF16, batch=batch)
-        return o.transpose(1, 2)
+        expanded: torch.Tensor = o.transpose(1, 2)
+        return expanded
 
     def _absorbed(self, q_head: torch.Tensor, q_rope: torch.Tensor, cache: LatentCache) -> torch.Tensor:
         """The up-projection absorbed into queries and results, so the cache is read as it is: decode, positions = 1."""
@@ -114,4 +118,5 @@ class LatentAttention(nn.Module):
         observe.product(sequences, c.d_latent, c.d_head, dtype=observe.BF16, batch=2 * c.heads)
         observe.product(c.heads, t, c.d_latent + c.d_rope, dtype=observe.BF16, batch=sequences)
         observe.product(c.heads, c.d_latent, t, dtype=observe.BF16, batch=sequences)
-        return o[:, None]
+        absorbed: torch.Tensor = o[:, None]
+        return absorbed

@@ -108,7 +108,7 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
             mb.tape.append(LayerTape(attend, mlp, join, plan, arrival))
     with observe.phase("head(F)", micro_batch=m):
         if mb.targets is not None:
-            mb.head = Chunk(lambda h: model.loss(h, mb.targets), h, record=True)
+            mb.head = Chunk(lambda h, targets=mb.targets: model.loss(h, targets), h, record=True)
             (mb.result,) = mb.head.outputs
         else:
             with torch.no_grad():
@@ -116,8 +116,9 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
 
 
 def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) -> Chain:
-    """Gradients of `weight * loss` into the parameters' `.grad`; weight gradients of FP8 layers as chunks of their own (W).
+    """Gradients of `weight * loss` into the parameters' `.grad`.
 
+    Weight gradients of FP8 layers are chunks of their own (W), run while an exchange is under way.
     Frees the tape as it goes.
     """
     m, fp8, d = mb.number, model.c.fp8, model.c.d
@@ -153,7 +154,7 @@ def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) ->
             WEIGHT_GRADIENTS.deferred = False
     _run(pending, "attn(W)", 0, m)
     with observe.phase("embed(B)", micro_batch=m):
-        mb.embedded.backward(dh)
+        torch.autograd.backward(mb.embedded, dh)
 
 
 def _run(pending: list[Callable[[], None]], name: str, layer: int, micro_batch: int) -> None:

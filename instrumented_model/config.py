@@ -46,7 +46,7 @@ class Config:
         if self.experts % world_size:
             fits = [n for n in range(1, self.experts + 1) if self.experts % n == 0]
             raise ConfigError(
-                f"{world_size} ranks do not divide {self.experts} experts of size {self.name!r}: use one of {fits} ranks"
+                f"{world_size} ranks do not divide {self.experts} experts of size {self.name!r}: use one of {fits}"
             )
         return self.experts // world_size
 

@@ -1,4 +1,4 @@
-"""Experts as SwiGLU feed-forward networks: those of a rank together, and the shared one (arXiv 2412.19437 section 2.1.2)."""
+"""Experts as SwiGLU feed-forward networks: those of a rank, and the shared one (arXiv 2412.19437 section 2.1.2)."""
 
 from __future__ import annotations
 

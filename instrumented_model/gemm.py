@@ -79,7 +79,7 @@ def _accumulate(weight: nn.Parameter, gradient: torch.Tensor) -> None:
 
 
 class _Fp8Product(torch.autograd.Function):
-    """y[rows of e] = x[rows of e] W_e^T; what is kept for backward is x in FP8. W gets its gradient as a side effect."""
+    """y[rows of e] = x[rows of e] W_e^T; x is kept for backward in FP8. W gets its gradient as a side effect."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: nn.Parameter, layer: Fp8Linear, rows: Sequence[int]) -> torch.Tensor:
@@ -88,20 +88,22 @@ class _Fp8Product(torch.autograd.Function):
         ctx.save_for_backward(xq.q, xq.scale)
         ctx.layer, ctx.rows = layer, rows
         w = layer.dequantised()
-        y = [a @ w[e].mT for e, a in enumerate(dequantise(xq).split(list(rows)))]
+        y = [a @ w[e].mT for e, a in enumerate(torch.split(dequantise(xq), list(rows)))]
         layer.count(rows)
         return y[0] if len(y) == 1 else torch.cat(y)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         layer: Fp8Linear = ctx.layer
         rows = list(ctx.rows)
         q, scale = ctx.saved_tensors
 
         def weight_gradient() -> None:
             """Read out, dequantise, transpose, quantise anew in 128x1 tiles, expert by expert (section 3.5.2)."""
-            x = dequantise(Quantised(q, scale, 1)).split(rows)
-            parts = [wgrad(transposed_tiles(g), transposed_tiles(a)) for g, a in zip(dy.split(rows), x, strict=True)]
+            x = torch.split(dequantise(Quantised(q, scale, 1)), rows)
+            parts = [
+                wgrad(transposed_tiles(g), transposed_tiles(a)) for g, a in zip(torch.split(dy, rows), x, strict=True)
+            ]
             _accumulate(layer.weight, torch.stack(parts))
             layer.count(rows)
 
@@ -110,7 +112,7 @@ class _Fp8Product(torch.autograd.Function):
             dyq = quantise_tiles(dy)
             observe.quantised(f"{layer.name}.dy", dy, dyq)
             w = layer.dequantised()
-            parts = [g @ w[e] for e, g in enumerate(dequantise(dyq).split(rows))]
+            parts = [g @ w[e] for e, g in enumerate(torch.split(dequantise(dyq), rows))]
             dx = parts[0] if len(parts) == 1 else torch.cat(parts)
             layer.count(rows)
         WEIGHT_GRADIENTS.put(weight_gradient)
@@ -158,7 +160,7 @@ class Fp8Linear(nn.Module):
         rows = [x.shape[0]] if rows is None else rows
         if not self.fp8:
             self.count(rows)
-            y = [a @ self.weight[e].mT for e, a in enumerate(x.split(list(rows)))]
+            y = [a @ self.weight[e].mT for e, a in enumerate(torch.split(x, list(rows)))]
             return y[0] if len(y) == 1 else torch.cat(y)
         result: torch.Tensor = _Fp8Product.apply(x, self.weight, self, rows)  # type: ignore[no-untyped-call]
         return result

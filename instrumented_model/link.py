@@ -18,7 +18,7 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _LINK = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)B/s(?::(\d+(?:\.\d+)?)(us|ms))?")
 
 DEFAULT_LINK = "20MB/s:300us"
-"""Gives the default size about 1:1 of communication to computation before overlap, the report's ratio (section 3.2.1)."""
+"""Gives size tiny about 1:1 of communication to computation before overlap, as the report has (section 3.2.1)."""
 
 
 @dataclass(frozen=True)

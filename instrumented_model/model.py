@@ -75,7 +75,7 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(Layer(c, 1) for _ in range(c.layers))
         self.norm = nn.RMSNorm(c.d)
         self.head = nn.Linear(c.d, c.vocabulary, bias=False)
-        for layer in self.layers:
+        for layer in map(self.layer, range(c.layers)):
             for linear in (layer.experts.gate_up, layer.experts.down):
                 linear.weight = nn.Parameter(linear.weight.detach().chunk(ranks)[rank].clone())
 

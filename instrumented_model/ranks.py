@@ -21,7 +21,7 @@ class Ranks:
 
 
 def world() -> Ranks:
-    """This process's place by torchrun's environment; rank 0 of 1 without. Raises ConfigError where it makes no sense."""
+    """This process's place by torchrun's environment; rank 0 of 1 without. Raises ConfigError for nonsense."""
     try:
         rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError as error:

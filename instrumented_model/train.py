@@ -66,7 +66,7 @@ def sync(model: Model, exchange: Exchange, load: torch.Tensor) -> torch.Tensor:
             dist.all_reduce(bucket)
 
     exchange.run(job).result()
-    *summed, total = bucket.split([p.numel() for p in parts] + [load.numel()])
+    *summed, total = torch.split(bucket, [p.numel() for p in parts] + [load.numel()])
     for parameter, gradient in zip(replicated, summed, strict=True):
         parameter.grad = gradient.view_as(parameter)
     return total.reshape(load.shape).long()

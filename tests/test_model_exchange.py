@@ -1,0 +1,204 @@
+"""Two real ranks over gloo: expert parallelism equals a dense masked mixture, overlap changes no gradient.
+
+Run as a program this file is one rank of the test.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from moescope.instrumented_model import data  # noqa: E402
+from moescope.instrumented_model.chain import MicroBatch  # noqa: E402
+from moescope.instrumented_model.config import Config, size  # noqa: E402
+from moescope.instrumented_model.dispatch import Exchange  # noqa: E402
+from moescope.instrumented_model.link import parse_link  # noqa: E402
+from moescope.instrumented_model.model import Model  # noqa: E402
+from moescope.instrumented_model.ranks import joined, world  # noqa: E402
+from moescope.instrumented_model.train import gradients, routed, sync, train  # noqa: E402
+
+SMALL = replace(size("tiny"), name="test", d=160, d_expert=72, layers=2, sequences=2, sequence_length=24)
+
+
+def _micro_batches(c: Config, rank: int) -> list[MicroBatch]:
+    text = data.corpus()
+    shape = {"sequences": c.sequences, "positions": c.sequence_length, "seed": 5}
+    return [MicroBatch(m, *data.batch(text, step=0, rank=rank, micro_batch=m, **shape)) for m in range(2)]
+
+
+class _Rounded(torch.autograd.Function):
+    """What travels in BF16, there and back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16().float()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return g.bfloat16().float()
+
+
+def _dense_loss(model: Model, mb: MicroBatch) -> torch.Tensor:
+    """Every expert on every token, masked by the gates, in plain autograd: the independent reference."""
+    c, h = model.c, model.embed(mb.tokens)
+    for n in range(c.layers):
+        layer = model.layer(n)
+        residual, x, gates, chosen = layer.attend(h, c.sequences, None)
+        h = residual + layer.shared(x, (x.shape[0],))
+        for e in range(c.experts):
+            up, down = layer.experts.gate_up.weight[e], layer.experts.down.weight[e]
+            a, b = (_Rounded.apply(x) @ up.T).chunk(2, dim=-1)
+            y = _Rounded.apply((torch.nn.functional.silu(a) * b) @ down.T)
+            h = h + (gates * (chosen == e)).sum(1, keepdim=True) * y
+    return model.loss(h, mb.targets)[0]
+
+
+def _close(got: torch.Tensor | None, want: torch.Tensor | None, tolerance: float, what: str) -> None:
+    assert got is not None, what
+    assert want is not None, what
+    error = float((got - want).norm() / want.norm().clamp_min(1e-12))
+    assert error < tolerance, f"{what}: relative error {error}"
+
+
+def _check_dense(rank: int, exchange: Exchange) -> None:
+    c = replace(SMALL, fp8=False)
+    model, reference = Model(c, rank=rank, ranks=2, seed=3), Model(c, seed=3)
+    mine = _micro_batches(c, rank)
+    loss = gradients(model, exchange, mine, "overlapped")
+    load = sync(model, exchange, routed(mine))
+    assert load.sum(1).tolist() == [2 * 2 * c.sequences * c.sequence_length * c.top_k] * c.layers
+    own = []
+    for r in range(2):
+        for mb in _micro_batches(c, r):
+            dense = _dense_loss(reference, mb)
+            (dense / 4).backward()
+            if r == rank:
+                own.append(float(dense.detach()))
+    assert abs(loss - sum(own) / 2) < 1e-4, (loss, own)
+    wanted = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        want = wanted[name].grad
+        assert want is not None, name
+        _close(parameter.grad, want.chunk(2)[rank] if ".experts." in name else want, 2e-3, name)
+
+
+def _check_schedules(rank: int, exchange: Exchange) -> None:
+    found = []
+    for schedule in ("serial", "overlapped"):
+        model = Model(SMALL, rank=rank, ranks=2, seed=3)
+        loss = gradients(model, exchange, _micro_batches(SMALL, rank), schedule)
+        found.append((loss, {n: p.grad for n, p in model.named_parameters()}))
+    (loss, serial), (other_loss, overlapped) = found
+    assert loss == other_loss
+    for name, gradient in serial.items():
+        assert gradient is not None, name
+        assert gradient.any(), name
+        assert torch.equal(gradient, overlapped[name]), name
+
+
+def _check_idle_rank(rank: int, exchange: Exchange) -> None:
+    """All tokens to rank 0's experts: zero-size splits."""
+    model = Model(SMALL, rank=rank, ranks=2, seed=3)
+    for n in range(SMALL.layers):
+        model.layer(n).bias[: SMALL.experts // 2] = 10.0
+    mine = _micro_batches(SMALL, rank)
+    loss = gradients(model, exchange, mine, "overlapped")
+    assert loss == loss
+    assert not routed(mine)[:, SMALL.experts // 2 :].any()
+    if rank == 1:
+        assert not any(p.grad is not None and p.grad.any() for p in model.expert_parameters())
+
+
+def _check_learning(rank: int, exchange: Exchange) -> None:
+    model = Model(SMALL, rank=rank, ranks=2, seed=0)
+    losses = [t.loss for t in train(model, exchange, steps=12, schedule="overlapped", seed=0)]
+    assert losses[-1] < losses[0] - 1, losses
+
+
+def _rank_main() -> None:
+    ranks = world()
+    with joined(ranks, 60.0):
+        exchange = Exchange(parse_link("1GB/s:10us"), ranks.count)
+        try:
+            for check in (_check_dense, _check_schedules, _check_idle_rank, _check_learning):
+                check(ranks.rank, exchange)
+                print(f"{check.__name__} held", flush=True)
+        finally:
+            exchange.close()
+
+
+def _run_ranks(command: list[str], count: int = 2) -> list[tuple[int, str, str]]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**shared, "RANK": str(r)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(count)
+    ]
+    try:
+        outputs = [p.communicate(timeout=150) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    return [(p.returncode, *o) for p, o in zip(processes, outputs, strict=True)]
+
+
+def test_two_ranks_equal_the_dense_mixture_and_both_schedules_agree() -> None:
+    for code, out, err in _run_ranks([str(Path(__file__))]):
+        assert code == 0, err
+        assert out.count("held") == 4
+
+
+@pytest.mark.parametrize("stage", ["train", "prefill", "decode"])
+def test_the_program_runs_on_two_ranks_and_rank_0_alone_talks(stage: str) -> None:
+    command = ["-m", "moescope.instrumented_model", stage, "--steps", "2", "--link", "1GB/s:10us"]
+    (code, out, err), (other_code, other_out, other_err) = _run_ranks(command)
+    assert code == 0, err
+    assert other_code == 0, other_err
+    first = out.splitlines()[0]
+    assert "backend cpu" in first
+    assert "E4M3" in first
+    assert "1000 MB/s" in first
+    assert "median step" in out
+    assert other_out == ""
+
+
+def test_what_cannot_work_is_one_line_and_exit_2() -> None:
+    model = ["-m", "moescope.instrumented_model", "train"]
+    for arguments, count, words in (
+        ([], 3, "3 ranks do not divide 8 experts"),
+        (["--size", "huge"], 1, "choose one of"),
+        (["--link", "fast"], 1, "1GB/s:50us"),
+        (["--steps", "0"], 1, "--steps"),
+    ):
+        for code, out, err in _run_ranks(model + arguments, count):
+            assert code == 2
+            assert out == ""
+            assert len(err.splitlines()) == 1
+            assert words in err
+
+
+if __name__ == "__main__":
+    _rank_main()
