@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -55,6 +55,12 @@ class _Lazy(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _leave_quietly()
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, SHORT_HELP[name]) for name in self.list_commands(ctx)])
@@ -80,6 +86,12 @@ def cli() -> None:
     """Profiler and observability for FP8 mixture-of-experts training and inference."""
 
 
+def _leave_quietly() -> NoReturn:
+    """The reader went away (`| head`): leave without a word, and keep the interpreter from flushing into the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code: 0, 1 an error, 2 usage, 3 no data, 4 a threshold failed."""
     from moescope.profiler.errors import MoescopeError
@@ -99,7 +111,5 @@ def main(args: Sequence[str] | None = None) -> None:
     except click.exceptions.Abort:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader went away (`| head`): leave quietly, and keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _leave_quietly()
     sys.exit(result if isinstance(result, int) else 0)
