@@ -73,6 +73,7 @@ class NativeRing:
         self.done = lib.moescope_done
         self.operators = lib.moescope_operators
         self.overhead = lib.moescope_add_overhead
+        self.mute = lib.moescope_mute
         self._names: dict[str, bytes] = {}
 
     def _name(self, name: str) -> bytes:

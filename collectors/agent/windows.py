@@ -212,11 +212,13 @@ class WindowKeeper:
         """What recording one operator costs here, ns; raises where nothing arrives in the ring."""
         seen = self._session.ring.operators()
         quiet = min(_time_operators(torch) for _ in range(5))
+        self._session.ring.mute(1)
         source.open()
         try:
             loud = min(_time_operators(torch) for _ in range(5))
         finally:
             source.close()
+            self._session.ring.mute(0)
         if self._session.ring.operators() == seen:
             raise RuntimeError("no operator arrived: another ITT collector, or INTEL_LIBITTNOTIFY64 is not ours")
         return max(300.0, loud - quiet)

@@ -39,6 +39,7 @@ struct thread_state {
 static struct ring_header *_Atomic ring;
 static _Atomic uint64_t ring_epoch = 1;
 static _Atomic uint64_t process_context; /* stage and step, for ranges that bring none */
+static _Atomic int muted; /* while the cost of an operator is measured */
 static struct name_entry entries[NAME_SLOTS];
 static struct name_entry *_Atomic slots[NAME_SLOTS];
 static uint32_t entry_count;
@@ -150,14 +151,18 @@ MOESCOPE_API void moescope_add_overhead(uint64_t ns) {
     if (h) atomic_fetch_add(&h->overhead_ns, ns);
 }
 
+MOESCOPE_API void moescope_mute(int on) { atomic_store(&muted, on); }
+
 MOESCOPE_API void moescope_context(uint64_t context) { atomic_store(&process_context, context); }
 
-/* What a name is: an operator (`aten::mm`), an execution range (`gloo:all_to_all`), a graph node, or a user's range. */
+/* What a name is: an operator (`aten::mm`), an execution range (`gloo:all_to_all`), a node of the autograd graph (its
+ * class's bare name: a user's own bare names come through moescope_phase_begin), or a range that somebody named. */
 static uint32_t class_of(const char *s) {
     if (!strncmp(s, "autograd::engine::evaluate_function: ", 37)) return NAME_NODE;
     if (!strcmp(s, "record_param_comms")) return NAME_NODE;
     const char *p = s;
     while ((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_') p++;
+    if (p != s && !*p) return NAME_NODE;
     if (p == s || p[0] != ':') return NAME_PHASE;
     if (p[1] == ':') return strchr(p, ' ') ? NAME_PHASE : NAME_OPERATOR;
     size_t n = (size_t)(p - s);
@@ -258,6 +263,7 @@ static void publish(uint32_t slot_count) {
 }
 
 static void write_record(struct ring_header *h, struct record r) {
+    if (atomic_load_explicit(&muted, memory_order_relaxed)) return;
     struct record *out = reserve(h, 1);
     if (!out) return;
     *out = r;

@@ -14,15 +14,16 @@ def leaves(operators: Records) -> npt.NDArray[np.bool_]:
     A composite operator (those below it cover at least half of it) is not one; an operator below another that is no
     composite is part of that one.
     """
-    starts, ends = operators["start_ns"], operators["start_ns"] + operators["dur_ns"]
+    starts = operators["start_ns"]
     whole = (operators["flags"] & COMPOSITE) == 0
-    order = np.lexsort((operators["depth"], -ends, starts))
-    reach = np.where(whole[order], ends[order], np.iinfo(np.int64).min)
-    before = np.concatenate(([np.iinfo(np.int64).min], np.maximum.accumulate(reach)[:-1]))
-    inside = (before >= ends[order]) & (operators["depth"][order] > 0)
-    result = np.empty(len(operators), dtype=np.bool_)
-    result[order] = whole[order] & ~inside
-    return result
+    # Records come when operators end: backwards, parents stand before what they contain. Of those seen so far only
+    # an ancestor can have begun before a record does.
+    never = np.iinfo(np.int64).max
+    reach = np.where(whole, starts, never)[::-1]
+    before = np.concatenate(([never], np.minimum.accumulate(reach)[:-1]))[::-1] if len(starts) else reach
+    inside = (before <= starts) & (operators["depth"] > 0)
+    kernels: npt.NDArray[np.bool_] = whole & ~inside
+    return kernels
 
 
 def whole_trees(types: npt.NDArray[np.uint8], depths: npt.NDArray[np.uint16], operator: int) -> int:

@@ -1,0 +1,101 @@
+"""What recording costs the demo's training step: paired runs with and without moescope, interleaved.
+
+    python -m benchmarks.overhead [--pairs 20] [--steps 20]
+
+Each run's first steps are left out (imports, first allocations). The ratio of a pair is the median step with moescope
+over the median step of the run beside it without; the order inside a pair alternates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from benchmarks.report import save
+
+WARM_UP = 4
+TARGET = Path(__file__).with_name("step_target.py")
+
+
+def one_run(folder: Path, steps: int, budget: str | None) -> tuple[float, dict[str, Any]]:
+    """Median step, ns, and what the recording says of its own cost."""
+    output = folder / "steps.json"
+    output.unlink(missing_ok=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(TARGET), str(output), str(steps)]
+    if budget is not None:
+        recording = folder / "rec"
+        command = [
+            sys.executable,
+            "-m",
+            "moescope",
+            "run",
+            "-f",
+            "-o",
+            str(recording),
+            "--budget",
+            budget,
+            "--",
+            *command,
+        ]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    durations = json.loads(output.read_text())[WARM_UP:]
+    facts = json.loads((folder / "rec/meta.json").read_text()) if budget is not None else {}
+    return float(median(durations)), facts
+
+
+def paired(pairs: int, steps: int, budget: str) -> dict[str, Any]:
+    """Ratios of `pairs` pairs at one budget."""
+    ratios, plain_ns, own = [], [], []
+    with tempfile.TemporaryDirectory() as name:
+        for i in range(pairs):
+            runs: dict[bool, tuple[float, dict[str, Any]]] = {}
+            for observed in (i % 2 == 0, i % 2 == 1):
+                runs[observed] = one_run(Path(name), steps, budget if observed else None)
+            ratios.append(runs[True][0] / runs[False][0])
+            plain_ns.append(runs[False][0])
+            own += [row["cost_share"] for row in runs[True][1]["ranks"]]
+            print(f"  {budget:>5} pair {i + 1:>2}/{pairs}: ratio {ratios[-1]:.4f}", file=sys.stderr)
+    low, _, high = quantiles(ratios, n=4)
+    return {
+        "budget": budget,
+        "pairs": pairs,
+        "median_ratio": median(ratios),
+        "quartiles": [low, high],
+        "range": [min(ratios), max(ratios)],
+        "plain_step_ms": median(plain_ns) / 1e6,
+        "cost_share_told_by_moescope": median(own),
+        "ratios": ratios,
+    }
+
+
+def main() -> None:
+    """Runs both budgets, prints and keeps the result."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--full-pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    a = parser.parse_args()
+    rows = [paired(a.pairs, a.steps, "2%")]
+    if a.full_pairs >= 2:
+        rows.append(paired(a.full_pairs, a.steps, "full"))
+    for row in rows:
+        low, high = row["quartiles"]
+        print(
+            f"budget {row['budget']:>4}: median step ratio {row['median_ratio']:.4f} (quartiles {low:.4f}-{high:.4f}, "
+            f"{row['pairs']} pairs), step without {row['plain_step_ms']:.1f} ms, "
+            f"moescope's own reckoning {row['cost_share_told_by_moescope']:.2%}"
+        )
+    save("overhead", "python -m benchmarks.overhead", {"runs": rows})
+
+
+if __name__ == "__main__":
+    main()
