@@ -88,7 +88,8 @@ def latest_step(steps: Columns, names: Names, window: tuple[int, int]) -> tuple[
     if not len(pick):
         return None, ""
     last = pick[np.argmax(steps["start_ns"][pick])]
-    return int(steps["step"][last]), names.text(int(steps["stage"][last]))
+    number = int(steps["step"][last])
+    return None if number == NULL else number, names.text(int(steps["stage"][last]))
 
 
 def link_rows(samples: Columns, names: Names, window: tuple[int, int]) -> tuple[LinkRow, ...]:

@@ -128,6 +128,7 @@ class LiveState:
             return since
         rows = self._kernel_columns(change.rows, change.pieces)
         ranks = to_numpy(change.rows, "rank", self.names)
+        ranks = np.where(ranks == NULL, 0, ranks)
         kernel = rows["code"] >= 0
         for rank in np.unique(ranks[kernel]).tolist():
             own = kernel & (ranks == rank)

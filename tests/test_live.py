@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moescope.profiler import live
 from moescope.profiler.live import LiveFeed
 from moescope.profiler.snapshot import TimelineView, View
 from tests.live_recording import MemorySource, Row, device_bitmaps, kernel, phase, step, window
@@ -290,3 +291,86 @@ def test_an_answer_is_kept_until_something_new_arrives() -> None:
     source.add("kernels", [kernel(60, 10)])
     assert feed.poll() is True
     assert feed.snapshot(View()) is not first
+
+
+def test_while_live_a_frame_looks_at_a_bounded_number_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "RECENT_KERNELS", 3)
+    source = MemorySource("live").add("windows", [window(0, 1000)])
+    source.add("kernels", [kernel(at * 100, 50) for at in range(10)])
+    shown = _feed(source).snapshot(View())
+    assert sum(row.calls for row in shown.kernels) == 3
+    assert shown.shares.span_ns == 300
+    assert "last 3e-07 s" in shown.shares_note
+
+
+def test_cores_are_those_that_were_held_inside_recorded_windows() -> None:
+    source = MemorySource(meta={"hardware": {"cores": 4}}).add("windows", [window(0, 100)])
+    source.add("kernels", [kernel(0, 100)])
+    held = [(0, "comm", 0, 60), (1, "comm", 0, 20), (2, "compute", 0, 100), (3, "comm", 100, 900)]
+    source.add(
+        "unit_intervals",
+        [{"rank": 0, "unit": unit, "role": role, "start_ns": start, "end_ns": end} for unit, role, start, end in held],
+    )
+    units = _feed(source).snapshot(View(window=(0, 1000))).ranks[0].units
+    assert (units.kind, units.total) == ("core", 4)
+    assert (units.comm_typical.value, units.comm_peak.value, units.compute_typical.value) == (1, 2, 1)
+    assert units.comm_time_share.value == pytest.approx(80 / 400)
+
+
+def test_units_of_a_gpu_come_from_launch_grids_and_are_called_inferred() -> None:
+    rows = [
+        kernel(0, 100, "comm", stream="20", grid="20,1,1") | {"device": "cuda:0"},
+        kernel(0, 100, stream="7", grid="500,2,1") | {"device": "cuda:0"},
+    ]
+    source = MemorySource("trace", meta={"hardware": {"sms": 132}}).add("kernels", rows)
+    shown = _feed(source).snapshot(View())
+    units = shown.ranks[0].units
+    assert (units.kind, units.total, units.comm_typical.value) == ("sm", 132, 20)
+    assert units.comm_typical.evidence == "inferred"
+    assert "comm SMs 20/132" in "".join(part.text for part in shown.headline)
+
+
+def test_gpu_counters_become_gauges_each_with_its_source() -> None:
+    second = 1_000_000_000
+    rows = [
+        {
+            "host": "h",
+            "device": "cuda:0",
+            "t_ns": at * second,
+            "tensor_active": active,
+            "sm_active": 0.9,
+            "dram_active": 0.5,
+            "power_w": 350.0,
+            "memory_bytes": 20,
+            "memory_total_bytes": 80,
+        }
+        for at, active in ((1, 0.1), (8, 0.3), (9, 0.5))
+    ]
+    gpu = [kernel(0, 10 * second, stream="7") | {"device": "cuda:0"}]
+    source = MemorySource(meta={"hardware": {"peaks": {"power_w": 700.0}}}).add("device_samples", rows)
+    source.add("kernels", gpu).add("windows", [window(0, 10 * second)])
+    engines = {engine.name: engine for engine in _feed(source).snapshot(View()).engines}
+    assert engines["Tensor counter"].share.value == pytest.approx(0.4)
+    assert engines["HBM"].share.value == 0.5
+    assert engines["HBM"].peak.value is None
+    assert engines["Power"].share.value == 0.5
+    assert engines["Memory"].share.value == 0.25
+    assert all(engine.source for engine in engines.values())
+
+
+def test_a_feed_for_one_rank_answers_for_it_unless_asked_for_another() -> None:
+    source = MemorySource().add("windows", [window(0, 100), window(0, 100, rank=1)])
+    source.add("kernels", [kernel(0, 100), kernel(0, 30, rank=1)])
+    feed = LiveFeed(source, rank=1)
+    feed.poll()
+    assert feed.snapshot(View()).shares.compute_only_ns == 30
+    assert feed.snapshot(View(rank=0)).shares.compute_only_ns == 100
+    assert [lane.rank for lane in feed.timeline(TimelineView()).lanes] == [1]
+
+
+def test_calls_that_only_issue_work_are_no_kernels() -> None:
+    source = MemorySource().add("windows", [window(0, 100)])
+    source.add("kernels", [kernel(0, 50), kernel(50, 50) | {"name": "c10d::allreduce_"}])
+    shown = _feed(source).snapshot(View())
+    assert [row.name for row in shown.kernels] == ["aten::mm"]
+    assert shown.shares.idle_ns == 50
