@@ -13,6 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from benchmarks.report import save
 from moescope.collectors.clock import Clock
 from moescope.collectors.native import library_path
@@ -45,6 +48,7 @@ def main() -> None:
             [sys.executable, "-m", "benchmarks.ring", str(path)], check=True, capture_output=True, text=True
         )
         write_ns = float(done.stdout)
+        pa.array(np.zeros(1))  # the first conversion imports pandas where it is installed
         drain = ProcessDrain(Ring(path), Clock.measure())
         drain.rank = 0
         writer = RecordingWriter(Path(name))

@@ -38,6 +38,7 @@ class Ring(Protocol):
     def done(self, call: int) -> None: ...
     def blob(self, kind: str, payload: Any) -> None: ...
     def operators(self) -> int: ...
+    def mute(self, on: int) -> None: ...
     def overhead(self, ns: int) -> None: ...
     def close(self) -> None: ...
 
@@ -127,6 +128,7 @@ class FileRing:
         self._phases = 0
         self._operators = 0
         self._overhead = 0
+        self._muted = False
         self._stacks: dict[int, list[tuple[int, str, int, int]]] = defaultdict(list)
 
     def _write(self, row: list[Any]) -> None:
@@ -175,7 +177,8 @@ class FileRing:
             c = self._context
         if type == OPERATOR:
             self._operators += 1
-        self._write([type, flags, depth, name, start_ns, dur_ns, a, b, c, threading.get_native_id(), payload])
+        if not self._muted:
+            self._write([type, flags, depth, name, start_ns, dur_ns, a, b, c, threading.get_native_id(), payload])
 
     def done(self, call: int) -> None:
         self.record(DONE, "", time.monotonic_ns(), 0, call)
@@ -188,6 +191,9 @@ class FileRing:
 
     def operators(self) -> int:
         return self._operators
+
+    def mute(self, on: int) -> None:
+        self._muted = bool(on)
 
     def overhead(self, ns: int) -> None:
         self._overhead += ns

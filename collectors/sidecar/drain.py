@@ -113,9 +113,9 @@ class ProcessDrain:
                 batch.commits.append((thread, count))
         for thread, count in batch.commits:
             is_record = next(ok for t, _, ok in split if t is thread)[:count]
-            records = thread.records[:count][is_record]
+            records = _where(thread.records[:count], is_record)
             self._count(records, names)
-            self._operators(thread.tid, records[records["type"] == OPERATOR], names, batch)
+            self._operators(thread.tid, _where(records, records["type"] == OPERATOR), names, batch)
             self._executions(thread.tid, records, names, batch)
             self._ranges(thread.tid, records, names, batch)
         if final:
@@ -186,10 +186,10 @@ class ProcessDrain:
             return
         import pyarrow as pa
 
-        kernels = operators[leaves(operators)]
+        kernels = _where(operators, leaves(operators))
         # c10d's own ranges issue calls; the calls themselves are in `collectives`.
         issues = np.array([n.startswith("c10d::") for n in names], dtype=np.bool_)
-        kernels = kernels[~issues[kernels["name"]]]
+        kernels = _where(kernels, ~issues[kernels["name"]])
         if not len(kernels):
             return
         n = len(kernels)
@@ -379,6 +379,11 @@ _BLOBS: dict[str, Callable[[ProcessDrain, int, Any, Any, Batch], None]] = {
     "transfers": ProcessDrain._blob_transfers,
     "kernel": ProcessDrain._blob_kernel,
 }
+
+
+def _where(records: Records, mask: npt.NDArray[np.bool_]) -> Records:
+    """The marked records; no copy where that is all of them, as it mostly is."""
+    return records if mask.all() else records[mask]
 
 
 def _thread_name(pid: int, tid: int) -> str:
