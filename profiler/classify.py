@@ -25,6 +25,7 @@ RULES: Final = (*HOST, *MEMORY, *COMMUNICATION, *CPU, *GPU)
 HOST_KIND: Final = "host"
 """Kind of calls that only issue work: `Source.table("kernels")` leaves them out, so no sum meets them."""
 
+_LENGTH = re.compile(r"\d+")
 _COLLECTIVES = tuple((re.compile(pattern, re.IGNORECASE), operator) for pattern, operator in COLLECTIVES)
 
 
@@ -59,6 +60,8 @@ def head_of(name: str) -> str:
 
     `void at::native::(anonymous namespace)::f<int, g()>(int*)` gives `at::native::f`.
     """
+    if name.startswith("_Z"):
+        return _demangled(name)
     text = name.replace("(anonymous namespace)::", "").replace("{anonymous}::", "")
     if " " in text and "(" not in text and "<" not in text:
         return text
@@ -76,6 +79,17 @@ def head_of(name: str) -> str:
         elif depth == 0:
             kept.append(letter)
     return "".join(kept).strip().rsplit(" ", 1)[-1] or text
+
+
+def _demangled(name: str) -> str:
+    """`_ZN7deep_ep9internode8dispatchILb0EEEvPv` as `deep_ep::internode::dispatch`; as it is where that fails."""
+    at = 3 if name.startswith("_ZN") else 2
+    parts = []
+    while match := _LENGTH.match(name, at):
+        size = int(match[0])
+        parts.append(name[match.end() : match.end() + size])
+        at = match.end() + size
+    return "::".join(part for part in parts if part != "_GLOBAL__N_1") or name
 
 
 def operator_of_collective(name: str) -> str:

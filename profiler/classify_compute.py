@@ -92,8 +92,14 @@ CPU: Final = (
 
 GPU: Final = (
     _compute(
+        "embedding-table",
+        r"(?:split|dense|ssd)_embedding|embedding_(?:bag|codegen|forward|backward)",
+        "embedding",
+        "embedding tables; the fused optimizer stands in their names",
+    ),
+    _compute(
         "moe-routing",
-        r"(?:^|::)(?:sbtopk|mbtopk)::|topk|top_k(?!_top_p)|moe_?align|grouped_topk|routing(?:custom|deepseek|renormalize|indices|::|_)"
+        r"permute_with_mask|deepep_(?:permute|run|post)|(?:^|::)(?:sbtopk|mbtopk)::|topk|top_k(?!_top_p)|moe_?align|grouped_topk|routing(?:custom|deepseek|renormalize|indices|::|_)"
         r"|moe_?(?:permute|unpermute|sum|sort|gather|scatter|finalize|fused_gate|router|reduce)|(?:expand|permute|unpermute)_?(?:input|rows|tokens|_kernel)"
         r"|expert_?(?:count|sort|histogram|offset|token|first|map|ids)|count_and_sort|finalize_?kernel|finalizemoerouting|finalizekernel"
         r"|ep_(?:scatter|gather)|(?:_fwd_kernel_ep_)|moesorting|moe_sorting|fused_?gate|token_?permut|sort_?(?:by_?)?expert|compute_(?:expert|problem|arg_sorts)"
@@ -104,7 +110,7 @@ GPU: Final = (
     ),
     _compute(
         "attention",
-        r"flash_?(?:fwd|bwd|attn|attention|mla|decod|splitkv|combine)|\bflash::(?!.*norm)|flashattn|flash_fwd|fmha|attention|paged_?attn|(?:^|[^a-z])attn"
+        r"^_?fwd_(?:grouped_)?kernel(?:_stage\d)?$|bwd_kernel_d[kq]|bwd_(?:dkdv|dq)|flash_?(?:fwd|bwd|attn|attention|mla|decod|splitkv|combine)|\bflash::(?!.*norm)|flashattn|flash_fwd|fmha|attention|paged_?attn|(?:^|[^a-z])attn"
         r"|_attn(?:_|$|[^a-z])|(?:^|[^a-z])mla(?![a-z])|mlasparse|xqa|masked_multihead|mmha|mqa_logits|sdpa|batchdecodewith|batchprefill|singleprefill|singledecode"
         r"|pagedkv|paged_kv|mergestate|merge_state|persistentvariablelength|fmla|pytorch_flash|efficient_?attention|attentionkernel"
         r"|(?:chunk|recurrent)_(?:gated|kda|delta|fwd|bwd)|gated_delta|lightning_attn|linear_attn|selective_scan|mamba|ssd_|sparse_?attn|indexer_(?:k|q)",
@@ -153,7 +159,7 @@ GPU: Final = (
     ),
     _compute(
         "gemm-library",
-        r"(?:^|[^a-z])nvjet|xmma_gemm|xmma|cublas|cijk_|splitk_?reduce|splitkreduce|[shdci]\d*gemm|gemm|gemv|gemmk|gemvx|dot_kernel|reduce_1block_kernel|hipblas|wvsplitk|llmm1"
+        r"(?:^|[^a-z])nvjet|xmma_gemm|xmma|cublas|cijk_|splitk_?reduce|splitkreduce|[shdci]\d*gemm|(?<!fb)gemm|gemv|dot_kernel|reduce_1block_kernel|hipblas|wvsplitk|llmm1"
         r"|tensorop_[sdh]\d+|_tensorop_|hgemm|sgemm|dgemm|cutlass(?:_\w+)?::(?:device_)?kernel|_scaled_mm|scaled_mm|tinygemm|machete|marlin|awq_|gptq_|w8a8|a8w8|w4a(?:8|16)|a16w|a4w4|wna16"
         r"|int4_?mm|int8_?mm|triton_mm|matmul|(?:^|_)(?:b|add|f)?mm_kernel|linear_kernel|_mm_(?:kernel|fp8|bf16)|flatmm|tgv_|kernel_mm|wgmma|mxf[48]|qmm|dsv3_(?:router|fused_a)|fused_a_gemm",
         "gemm",
@@ -227,7 +233,7 @@ GPU: Final = (
     ),
     _compute(
         "compute-library",
-        r"^cudnn|cudnn::|cask|cutlass|ck_tile|\bck::|flashinfer|vllm::|sgl|aiter|fbgemm|tensorrt_llm|transformer_engine|apex|liger|triton|xformers|trtllm|moe::dev|miopen|_Z\w*(?:at6native)",
+        r"^cudnn|cudnn::|cask|cutlass|ck_tile|\bck::|flashinfer|vllm::|sgl|aiter|fbgemm|tensorrt_llm|transformer_engine|apex|liger|triton|xformers|trtllm|moe::dev|miopen|_Z\w*(?:at6native)|(?:^|_)fusion(?:_\d+)?$",
         "other",
         "a library that computes on its own device",
     ),

@@ -47,8 +47,8 @@ _GEMM_WORD = r"gemm|gemv|matmul|nvjet|(?:^|[^a-z])(?:b|add|baddb)?mm(?:[^a-z]|$)
 HOST: Final = (
     Rule(
         "host-issue",
-        "head",
-        r"^(?:c10d|_c10d_functional|c10d_functional|_c10d_functional_autograd|symm_mem)::(?!(?:symmetric_memory|intra_node_comm)::)\w+$"
+        "any",
+        r"^(?:c10d|_c10d_functional|c10d_functional|_c10d_functional_autograd|symm_mem)::\w+$"
         r"|^record_param_comms$|^profiler::|^\[pytorch\|",
         "host",
         "issue",
@@ -108,7 +108,7 @@ COMMUNICATION: Final = (
     Rule(
         "gemm-collective",
         "head",
-        r"(?:ag|all_?gather)_\w*gemm|gemm_?(?:rs|ar)(?:[^a-z]|$)|gemm\w*(?:reduce_?scatter|all_?reduce)"
+        r"(?:ag|all_?gather)_\w*gemm|gemm_?(?:rs|ar)(?:[^a-z]|$)|(?<!fb)gemm\w*(?:reduce_?scatter|all_?reduce)"
         r"|gemm_one_shot|(?:reduce_?scatter|all_?reduce|all_?gather)\w*(?:gemm|matmul)|matmul\w*(?:reduce_?scatter|all_?reduce)",
         "fused",
         "gemm",
@@ -126,7 +126,7 @@ COMMUNICATION: Final = (
     Rule(
         "nccl",
         "head",
-        r"^(?:nccl|rccl)(?:dev)?_?kernel|^(?:nccl|rccl)\w*(?:allreduce|allgather|reducescatter|broadcast|sendrecv|reduce|alltoall)",
+        r"^(?:nccl|rccl)\w+",
         "comm",
         "*",
         "NCCL's or RCCL's device kernel, old names (ncclKernel_) and new ones (ncclDevKernel_)",
@@ -234,7 +234,7 @@ COMMUNICATION: Final = (
         "allreduce-fusion",
         "any",
         r"allreduce_fusion_kernel|moe(?:reduction|finalize)_?allreduce|allreduce_?(?:add_?)?(?:residual_?)?(?:rms_?)?norm"
-        r"|(?:^|[^a-z])all_?reduce_\w*(?:norm|residual|quant)|fused_\w*all_?reduce_\w*norm|(?:rms_?norm|layer_?norm)\w*(?:lamport|all_?reduce)",
+        r"|(?:^|[^a-z])all_?reduce_\w*(?:norm|residual|quant)|fused_\w*all_?reduce_\w*norm|allreducefusionkernel<[^>]*true|(?:rms_?norm|layer_?norm)\w*(?:lamport|all_?reduce)",
         "fused",
         "all_reduce",
         "an all-reduce fused with residual, norm or quantisation (FlashInfer, TensorRT-LLM, aiter)",
@@ -267,7 +267,7 @@ COMMUNICATION: Final = (
         "collective-word",
         "head",
         r"(?:^|[^a-z])(?:reduce_scatter|reducescatter|all_gather|allgather|all_to_all|alltoall|allreduce|sendrecv|send_recv)"
-        r"|(?:put|wait)_(?:signal|remote)|cross_device|crossdevice|peer_(?:copy|put|get)|p2p_(?:copy|put|get|send|recv)|remote_(?:put|get|copy)",
+        r"|(?:put|wait)_(?:signal|remote)|(?:^|::)(?:stream_write_value|wait_eq|wait_value)|exchangesplit|all_to_one|cross_device|crossdevice|peer_(?:copy|put|get)|p2p_(?:copy|put|get|send|recv)|remote_(?:put|get|copy)",
         "comm",
         "*",
         "the name speaks of a transfer between ranks",

@@ -37,6 +37,9 @@ COMM = {
     "gloo:all_to_all": "all_to_all",
     "gloo:all_reduce": "all_reduce",
     "gloo:send": "p2p",
+    "_ZN7deep_ep9internode8dispatchILb0ELi8EEEvPv": "dispatch",
+    "EpDispatchIntraNodeKernel_bf16": "dispatch",
+    "void fbgemm_gpu::one_shot_all_reduce<true>(int)": "all_reduce",
 }
 COMPUTE = {
     "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute": "gemm",
@@ -61,6 +64,9 @@ COMPUTE = {
     "void deep_ep::layout::get_dispatch_layout<256, 32, 8>(long const*)": "routing",
     "triton_poi_fused__to_copy_add_all_reduce_wait_tensor_3": "elementwise",
     "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, char*>(int)": "elementwise",
+    "void fbgemm_gpu::permute_2D_data_kernel<false, int>(int)": "index",
+    "split_embedding_backward_codegen_adagrad_unweighted_kernel(int)": "embedding",
+    "_fwd_grouped_kernel_stage1": "attention",
     "aten::mm": "gemm",
     "aten::_grouped_mm": "grouped_gemm",
     "aten::_softmax": "softmax",

@@ -196,5 +196,5 @@ def test_a_source_without_data_says_so(folder, tmp_path):
     with pytest.raises(UsageProblem):
         open_source([tmp_path / "nothing"])
     (folder / "meta.json").write_text("{")
-    with pytest.raises(MoescopeError, match="meta.json"):
+    with pytest.raises(MoescopeError, match=r"meta\.json"):
         open_source([folder])
