@@ -374,3 +374,36 @@ def test_calls_that_only_issue_work_are_no_kernels() -> None:
     shown = _feed(source).snapshot(View())
     assert [row.name for row in shown.kernels] == ["aten::mm"]
     assert shown.shares.idle_ns == 50
+
+
+def test_a_long_kernel_of_an_earlier_batch_still_hides_what_comes_later() -> None:
+    source = MemorySource("live").add("windows", [window(0, 1000)]).add("kernels", [kernel(0, 1000)])
+    feed = _feed(source)
+    for start in (400, 600):
+        source.add("kernels", [kernel(start, 10, "comm", stream="gloo")])
+        feed.poll()
+    shares = feed.snapshot(View(window=(0, 1000))).shares
+    assert (shares.overlapped_ns, shares.exposed_ns) == (20, 0)
+
+
+def test_a_segment_that_vanishes_while_another_comes_leaves_nothing_behind() -> None:
+    source = MemorySource("live", meta={"keep_ns": 1}).add("windows", [window(0, 1000)])
+    source.add("kernels", [kernel(0, 100)]).add("kernels", [kernel(300, 100)])
+    feed = _feed(source)
+    source.forget("kernels", 0)
+    source.add("kernels", [kernel(600, 50)])
+    feed.poll()
+    assert feed.snapshot(View(window=(0, 1000))).shares.compute_only_ns == 150
+
+
+def test_quantiles_are_the_lower_median_and_the_nearest_rank() -> None:
+    rows = [kernel(at * 100, dur) for at, dur in enumerate((40, 10, 30, 20))]
+    (row,) = _feed(MemorySource().add("windows", [window(0, 1000)]).add("kernels", rows)).snapshot(View()).kernels
+    assert (row.median_ns, row.p99_ns) == (20, 40)
+
+
+def test_long_durations_are_within_a_ten_thousandth() -> None:
+    second = 1_000_000_000
+    rows = [kernel(0, 3 * second + 1)]
+    (row,) = _feed(MemorySource().add("windows", [window(0, 9 * second)]).add("kernels", rows)).snapshot(View()).kernels
+    assert row.median_ns == pytest.approx(3 * second, rel=1e-4)

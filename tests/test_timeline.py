@@ -210,3 +210,12 @@ def test_cells_outside_of_windows_are_unrecorded() -> None:
     (lane,) = _feed(source).timeline(TimelineView(window=(0, 100), cells=4)).lanes
     assert _states(lane) == ["compute", "compute", "unrecorded", "unrecorded"]
     assert bitmap([(0, 50)], 100).sum() == 50
+
+
+def test_jumping_on_from_a_stretch_leaves_it() -> None:
+    us = 1_000
+    source = MemorySource().add("windows", [window(0, 1000 * us)])
+    source.add("kernels", [kernel(start * us, 60 * us, "comm") for start in (100, 300, 500)])
+    feed = _feed(source)
+    assert feed.next_exposed(300 * us, None) == (500 * us, 560 * us)
+    assert feed.next_exposed(300 * us, None, backward=True) == (100 * us, 160 * us)
