@@ -15,7 +15,7 @@ class Config:
 
     name: str
     vocabulary: int = 256  # bytes
-    layers: int = 3
+    layers: int = 2
     d: int = 256  # hidden size
     heads: int = 4  # n_h
     d_head: int = 48  # d_h, part of a head without position

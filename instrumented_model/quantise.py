@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from moescope.instrumented_model.formats import E4M3, E4M3_MAX, E4M3_OVERFLOW, TILE, scale_of
+from moescope.instrumented_model.formats import E4M3, E4M3_MAX, E4M3_OVERFLOW, TILE, scale_of, to_float32
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def expanded_scale(x: Quantised) -> torch.Tensor:
 def dequantise(x: Quantised) -> torch.Tensor:
     """q * scale in float32. returns: [..., n, k] float32, the shape of `x.q`"""
     if x.rows == 1 and x.q.shape[-1] % TILE == 0:  # the common case, without expanding the scales
-        tiled = x.q.reshape(*x.scale.shape, TILE).float()
+        tiled = to_float32(x.q).reshape(*x.scale.shape, TILE)
         return (tiled * x.scale.unsqueeze(-1)).reshape(x.q.shape)
-    return x.q.float() * expanded_scale(x)
+    return to_float32(x.q) * expanded_scale(x)
 
 
 def counts(x: torch.Tensor, quantised: Quantised) -> Counts:

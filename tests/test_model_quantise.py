@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from moescope.instrumented_model.formats import to_float32  # noqa: E402
 from moescope.instrumented_model.quantise import counts, dequantise, quantise_blocks, quantise_tiles  # noqa: E402
 
 
@@ -118,3 +119,8 @@ def test_zeros_and_no_rows_are_quantised_to_themselves() -> None:
     assert not dequantise(quantise_tiles(torch.zeros(2, 130))).any()
     assert dequantise(quantise_tiles(torch.zeros(0, 256))).shape == (0, 256)
     assert dequantise(quantise_tiles(torch.zeros(5, 0))).shape == (5, 0)
+
+
+def test_every_code_of_the_table_is_the_cast_of_the_framework() -> None:
+    q = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(2, 128).T
+    assert torch.equal(to_float32(q).nan_to_num(1e6), q.float().nan_to_num(1e6))
