@@ -135,10 +135,15 @@ class _Window:
         self.dropped = _dropped(state, self.filter)
 
     def _coverage(self, ranks: Sequence[int]) -> float:
-        whole = (self.window[1] - self.window[0]) * len(ranks)
-        held = self.state.ranks
-        recorded = sum(held[rank].recorded.length(*self.window) for rank in ranks if rank in held)
-        return recorded / whole if whole > 0 else 0.0
+        """Share recorded of the time between each rank's first and last window, as `overlap.coverage` has it."""
+        recorded = whole = 0
+        for rank in ranks:
+            track = self.state.ranks[rank].recorded if rank in self.state.ranks else None
+            if track is not None and len(track):
+                low, high = max(self.window[0], int(track.starts[0])), min(self.window[1], int(track.ends[-1]))
+                recorded += track.length(*self.window)
+                whole += max(high - low, 0)
+        return recorded / whole if whole else 0.0
 
     def rank_compute(self) -> dict[int, float]:
         """Share of its recorded time that each rank computes, for all ranks."""

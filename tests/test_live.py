@@ -185,10 +185,13 @@ def test_shares_are_the_mean_of_the_known_steps_and_say_so() -> None:
 
 
 def test_the_note_states_the_coverage_where_only_part_was_recorded() -> None:
-    source = MemorySource().add("windows", [window(0, 250)]).add("kernels", [kernel(0, 100), kernel(900, 100)])
+    source = MemorySource().add("windows", [window(0, 125), window(875, 125)])
+    source.add("kernels", [kernel(0, 100), kernel(900, 100)])
+    source.add("windows", [window(500, 100, rank=1)]).add("kernels", [kernel(500, 50, rank=1)])
     shown = _feed(source).snapshot(View())
-    assert shown.coverage == 0.25
-    assert "25% recorded" in shown.shares_note
+    assert [row.coverage for row in shown.ranks] == [0.25, 1.0]
+    assert shown.coverage == pytest.approx(350 / 1100)
+    assert "32% recorded" in shown.shares_note
 
 
 def test_while_live_figures_are_of_the_last_ten_seconds_only() -> None:
