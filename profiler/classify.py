@@ -154,23 +154,16 @@ def classify_table(kernels: pa.Table) -> tuple[NDArray[Any], NDArray[Any], NDArr
     if not kernels.num_rows:
         none = np.empty(0, object)
         return none, none.copy(), none.copy()
-    names = pc.dictionary_encode(kernels.column("name").combine_chunks())
+    names = pc.dictionary_encode(pc.fill_null(kernels.column("name").combine_chunks(), ""))
     hints = pc.dictionary_encode(pc.fill_null(kernels.column("kind").combine_chunks(), ""))
     width = len(hints.dictionary)
-    codes = (
-        names.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64) * width + hints.indices.to_numpy()
-    )
-    distinct, inverse = np.unique(codes, return_inverse=True)
+    codes = names.indices.to_numpy().astype(np.int64) * width + hints.indices.to_numpy()
     name_list, hint_list = names.dictionary.to_pylist(), hints.dictionary.to_pylist()
-    found = [
-        classify(name_list[code // width] or "", kind_hint=hint_list[code % width] or None)
-        for code in distinct.tolist()
-    ]
-    columns = (
-        np.array([getattr(one, field) for one in found], object)[inverse] for field in ("kind", "operator", "rule")
-    )
-    kinds, operators, rules = columns
-    return kinds, operators, rules
+    known = [np.full(len(name_list) * width, None, object) for _ in range(3)]
+    for code in np.flatnonzero(np.bincount(codes, minlength=len(known[0]))).tolist():
+        found = classify(name_list[code // width], kind_hint=hint_list[code % width] or None)
+        known[0][code], known[1][code], known[2][code] = found.kind, found.operator, found.rule
+    return known[0][codes], known[1][codes], known[2][codes]
 
 
 def without_host_calls(kernels: pa.Table) -> pa.Table:

@@ -1,8 +1,8 @@
 """Sets of half-open time intervals `[start, end)`: unions, intersections, differences and how much they cover.
 
 An interval set is a pair of int64 arrays, (starts, ends). A *union* is a set that is sorted, disjoint and not touching.
-All sweeps sort starts and ends apart from each other: the i-th smallest start and the i-th smallest end are enough to
-know how many intervals are open, and two plain sorts cost less than one sort of pairs.
+Sweeps sort starts and ends apart from each other: the i-th smallest start and the i-th smallest end are enough to know
+how many intervals are open, and two plain sorts cost less than one sort of pairs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,6 @@ def empty() -> Intervals:
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
-def _sorted(values: Times) -> Times:
-    return values if len(values) < 2 or bool((values[1:] >= values[:-1]).all()) else np.sort(values)
-
-
 def union(starts: Times, ends: Times) -> Intervals:
     """The union of any intervals; those with end <= start cover nothing.
 
@@ -39,7 +35,10 @@ def union(starts: Times, ends: Times) -> Intervals:
         starts, ends = starts[real], ends[real]
     if not len(starts):
         return empty()
-    starts, ends = _sorted(starts), _sorted(ends)
+    if bool((starts[1:] >= starts[:-1]).all()):
+        ends = np.maximum.accumulate(ends)
+    else:
+        starts, ends = np.sort(starts), np.sort(ends)
     gaps = np.flatnonzero(starts[1:] > ends[:-1])
     return starts[np.concatenate(([0], gaps + 1))], ends[np.concatenate((gaps, [len(ends) - 1]))]
 

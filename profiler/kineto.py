@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from moescope.collectors.schema import TABLES, arrow_schema
 from moescope.profiler.classify import without_host_calls
-from moescope.profiler.errors import NoData
+from moescope.profiler.errors import MoescopeError, NoData
 from moescope.profiler.kineto_file import TraceFile, integer, read_trace
 from moescope.profiler.kineto_rows import rows_of
 
@@ -60,7 +60,10 @@ def open_traces(files: Sequence[Path]) -> TraceSource:
     tables: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
     listed = []
     for trace, rank in zip(traces, ranks, strict=True):
-        found = rows_of(trace, rank)
+        try:
+            found = rows_of(trace, rank)
+        except MoescopeError as problem:
+            raise MoescopeError(f"{trace.path}: {problem}") from problem
         for name, columns in found.items():
             tables[name].append(_table(name, columns))
         listed.append(_rank_entry(trace, rank, tables["kernels"][-1]))
@@ -83,7 +86,7 @@ def open_traces(files: Sequence[Path]) -> TraceSource:
 
 def ranks_of(traces: Sequence[TraceFile]) -> tuple[list[int], list[str]]:
     """The rank of each trace: as it says, else from its file's name, else by order; and what was odd about that."""
-    told = [integer(trace.distributed.get("rank")) for trace in traces]
+    told = [integer(trace.distributed.get("rank"), 32) for trace in traces]
     named = [_rank_in(trace.path.name) for trace in traces]
     for source, why in ((told, ""), (named, "ranks are taken from the files' names")):
         known = [rank for rank in source if rank is not None]
@@ -100,7 +103,7 @@ def ranks_of(traces: Sequence[TraceFile]) -> tuple[list[int], list[str]]:
 
 def _rank_in(name: str) -> int | None:
     match = _RANK_IN_NAME.search(name)
-    return next((int(group) for group in match.groups() if group), None) if match else None
+    return next((integer(group, 32) for group in match.groups() if group), None) if match else None
 
 
 def _table(name: str, columns: dict[str, list[Any]]) -> pa.Table:

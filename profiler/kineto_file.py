@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import zlib
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import ROUND_HALF_EVEN, Decimal
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from moescope.profiler.errors import MoescopeError, NoData
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _WHOLE: Final = Decimal(1)
+_FARTHEST_NS: Final = 2**61
 _EMPTY_ARGS: Final = msgspec.Raw(b"{}")
 
 
@@ -94,7 +96,7 @@ def read_trace(path: Path) -> TraceFile:
         events=trace.events,
         distributed=trace.distributed if isinstance(trace.distributed, dict) else {},
         devices=[device for device in devices if isinstance(device, dict)],
-        base_ns=_integer(trace.base_ns) or 0,
+        base_ns=_base(path, trace.base_ns),
     )
 
 
@@ -125,9 +127,18 @@ def _decode(path: Path, data: bytes) -> _Trace:
     except msgspec.DecodeError as problem:
         where = f"at byte {len(data)}: the file ends early" if "truncated" in str(problem) else str(problem)
         raise MoescopeError(f"{path}: broken JSON {where}; export or copy the trace again") from problem
+    except RecursionError as problem:
+        raise MoescopeError(f"{path}: nested too deeply to be a PyTorch (Kineto) trace") from problem
     except UnicodeDecodeError as problem:
         raise MoescopeError(f"{path}: broken text at byte {problem.start}; export or copy the trace again") from problem
     raise MoescopeError(f"{path}: no JSON at byte 0: neither a PyTorch (Kineto) trace nor a recording")
+
+
+def _base(path: Path, value: object) -> int:
+    base = integer(value) or 0
+    if abs(base) > _FARTHEST_NS:
+        raise MoescopeError(f"{path}: baseTimeNanoseconds {base} is beyond any clock; export the trace again")
+    return base
 
 
 def args_of(event: Event) -> Args:
@@ -141,21 +152,20 @@ def args_of(event: Event) -> Args:
 def to_ns(us: Decimal) -> int:
     """Decimal µs as whole ns, half to even; exact for all that is written with up to three decimals."""
     try:
-        return int((us * 1000).quantize(_WHOLE, ROUND_HALF_EVEN))
-    except InvalidOperation as problem:
-        raise MoescopeError(f"a time of {us} µs is no number of ns") from problem
+        ns = int((us * 1000).quantize(_WHOLE, ROUND_HALF_EVEN))
+    except (ArithmeticError, ValueError) as problem:
+        raise MoescopeError(f"a time of {us} µs is no number of ns; export the trace again") from problem
+    if abs(ns) > _FARTHEST_NS:
+        raise MoescopeError(f"a time of {us} µs is beyond any clock; export the trace again")
+    return ns
 
 
-def _integer(value: object) -> int | None:
+def integer(value: object, bits: int = 64) -> int | None:
+    """A whole number from what an argument holds; None for anything else, and for what the column cannot hold."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, (int, float)):
-        return int(value)
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
-        return int(value)
-    return None
-
-
-def integer(value: object) -> int | None:
-    """A whole number from what an argument holds, else None."""
-    return _integer(value)
+    if isinstance(value, str) and value.strip().lstrip("-").isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, float):
+        value = int(value) if isfinite(value) else None
+    return value if isinstance(value, int) and -(2 ** (bits - 1)) <= value < 2 ** (bits - 1) else None

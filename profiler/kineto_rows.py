@@ -54,7 +54,7 @@ def _sort(events: Sequence[Event]) -> _Sorted:
     found = _Sorted()
     for event in events:
         cat = event.cat
-        if event.ph != "X" or cat is None or event.ts is None or event.dur is None or event.dur < 0:
+        if event.ph != "X" or cat is None or not _timed(event):
             if event.ph == "M" and event.name == "thread_name":
                 found.threads[(event.pid, event.tid)] = str(args_name(event))
             continue
@@ -69,6 +69,11 @@ def _sort(events: Sequence[Event]) -> _Sorted:
         elif cat == "cpu_op" or cat == "Operator":
             found.operators.append(event)
     return found
+
+
+def _timed(event: Event) -> bool:
+    ts, dur = event.ts, event.dur
+    return ts is not None and dur is not None and ts.is_finite() and dur.is_finite() and dur >= 0
 
 
 def args_name(event: Event) -> str:
@@ -164,7 +169,7 @@ def _device_kernels(
             integer(args.correlation),
             _triple(args.grid),
             _triple(args.block),
-            integer(args.registers),
+            integer(args.registers, 32),
             integer(args.shared_bytes),
             _bytes(args),
             args.dtype if isinstance(args.dtype, str) else None,
@@ -194,7 +199,7 @@ def _bytes(args: Args) -> int | None:
     if told is not None:
         return told
     elements, item = integer(args.elements), _ITEM_BYTES.get(str(args.dtype).lower())
-    return elements * item if elements is not None and item is not None else None
+    return integer(elements * item) if elements is not None and item is not None else None
 
 
 def _phases_of_kernels(
