@@ -45,7 +45,7 @@ def summarise(source: Source) -> dict[str, Any]:
     windows = recorded_windows(source)
     sweeps = [sweep(device, windows.get(device.rank)) for device in devices]
     ranks = [_rank(source, device, swept) for device, swept in zip(devices, sweeps, strict=True)]
-    total: dict[str, Any] = {key: sum(rank[key] for rank in ranks) for key in SUMS}
+    total: dict[str, Any] = {key: round(sum(rank[key] for rank in ranks), 3) for key in SUMS}
     total |= _fraction(total["overlapped_us"], total["comm_us"])
     counted = [length(windows[rank]) for rank in windows]
     spans = [int(windows[rank][1][-1] - windows[rank][0][0]) for rank in windows if len(windows[rank][0])]
