@@ -78,11 +78,11 @@ def _calibrate_once() -> None:
 
 
 def _answer(folder: Path) -> None:
-    from moescope.profiler.export_csv import export_csv
-    from moescope.profiler.summary import render_text, summarise
     from rich.console import Console
 
+    from moescope.profiler.export_csv import export_csv
     from moescope.profiler.source import open_source
+    from moescope.profiler.summary import render_text, summarise
 
     source = open_source([folder])
     render_text(summarise(source), Console())

@@ -18,10 +18,9 @@ def command(recording: Path, rank: int | None, fps: float) -> None:
     """Watch RECORDING, or traces of other tools, in the terminal. `q` leaves; the run goes on."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageProblem(f"the dashboard needs a terminal; use `moescope summary {recording}` for plain text")
-    from moescope.tui.app import run
-
     from moescope.profiler.live import LiveFeed
     from moescope.profiler.source import open_source
+    from moescope.tui.app import run
 
     source = open_source([recording])
     raise SystemExit(run(LiveFeed(source, rank=rank), fps=fps))

@@ -47,10 +47,9 @@ def run_with_dashboard(options: RunOptions, fps: float = 4.0) -> int:
 
 def _show(folder: Path, log_path: Path, recorder: subprocess.Popen[bytes], fps: float) -> None:
     """The dashboard, once the recording can be opened."""
-    from moescope.tui.app import run
-
     from moescope.profiler.live import LiveFeed
     from moescope.profiler.source import open_source
+    from moescope.tui.app import run
 
     while not (folder / "meta.json").exists():
         if recorder.poll() is not None:
