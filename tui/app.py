@@ -130,6 +130,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
         self._ended_s: float | None = None
         self._notice_until_s = 0.0
         self._prompt_for = ""
+        self._seeks_exposed = False
         self._places: list[tuple[int, int, str]] = []
         self.watcher = Watcher(feed, Wish(View(rank=rank)), 1 / fps)
 
@@ -181,12 +182,22 @@ class MoescopeApp(App[int], inherit_bindings=False):
         if answer is not None:
             self.seen = answer.snapshot
             self.seen_timeline = answer.timeline or self.seen_timeline
+            self._seek_exposed(answer.timeline)
         if self.watcher.problem:
             self._say(self.watcher.problem)
         elif self.view.notice and time.monotonic() > self._notice_until_s:
             self.view.notice = ""
         self._close_when_over()
         self._draw()
+
+    def _seek_exposed(self, found: Timeline | None) -> None:
+        """Puts the cursor on the lane that one has jumped to, once its window has come."""
+        if not self._seeks_exposed or found is None or (found.start_ns, found.end_ns) != self.view.span:
+            return
+        self._seeks_exposed = False
+        lane = timeline.lane_with(found, "exposed", self.view.cursor[1])
+        if lane is not None:
+            self.view.cursor = (lane, self.view.cursor[1])
 
     def _wish(self) -> Wish:
         width, height = self.size
@@ -311,12 +322,12 @@ class MoescopeApp(App[int], inherit_bindings=False):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette: every command that works here."""
         for command in COMMANDS:
-            if command.help and command.works_on(self.view.screen) and command.action != "command_palette":
+            if command.works_on(self.view.screen) and command.action != "command_palette":
 
                 def act(action: str = command.action) -> None:
                     self.call_after_refresh(self.run_command, action)
 
-                yield SystemCommand(command.help[0].upper() + command.help[1:], f"key {command.shown}", act)
+                yield SystemCommand(command.name, f"key {' or '.join(command.keys)}", act)
 
     def on_click(self, event: Click) -> None:
         """A tab that is clicked on opens."""
@@ -383,6 +394,8 @@ class MoescopeApp(App[int], inherit_bindings=False):
                 return len(log.shown(seen, view))
             case "units":
                 return len(seen.ranks)
+            case "help":
+                return help.rows(view, *self.query_one("#body", Painted).size)
             case _:
                 return 0
 
@@ -511,9 +524,10 @@ class MoescopeApp(App[int], inherit_bindings=False):
                 self._say("no exposed communication of 50 µs or more in that direction")
                 return
             start, end = found
-            cell = length // self._cells()
-            self._look_at((start + end) // 2, max(length, 3 * (end - start)))
-            self._say(f"exposed for {(end - start) / 1e6:.3f} ms, {max(1, (end - start) // max(cell, 1))} cells")
+            # Near enough to see it: between a third and a fifteenth of the screen.
+            self._look_at((start + end) // 2, max(min(length, 15 * (end - start)), 3 * (end - start)))
+            self._seeks_exposed = True
+            self._say(f"exposed for {(end - start) / 1e6:.3f} ms")
 
         if seen is not None:
             self.watcher.ask(lambda feed: feed.next_exposed(at, rank, backward=direction < 0), arrive)

@@ -130,8 +130,7 @@ def keys(screen: str, width: int) -> Line:
     for command in COMMANDS:
         if not command.label or not command.works_on(screen) or command.label in ("help", "quit"):
             continue
-        shown = {"scrub": "←→", "pan": "←→", "zoom": "+-", "next exposed": "n N"}.get(command.label, command.shown)
-        piece: Line = [(f"{shown} ", "bar-key"), (f"{command.label}  ", "bar")]
+        piece: Line = [(f"{command.shown.replace(' ', '')} ", "bar-key"), (f"{command.label}  ", "bar")]
         if length(line) + length(piece) + length(last) <= width:
             line += piece
     return pad([*line, *last], width, "bar")

@@ -12,6 +12,9 @@ import click
 STEPS = {"train": 60, "prefill": 60, "decode": 200}
 """Steps a stage runs for: with the environment ready the demo takes well under a minute on two cores."""
 
+CLOSE_AFTER_S = 8.0
+"""How long the dashboard stays after the run has ended, where nobody presses a key."""
+
 
 @dataclass
 class _Progress:
@@ -50,15 +53,14 @@ def command(stage: str, ranks: int, steps: int | None, schedule: str, tui: bool 
     """
     from moescope.collectors.sidecar.run import RunOptions, run
     from moescope.profiler.commands.run import default_folder
-    from moescope.profiler.commands.watched import run_with_dashboard
+    from moescope.profiler.commands.watched import has_terminal, run_with_dashboard
 
     _calibrate_once()
     folder = output or default_folder(("demo",))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options = RunOptions(target_command(stage, ranks, steps or STEPS[stage], schedule), folder, quiet=True)
-    on_terminal = sys.stdout.isatty() and sys.stdin.isatty()
-    if tui or (tui is None and on_terminal):
-        code = run_with_dashboard(options)
+    if tui or (tui is None and has_terminal()):
+        code = run_with_dashboard(options, close_after_s=CLOSE_AFTER_S)
     else:
         code = run(options, _Progress())
         sys.stderr.write("\n" if sys.stderr.isatty() else "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
+from moescope.profiler.commands.watched import exporter, has_terminal
 from moescope.profiler.errors import UsageProblem
 
 
@@ -16,11 +16,12 @@ from moescope.profiler.errors import UsageProblem
 @click.option("--fps", type=click.FloatRange(min=0.1, max=60), default=4.0, show_default=True, help="Frames a second.")
 def command(recording: Path, rank: int | None, fps: float) -> None:
     """Watch RECORDING, or traces of other tools, in the terminal. `q` leaves; the run goes on."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not has_terminal():
         raise UsageProblem(f"the dashboard needs a terminal; use `moescope summary {recording}` for plain text")
     from moescope.profiler.live import LiveFeed
     from moescope.profiler.source import open_source
     from moescope.tui.app import run
 
     source = open_source([recording])
-    raise SystemExit(run(LiveFeed(source, rank=rank), fps=fps))
+    folder = recording / "csv" if recording.is_dir() else Path(f"{recording.name}-csv")
+    raise SystemExit(run(LiveFeed(source), fps=fps, rank=rank, export=exporter(source, folder)))

@@ -8,19 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from moescope.collectors.sidecar.run import RunOptions
 
+if TYPE_CHECKING:
+    from moescope.profiler.source import Source
+
 TARGET_LOG = "target.log"
 
 
-def run_with_dashboard(options: RunOptions, fps: float = 4.0) -> int:
-    """Runs the command behind the dashboard; leaving the dashboard leaves the run alone. The command's exit code."""
-    if not (sys.stdout.isatty() and sys.stdin.isatty()):
+def run_with_dashboard(options: RunOptions, fps: float = 4.0, close_after_s: float | None = None) -> int:
+    """Runs the command behind the dashboard; leaving the dashboard leaves the run alone. The command's exit code.
+
+    close_after_s: the dashboard closes by itself this long after the run has ended, unless a key is pressed
+    """
+    if not has_terminal():
         raise click.UsageError("--tui needs a terminal: leave it out, and open `moescope top` elsewhere")
     options.folder.mkdir(parents=True, exist_ok=True)
     log_path = options.folder / TARGET_LOG
@@ -35,7 +43,7 @@ def run_with_dashboard(options: RunOptions, fps: float = 4.0) -> int:
             start_new_session=True,
         )
     try:
-        _show(options.folder, log_path, recorder, fps)
+        _show(options.folder, log_path, recorder, fps, close_after_s)
         if recorder.poll() is None:
             click.echo(f"moescope: the run goes on; its output follows (also in {log_path})", err=True)
         _follow(log_path, recorder)
@@ -45,7 +53,25 @@ def run_with_dashboard(options: RunOptions, fps: float = 4.0) -> int:
     return recorder.wait()
 
 
-def _show(folder: Path, log_path: Path, recorder: subprocess.Popen[bytes], fps: float) -> None:
+def has_terminal() -> bool:
+    """Whether a dashboard can be drawn: it reads keys from stdin and draws on stderr, but results go to stdout."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def exporter(source: Source, folder: Path) -> Callable[[], str]:
+    """What the dashboard's `e` does: writes the timelines of `source` into `folder` and says where."""
+
+    def export() -> str:
+        from moescope.profiler.export_csv import export_csv
+
+        return f"wrote {len(export_csv(source, folder))} CSV files into {folder}"
+
+    return export
+
+
+def _show(
+    folder: Path, log_path: Path, recorder: subprocess.Popen[bytes], fps: float, close_after_s: float | None
+) -> None:
     """The dashboard, once the recording can be opened."""
     from moescope.profiler.live import LiveFeed
     from moescope.profiler.source import open_source
@@ -55,8 +81,15 @@ def _show(folder: Path, log_path: Path, recorder: subprocess.Popen[bytes], fps: 
         if recorder.poll() is not None:
             return
         time.sleep(0.05)
-    feed = LiveFeed(open_source([folder]))
-    run(feed, fps=fps, log_path=log_path, on_interrupt=lambda: os.kill(recorder.pid, signal.SIGINT))
+    source = open_source([folder])
+    run(
+        LiveFeed(source),
+        fps=fps,
+        log_path=log_path,
+        on_interrupt=lambda: recorder.send_signal(signal.SIGINT),
+        export=exporter(source, folder / "csv"),
+        close_after_s=close_after_s,
+    )
 
 
 def _follow(log_path: Path, recorder: subprocess.Popen[bytes]) -> None:

@@ -39,7 +39,7 @@ def quantisation_fields() -> tuple[Field, ...]:
         ),
         Field("saturated", 9, lambda q: (count(q.saturated), "loss" if q.saturated else "dim"), lambda q: q.saturated),
         Field("tensor", 0, lambda q: (q.tensor, "strong"), lambda q: q.tensor, "left", ascending=True),
-        Field("format", 8, lambda q: (q.format, "text"), align="left", weight=1),
+        Field("format", 12, lambda q: (q.format, "text"), align="left", weight=1),
         Field("calls", 8, lambda q: (count(q.calls), "text"), lambda q: q.calls, weight=3),
         Field("amax", 9, lambda q: (three(q.amax), "text"), lambda q: q.amax, weight=2),
         Field("scales", 19, lambda q: (f"{q.scale_min:.2g} … {q.scale_max:.2g}", "dim"), weight=4),
@@ -106,9 +106,9 @@ def heat_panel(seen: Snapshot, width: int, height: int) -> list[Line]:
         line.append((f"  {worst:.2f}×", "loss" if worst > 1.5 else "dim"))
         body.append(line)
     legend: Line = [("      ", "dim")]
-    for load, label in ((0.25, "<½"), (0.75, "≤1"), (1.25, "≤1.5"), (2.0, "≤2.5"), (3.0, "more")):
+    for load, label in ((0.25, "≤½×"), (0.75, "≤1×"), (1.25, "≤1.5×"), (2.0, "≤2.5×"), (3.0, "more")):
         glyph, role = heat(load)
-        legend += [(glyph, role), (f" {label}×  ", "dim")]
+        legend += [(glyph, role), (f" {label}  ", "dim")]
     legend.append(("right: hottest ÷ mean", "dim"))
     body.append(legend)
     shown_layers = len(rows[::stride])

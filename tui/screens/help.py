@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from moescope.tui.commands import COMMANDS
 from moescope.tui.draw import GLYPH, beside, box, split
 from moescope.tui.state import ViewState
@@ -42,41 +44,40 @@ SCREEN_WORDS = {
 
 
 def paint(view: ViewState, width: int, height: int) -> list[Line]:
-    """The screen in `width` x `height` cells."""
+    """The screen in `width` x `height` cells: side by side, or one below the other and scrolled by the cursor."""
     screen = view.before_help
     if width >= 90:
         a, b = split(width, 1, 1)
-        return beside(_keys(screen, a, height), _meaning(screen, b, height))
-    upper = max(height * 3 // 5, 4)
-    return _keys(screen, width, upper) + _meaning(screen, width, height - upper)
+        return beside(
+            box("Keys", f"on {screen}", _keys(screen), a, height),
+            box("Meaning", "", _meaning(screen, b - 4, height - 2), b, height),
+        )
+    body = _column(screen, width)
+    top = min(view.table("help").cursor, rows(view, width, height))
+    below = len(body) - top - (height - 2)
+    return box("Help", f"on {screen}" + (f" · ↓ {below} more lines" if below > 0 else ""), body[top:], width, height)
 
 
-def _keys(screen: str, width: int, height: int) -> list[Line]:
-    inner, room = width - 4, height - 2
-    rows = [(c.shown, c.help) for c in COMMANDS if c.works_on(screen) and c.help]
-    columns = 1 if len(rows) <= room else min(3, -(-len(rows) // max(room, 1)))
-    each = inner // columns
-    body: list[Line] = []
-    for i in range(min(room, -(-len(rows) // columns))):
-        line: Line = []
-        for j in range(columns):
-            at = i + j * -(-len(rows) // columns)
-            if at < len(rows):
-                line += [(fit(rows[at][0], 6) + " ", "key"), (fit(rows[at][1], each - 7), "text")]
-        body.append(line)
-    hidden = len(rows) - columns * len(body)
-    return box("Keys", f"on {screen}" + (f" · {hidden} more in ^p" if hidden > 0 else ""), body, width, height)
+def rows(view: ViewState, width: int, height: int) -> int:
+    """By how many lines the help can be scrolled, and one."""
+    return max(len(_column(view.before_help, width)) - (height - 2), 0) + 1 if width < 90 else 0
 
 
-def _meaning(screen: str, width: int, height: int) -> list[Line]:
-    import textwrap
+def _column(screen: str, width: int) -> list[Line]:
+    return [*_keys(screen), [], *_meaning(screen, width - 4, 100)]
 
-    inner = width - 4
+
+def _keys(screen: str) -> list[Line]:
+    told = [c for c in COMMANDS if c.works_on(screen) and c.help]
+    return [[(fit(c.shown, 11), "key"), (c.help, "text")] for c in told]
+
+
+def _meaning(screen: str, inner: int, room: int) -> list[Line]:
     body: list[Line] = [[(line, "text")] for line in textwrap.wrap(SCREEN_WORDS[screen], inner)]
     body.append([])
     body += [[(GLYPH[state] * 2 + "  ", state), (fit(text, inner - 4), "text")] for state, text in SIGNS]
     body += [[("    ", "text"), (fit("blank: not recorded at that time", inner - 4), "dim")], []]
-    body += [[(fit(name, 12), "key"), (fit(text, inner - 12), "text")] for name, text in WORDS]
-    if len(body) > height - 2:
-        body = [line for line in body if line]
-    return box("Meaning", "", body, width, height)
+    for name, text in WORDS:
+        for i, line in enumerate(textwrap.wrap(text, inner - 12)):
+            body.append([(fit(name if i == 0 else "", 12), "key"), (line, "text")])
+    return body if len(body) <= room else [line for line in body if line]

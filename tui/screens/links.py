@@ -48,7 +48,7 @@ def shown(seen: Snapshot, view: ViewState) -> list[CollectiveRow]:
 
 def paint(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line]:
     """The screen in `width` x `height` cells."""
-    upper = max(min(max(len(seen.traffic) + 4, len(seen.links) + 3, 7), height // 2), 5)
+    upper = max(min(max(len(seen.traffic) + 4, len(seen.links) + 4, 7), height // 2), 5)
     if width >= 76:
         a, b = split(width, 45, 55)
         lines = beside(matrix(seen, a, upper), links(seen, view, b, upper))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from moescope.profiler.snapshot import KernelDetail, Lane, Snapshot, Timeline
+from rich.cells import cell_len, set_cell_size
+
+from moescope.profiler.snapshot import Cell, KernelDetail, Lane, Snapshot, Timeline
 from moescope.tui.draw import GLYPH, box, message
 from moescope.tui.state import ViewState
 from moescope.tui.text import UNKNOWN, Line, clean, duration, fit, fit_middle, length, pad, scaled, three
@@ -87,7 +89,7 @@ def _axis_time(ns: int, step: int) -> str:
     unit, name = (
         (1_000_000_000, "s") if step >= 1_000_000_000 else (1_000_000, "ms") if step >= 1_000 else (1_000, "µs")
     )
-    digits = max(0, len(str(unit // step)) - 1) if step < unit else 0
+    digits = len(str(unit // step - 1)) if step < unit else 0
     return f"{ns / unit:.{digits}f} {name}"
 
 
@@ -97,13 +99,35 @@ def _lane(lane: Lane, labels: int, cells: int, cursor: int | None, column: int, 
     flat: list[tuple[str, str]] = []
     for cell in lane.cells:
         if lane.kind == "phase":
-            text = fit("▏" + clean(cell.label), cell.length) if cell.label else "·" * cell.length
+            text = _phase(cell.label, cell.length) if cell.label else "·" * cell.length
             flat.append((text, "figure" if cell.label.startswith("step ") else "text" if cell.label else "idle"))
         elif lane.kind == "units" and cell.label:
-            flat.append(((clean(cell.label) * cell.length)[: cell.length], cell.state))
+            flat.append((held(cell), cell.state))
         else:
             flat.append((GLYPH[cell.state] * cell.length, cell.state))
     return [*line, *_with_cursor(pad(flat, cells), column, cursor is not None)]
+
+
+def held(cell: Cell) -> str:
+    """Units that communication holds, a digit a cell; `▚` for less than half of one, `+` for ten and more."""
+    glyph = "▚" if cell.label == "0" else cell.label if len(cell.label) == 1 else "+"
+    return glyph * cell.length
+
+
+def _phase(label: str, cells: int) -> str:
+    """A phase's name in its cells; where it is cut short anyway, its first letters tell more than a `…`."""
+    text = "▏" + clean(label)
+    return fit(text, cells) if cells >= 8 or cell_len(text) <= cells else set_cell_size(text, cells)
+
+
+def lane_with(timeline: Timeline, state: str, column: int) -> int | None:
+    """The first lane that shows `state` in a column, or in one beside it."""
+    for reach in (0, 1, 2):
+        for i, lane in enumerate(timeline.lanes):
+            for cell in lane.cells:
+                if cell.state == state and cell.start - reach <= column < cell.start + cell.length + reach:
+                    return i
+    return None
 
 
 def _with_cursor(line: Line, column: int, chosen: bool) -> Line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moescope.profiler.snapshot import Figure, RankRow, Snapshot, Timeline
 from moescope.tui.draw import Field, box, first_reason, gauge, message, table
-from moescope.tui.screens.timeline import label_cells
+from moescope.tui.screens.timeline import held, label_cells
 from moescope.tui.state import ViewState
 from moescope.tui.text import UNKNOWN, Line, evidence_mark, figure_percent, fit, three
 
@@ -68,7 +68,7 @@ def over_time(seen: Snapshot, kind: str, width: int, height: int, timeline: Time
         line: Line = [(fit(f"rank {lane.rank}", labels) + " ", "text")]
         for cell in lane.cells:
             if cell.state == "comm":
-                line.append(((cell.label or "▚")[:1] * cell.length, "comm"))
+                line.append((held(cell), "comm"))
             else:
                 line.append(({"compute": "█", "idle": "·"}.get(cell.state, " ") * cell.length, cell.state))
         body.append(line)
