@@ -14,7 +14,7 @@ from rich.cells import cell_len, set_cell_size
 
 from moescope.profiler.snapshot import Figure
 
-Line: TypeAlias = list[tuple[str, str]]
+Line = list[tuple[str, str]]
 Align: TypeAlias = Literal["left", "right"]
 
 UNKNOWN = "–"

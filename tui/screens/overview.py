@@ -101,7 +101,7 @@ def paint(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line
     if width < 76:
         middle_lines = ranks_panel(seen, view, width, middle)
     else:
-        need = max(len(seen.ranks), len(seen.engines)) + 3
+        need = max(len(seen.ranks) + 2, len(seen.engines)) + 2
         upper = middle if middle < need + 6 else max(need, 6)
         a, b = split(width, 55, 45)
         middle_lines = beside(ranks_panel(seen, view, a, upper), engines_panel(seen, view, b, upper))
@@ -122,12 +122,11 @@ def step_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> list
         title = "Where the time goes"
     shares = seen.shares
     bar = share_bar(shares, inner)
-    legend = _legend(seen, view, inner)
     body: list[Line] = []
     if not shares.span_ns:
         body = message("Nothing is recorded yet: operators are recorded in windows once torch is imported.", inner)
     else:
-        body = [bar] * (2 if height >= 6 else 1) + [legend]
+        body = [bar] * (2 if height >= 6 else 1) + [_legend(seen, view, inner)]
         worst = _worst_phase(seen)
         if height >= 7 or (height == 6 and not seen.steps_ns):
             body.append(worst)
@@ -136,26 +135,27 @@ def step_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> list
 
 
 def _legend(seen: Snapshot, view: ViewState, width: int) -> Line:
-    shares = seen.shares
-    for with_time, short in ((True, False), (False, False), (False, True)):
-        line: Line = []
-        for state, name, field in PARTS:
-            ns = getattr(shares, field)
-            if state == "memory" and ns * 200 < shares.span_ns:
-                continue
-            # Short names keep what a part is: the sign before it tells the rest.
-            text = _SHORT.get(name, name) if short else name
-            share, time = percent(ns / shares.span_ns), duration(ns)
-            first, second = (time, share) if view.relative is False and seen.steps_ns and with_time else (share, time)
-            line += [
-                (GLYPH[state] * 2, state),
-                (f" {text} ", "text"),
-                (first, "loss" if state == "exposed" else "strong"),
-            ]
-            line += [(f" {second}", "dim")] if with_time else []
-            line.append(("  ", "text"))
-        if length(line) - 2 <= width:
-            break
+    """The parts with their shares, in the first of these forms that fits."""
+    lines = (_legend_form(seen, view, names, times) for names, times in ((1, True), (1, False), (2, False), (0, False)))
+    forms = list(lines)
+    return next((line for line in forms if length(line) - 2 <= width), forms[-1])
+
+
+def _legend_form(seen: Snapshot, view: ViewState, names: int, times: bool) -> Line:
+    """names: 1 in full, 2 short, 0 none: the glyph is the name; times: beside the shares"""
+    shares, line = seen.shares, Line()
+    for state, name, field in PARTS:
+        ns = getattr(shares, field)
+        if state == "memory" and ns * 200 < shares.span_ns:
+            continue
+        text = {0: "", 1: f"{name} ", 2: f"{_SHORT.get(name, name)} "}[names]
+        figures = [percent(ns / shares.span_ns), duration(ns)]
+        if times and not view.relative and seen.steps_ns:
+            figures.reverse()
+        line += [(GLYPH[state] * (2 if names == 1 else 1), state), (f" {text}", "text")]
+        line.append((figures[0], "loss" if state == "exposed" else "strong"))
+        line += [(f" {figures[1]}", "dim")] if times else []
+        line.append(("  ", "text"))
     return line
 
 
