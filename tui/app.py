@@ -203,6 +203,8 @@ class MoescopeApp(App[int], inherit_bindings=False):
         width, height = self.size
         body = self.query_one("#body", Painted).size
         asked = None
+        if self.view.cursor[1] < 0:
+            self.view.cursor = (self.view.cursor[0], timeline.lane_cells(body.width or width) // 2)
         if self.view.screen in ("timeline", "units"):
             asked = TimelineView(
                 rank=self.view.rank,
@@ -270,7 +272,10 @@ class MoescopeApp(App[int], inherit_bindings=False):
 
     def _close_when_over(self) -> None:
         """Leaves by itself some time after the run has ended, where that was asked for and nobody touched a key."""
-        if self._close_after_s is None or self.seen is None or self.seen.state == "live":
+        if self._close_after_s is None or self.seen is None:
+            return
+        if self.seen.state == "live":
+            self._ended_s = None
             return
         now = time.monotonic()
         if self._ended_s is None:
@@ -591,7 +596,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
         ranks = [row.rank for row in self.seen.ranks] if self.seen is not None else []
         later = [rank for rank in ranks if self.view.rank is None or rank > self.view.rank]
         self.view.rank = min(later, default=None)
-        self.view.cursor = (0, self.view.cursor[1])
+        self.view.cursor = (1, self.view.cursor[1])
 
     def do_all_ranks(self) -> None:
         """All ranks together."""

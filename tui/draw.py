@@ -101,12 +101,12 @@ def gauge(share: float | None, cells: int, role: str) -> Line:
     return [("━" * full, role), ("┄" * (cells - full), "faint")]
 
 
-def spark(values: Sequence[float | None], cells: int, top: float | None = None) -> str:
-    """The last `cells` values as eighths of a cell's height; `top` is a full cell, by default the largest value."""
+def spark(values: Sequence[float | None], cells: int, top: float | None = None, bottom: float = 0.0) -> str:
+    """The last `cells` values as eighths of a cell's height, from `bottom` to `top`, by default the largest value."""
     shown = list(values)[-cells:] if cells > 0 else []
     known = [v for v in shown if v is not None]
-    most = top if top is not None else max(known, default=0.0)
-    return "".join(" " if v is None else _eighth(v / most if most else 0.0) for v in shown)
+    span = (top if top is not None else max(known, default=0.0)) - bottom
+    return "".join(" " if v is None else _eighth((v - bottom) / span if span > 0 else float(v > 0)) for v in shown)
 
 
 def _eighth(share: float) -> str:

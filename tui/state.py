@@ -30,7 +30,7 @@ class ViewState:
     """Everything that keys change.
 
     window: ns since the epoch, None for all of a finished run or the recent past of a live one;
-    span: the timeline's own window; cursor: its lane and cell; marks: times that `'` returns to
+    span: the timeline's own window; cursor: its lane and cell, -1 for the middle; marks: times that `'` returns to
     """
 
     screen: ScreenName = "overview"
@@ -45,7 +45,7 @@ class ViewState:
     fps: float = 4.0
     log_pane: bool = False
     span: tuple[int, int] | None = None
-    cursor: tuple[int, int] = (0, 0)
+    cursor: tuple[int, int] = (1, -1)
     marks: list[int] = field(default_factory=list)
     tables: dict[str, TableState] = field(default_factory=_first_order)
     notice: str = ""

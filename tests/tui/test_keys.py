@@ -135,20 +135,21 @@ def test_scrubbing_asks_for_a_part_of_the_run_and_end_returns() -> None:
 def test_the_timeline_zooms_at_the_cursor_pans_and_follows() -> None:
     feed = SyntheticFeed()
     app = drive(["2", "down", "right", "right", "plus"], feed=feed)
-    assert app.view.cursor == (1, 2)
+    middle = app.last_cells // 2
+    assert app.view.cursor == (2, middle + 2)
     assert app.view.span is not None
     start, end = app.view.span
     assert end - start == 50 * MS
     cells = app.last_cells
-    at = START + 1200 * MS + int(100 * MS * 2.5 / cells)
-    assert start + int(50 * MS * 2.5 / cells) == pytest.approx(at, abs=2)
+    at = START + 1200 * MS + int(100 * MS * (middle + 2.5) / cells)
+    assert start + int(50 * MS * (middle + 2.5) / cells) == pytest.approx(at, abs=2)
     assert drive(["2", "plus", "shift+right"]).view.span != drive(["2", "plus"]).view.span
     assert drive(["2", "plus", "f"]).view.span is None
     assert drive(["2", "home"]).view.span is not None
 
 
 def test_the_cursor_pans_at_the_edge() -> None:
-    app = drive(["2", "left"])
+    app = drive(["2", *["left"] * 14], size=(40, 12))
     assert app.view.span is not None
     assert app.view.span[0] < START + 1200 * MS
     assert 0 <= app.view.cursor[1] < app.last_cells

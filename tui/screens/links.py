@@ -42,7 +42,11 @@ def collective_fields() -> tuple[Field, ...]:
 def shown(seen: Snapshot, view: ViewState) -> list[CollectiveRow]:
     """The collectives as the table shows them."""
     return arrange(
-        seen.collectives, collective_fields(), view.table("links"), view.filter, lambda c: f"{c.op} {c.group}"
+        seen.collectives,
+        collective_fields(),
+        view.table("links"),
+        view.filter,
+        lambda c: f"{c.op} {c.group} {c.backend}",
     )
 
 

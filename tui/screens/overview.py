@@ -41,6 +41,10 @@ _SHORT = {"compute only": "compute", "comm hidden": "hidden", "comm EXPOSED": "E
 SEVERITY = {"high": ("▲ HIGH", "loss"), "medium": ("● MED ", "comm"), "low": ("○ LOW ", "dim")}
 
 
+STEPS_BOTTOM = 0.8
+"""Where the line of steps begins, as a share of the shortest: so that steps that differ by a tenth look different."""
+
+
 def exposed_share(row: RankRow) -> float | None:
     """Exposed communication over the recorded time of a rank."""
     return row.shares.exposed_ns / row.shares.span_ns if row.shares.span_ns else None
@@ -182,7 +186,7 @@ def _steps(seen: Snapshot, decode: bool, width: int) -> Line:
         tail += [("  straggler ", "dim"), (seen.straggler, "loss")]
     head: Line = [("token " if decode else "steps ", "dim")]
     room = min(len(steps), width - length(head) - length(tail))
-    return [*head, (spark([float(s) for s in steps], room), "compute"), *tail]
+    return [*head, (spark([float(s) for s in steps], room, bottom=ordered[0] * STEPS_BOTTOM), "compute"), *tail]
 
 
 def ranks_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line]:

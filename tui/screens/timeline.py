@@ -109,9 +109,10 @@ def _lane(lane: Lane, labels: int, cells: int, cursor: int | None, column: int, 
 
 
 def held(cell: Cell) -> str:
-    """Units that communication holds, a digit a cell; `▚` for less than half of one, `+` for ten and more."""
-    glyph = "▚" if cell.label == "0" else cell.label if len(cell.label) == 1 else "+"
-    return glyph * cell.length
+    """Units that communication holds: a digit in each cell, a longer number once; `▚` for less than half a unit."""
+    if len(cell.label) == 1 and cell.label != "0":
+        return cell.label * cell.length
+    return (clean(cell.label).strip("0") and clean(cell.label)).ljust(cell.length, "▚")[: cell.length]
 
 
 def _phase(label: str, cells: int) -> str:
