@@ -450,7 +450,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
         elif view.screen == "kernels":
             names = kernels.shown(seen, view)
             if at < len(names):
-                view.filter, view.screen = names[at].name, "timeline"
+                view.filters["timeline"], view.screen = names[at].name, "timeline"
         else:
             found = findings.shown(seen, view)
             if at < len(found) and found[at].start_ns is not None:
@@ -681,7 +681,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
         prompt = self.query_one("#prompt", Input)
         prompt.placeholder, prompt.value, prompt.display = hint, text, True
         self.query_one("#keys").display = False
-        prompt.focus()
+        self.screen.set_focus(prompt)  # at once: the next key is already its text
 
     def _close_prompt(self) -> None:
         prompt = self.query_one("#prompt", Input)

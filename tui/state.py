@@ -38,7 +38,7 @@ class ViewState:
     rank: int | None = None
     window: tuple[int, int] | None = None
     frozen: bool = False
-    filter: str = ""
+    filters: dict[str, str] = field(default_factory=dict)
     relative: bool = False
     layout: Literal["auto", "train", "decode"] = "auto"
     theme: str = "dark"
@@ -49,6 +49,15 @@ class ViewState:
     marks: list[int] = field(default_factory=list)
     tables: dict[str, TableState] = field(default_factory=_first_order)
     notice: str = ""
+
+    @property
+    def filter(self) -> str:
+        """What names must hold on this screen; each screen has its own, so that none hides rows of another."""
+        return self.filters.get(self.screen, "")
+
+    @filter.setter
+    def filter(self, text: str) -> None:
+        self.filters[self.screen] = text
 
     def table(self, name: str) -> TableState:
         """Sort and cursor of the table `name`."""

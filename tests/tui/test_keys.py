@@ -80,6 +80,12 @@ def test_a_filter_holds_while_one_types_and_escape_clears_it() -> None:
     assert drive(["3", "slash", *"combine", "enter", "escape"]).view.filter == ""
 
 
+def test_a_filter_stays_on_its_screen() -> None:
+    app = drive(["3", "slash", *"combine", "enter", "7"])
+    assert app.view.filter == ""
+    assert app.view.filters["kernels"] == "combine"
+
+
 def test_letters_in_a_prompt_are_letters() -> None:
     async def then(app: MoescopeApp, _: Pilot[int]) -> None:
         assert prompt_text(app) == "q7"

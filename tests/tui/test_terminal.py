@@ -101,7 +101,7 @@ def test_the_demo_from_the_first_frame_to_the_last_line(terminal: Terminal) -> N
     shown = terminal.wait("1 cell =")
     assert "phase" in shown
     terminal.type("n")
-    terminal.wait("exposed for")
+    terminal.wait("hidden")
     terminal.type("3")
     terminal.wait("aten::mm")
     terminal.type("/")
