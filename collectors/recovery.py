@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import shutil
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moescope.collectors.clock import Clock
 from moescope.collectors.schema import META_FILE, TABLES, host_folder, rank_folder
-from moescope.collectors.sidecar.ranks import RankTable, alive
+from moescope.collectors.sidecar.ranks import RankTable, alive, started
 from moescope.collectors.sidecar.writer import RecordingWriter
 
 if TYPE_CHECKING:
@@ -24,45 +26,83 @@ _TIME: Final = {"log": "t_ns", "experts": "t_ns", "quantisation": "t_ns", "work"
 def recover(recording: Path) -> str | None:
     """Stores what the rings of a recording without a living sidecar still hold; what was done, None where nothing was.
 
+    May be called again: what is stored is not stored twice, and ranks that still run go on filling their rings.
     Raises OSError where the recording cannot be written to: the rings then stay as they are.
     """
-    meta = read_meta(recording)
-    ring_dir = Path(str(meta.get("ring_dir") or ""))
+    if not _orphaned(read_meta(recording)):
+        return None
+    lock_path = recording / ".recovery"
+    with open(lock_path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two commands may open the recording at once
+        meta = read_meta(recording)
+        if not _orphaned(meta):
+            return None
+        message = _bring_home(recording, meta)
+        lock_path.unlink(missing_ok=True)
+    return message
+
+
+def _orphaned(meta: dict[str, Any]) -> bool:
+    """Whether the recording was left unfinished by a sidecar of this host that is gone."""
     pid = meta.get("sidecar_pid")
-    if meta.get("state") != "live" or not isinstance(pid, int) or meta.get("host") != os.uname().nodename:
-        return None
-    if alive(pid):
-        return None
+    if meta.get("state") != "live" or not isinstance(pid, int) or meta.get("host") != socket.gethostname():
+        return False
+    # A process number may be in use again: the start tells whose it is.
+    return not alive(pid) or meta.get("sidecar_start") not in (None, started(pid))
+
+
+def _bring_home(recording: Path, meta: dict[str, Any]) -> str | None:
+    ring_dir = Path(str(meta.get("ring_dir") or ""))
     clock = Clock(int(meta["clock"]["offset_ns"]), int(meta["clock"]["error_ns"]))
     ranks = RankTable(ring_dir, clock)
     now_ns = time.monotonic_ns()
     ranks.scan(now_ns)
+    problems = list(ranks.problems)
+    if not ring_dir.is_dir():
+        problems.append(f"the rings are gone ({ring_dir}): what was not stored yet is lost")
     writer = RecordingWriter(recording)
-    _remember_ranks(ranks, meta)
+    known = {row["pid"]: row for row in meta.get("ranks", [])}
+    _remember_ranks(ranks, known)
+    _remember_groups(ranks, recording)
     count = 0
     for process in ranks.processes:
+        running = alive(process.pid)
         ranks.settle(process, now_ns, final=True)
-        batch = process.drain.drain(now_ns, final=True)
+        batch = process.drain.drain(now_ns, final=not running)
         folder = rank_folder(process.drain.rank)
-        if process.drain.events:
+        if process.drain.events or process.pid in known:
             for name in {*batch.tables, *batch.rows}:
                 count += _append(writer, folder, name, batch.tables.get(name, []), batch.rows.get(name, []))
         process.drain.commit(batch)
-        process.state = "running" if alive(process.pid) else "ended" if process.drain.ring.closed else "killed"
+        process.state = "running" if running else "ended" if process.drain.ring.closed else "killed"
+    running_pids = [p.pid for p in ranks.processes if p.state == "running"]
+    if meta.get("recovered") and running_pids and not count:
+        writer.close()
+        return None
     message = f"the recorder was killed; {count} rows were brought home from the rings"
-    row = {"t_ns": clock.epoch_ns(now_ns), "level": "warning", "source": "recovery", "message": message, "dropped": 0}
-    writer.write_rows(host_folder(str(meta["host"])), "log", [row])
+    if running_pids:
+        message += f"; processes {running_pids} still run: open the recording again for what they record from now on"
+    writer.write_rows(
+        host_folder(str(meta["host"])),
+        "log",
+        [
+            {"t_ns": clock.epoch_ns(now_ns), "level": "warning", "source": "recovery", "message": text, "dropped": 0}
+            for text in (message, *problems)
+        ],
+    )
     writer.close()
-    rows = {row["pid"]: row for row in meta.get("ranks", [])} | {row["pid"]: row for row in ranks.meta()}
-    meta |= {"state": "finished", "recovered": True, "ended_ns": meta.get("ended_ns") or clock.epoch_ns(now_ns)}
-    meta["ranks"] = sorted(rows.values(), key=lambda r: (r["rank"], r["pid"]))
-    for row in meta["ranks"]:
-        if row["state"] == "running" and not alive(row["pid"]):
-            row["state"] = "killed"
+    rows = known | {row["pid"]: row for row in ranks.meta()}
+    states = {process.pid: process.state for process in ranks.processes}
+    for row in rows.values():
+        gone = "killed" if row["state"] == "running" and not alive(row["pid"]) else row["state"]
+        row["state"] = states.get(row["pid"], gone)
+    meta |= {"recovered": True, "ranks": sorted(rows.values(), key=lambda row: row["rank"])}
+    if not running_pids:
+        meta |= {"state": "finished", "ended_ns": meta.get("ended_ns") or clock.epoch_ns(now_ns)}
     writer.write_meta(meta)
-    if not any(p.state == "running" for p in ranks.processes):
+    if not running_pids and not ranks.problems:
         shutil.rmtree(ring_dir, ignore_errors=True)
-    return message
+    return "; ".join((message, *problems))
 
 
 def read_meta(recording: Path) -> dict[str, Any]:
@@ -74,11 +114,27 @@ def read_meta(recording: Path) -> dict[str, Any]:
     return meta
 
 
-def _remember_ranks(ranks: RankTable, meta: dict[str, Any]) -> None:
-    """Processes keep the ranks that the sidecar had given them."""
-    known = {row["pid"]: row["rank"] for row in meta.get("ranks", [])}
+def _remember_ranks(ranks: RankTable, known: dict[int, dict[str, Any]]) -> None:
+    """Processes keep the ranks that the sidecar had given them, and the numbering where a rank was started again."""
     for process in ranks.processes:
-        process.drain.rank = known.get(process.pid, -1)
+        row = known.get(process.pid)
+        if row is not None:
+            process.drain.rank = row["rank"]
+            earlier = [pid for pid, other in known.items() if other["rank"] == row["rank"]]
+            process.drain.id_base = earlier.index(process.pid) << 32
+
+
+def _remember_groups(ranks: RankTable, recording: Path) -> None:
+    """Process groups are told once; where the sidecar had taken that in, its rows still name them."""
+    for process in ranks.processes:
+        folder = recording / rank_folder(process.drain.rank)
+        for path in sorted(folder.glob("collectives-*.arrows")):
+            for batch in _whole_batches(path):
+                seen = batch.select(["group", "group_ranks", "backend"]).to_pylist()
+                for group, members, backend in {(r["group"], r["group_ranks"], r["backend"]) for r in seen}:
+                    if members:
+                        known = {"name": group, "ranks": [int(rank) for rank in members.split(",")], "backend": backend}
+                        process.drain._groups.setdefault(group, known)
 
 
 def _append(
@@ -113,12 +169,19 @@ def _stored_keys(folder: Path, table: str) -> set[tuple[Any, ...]]:
 
     keys: set[tuple[Any, ...]] = set()
     for path in sorted(folder.glob(f"{table}-*.arrows"))[-2:]:
-        with open(path, "rb") as file:
-            try:
-                reader = pa.ipc.open_stream(file)
-                while True:
-                    batch = reader.read_next_batch()
-                    keys.update(_keys(pa.Table.from_batches([batch]), table))
-            except (StopIteration, pa.ArrowInvalid, OSError):
-                continue  # the torn tail: its rows are still in the ring
+        for batch in _whole_batches(path):
+            keys.update(_keys(pa.Table.from_batches([batch]), table))
     return keys
+
+
+def _whole_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches up to a torn tail: what is torn is still in the ring."""
+    import pyarrow as pa
+
+    with open(path, "rb") as file:
+        try:
+            reader = pa.ipc.open_stream(file)
+            while True:
+                yield reader.read_next_batch()
+        except (StopIteration, pa.ArrowInvalid, OSError):
+            return

@@ -28,7 +28,8 @@ _CONTINUATION = 0xFFFFFFFF
 class Segment:
     """One Arrow stream that may still grow: reads whole messages from where it stopped.
 
-    batches: every whole batch so far, in the table's schema; torn: bytes at the end that are no whole message
+    batches: every whole batch so far, in the table's schema, kernels without the calls that only issue them;
+    torn: bytes at the end that are no whole message
     """
 
     def __init__(self, path: Path, table: str) -> None:
@@ -58,7 +59,8 @@ class Segment:
                 if message.type == "schema":
                     self._schema = pa.ipc.read_schema(message)
                 elif message.type == "record batch" and self._schema is not None:
-                    self.batches.append(_conform(pa.ipc.read_record_batch(message, self._schema), self.table))
+                    batch = _conform(pa.ipc.read_record_batch(message, self._schema), self.table)
+                    self.batches.append(without_host_calls(batch) if self.table == "kernels" else batch)
             self.torn = file.size() - self.offset
         return len(self.batches) > before
 
@@ -126,7 +128,8 @@ class Recording:
         """`live` while it is written; `torn` where the writer died or a file ends in half a batch."""
         if self._live():
             return "live"
-        return "torn" if self.torn or self._meta.get("state") != "finished" else "finished"
+        whole = self._meta.get("state") == "finished" and not self._meta.get("recovered")
+        return "finished" if whole and not self.torn else "torn"
 
     @property
     def torn(self) -> list[str]:
@@ -168,8 +171,7 @@ class Recording:
                 if segment.table == name
                 for batch in segment.batches
             ]
-            table = pa.Table.from_batches(batches, schema=arrow_schema(name))
-            self._tables[name] = without_host_calls(table) if name == "kernels" else table
+            self._tables[name] = pa.Table.from_batches(batches, schema=arrow_schema(name))
         return self._tables[name]
 
     def ranks(self) -> list[int]:

@@ -17,7 +17,7 @@ import moescope
 from moescope.collectors.clock import Clock
 from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
 from moescope.collectors.sidecar.drain import Batch
-from moescope.collectors.sidecar.ranks import RankProcess, RankTable, alive
+from moescope.collectors.sidecar.ranks import RankProcess, RankTable, alive, started
 from moescope.collectors.sidecar.writer import RecordingWriter
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Keeper:
             "exit_code": None,
             "state": "live",
             "sidecar_pid": os.getpid(),
+            "sidecar_start": started(os.getpid()),
             "budget": options.budget,
             "keep_ns": None if options.keep_s is None else int(options.keep_s * 1e9),
             "clock": {"offset_ns": clock.offset_ns, "error_ns": clock.error_ns},

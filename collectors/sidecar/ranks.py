@@ -42,6 +42,14 @@ def alive(pid: int) -> bool:
     return status.rpartition(b")")[2].split()[0:1] not in ([b"Z"], [b"X"])
 
 
+def started(pid: int) -> int | None:
+    """When the process started, clock ticks since boot: with its number it names a process for good."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except OSError:
+        return None
+
+
 class RankTable:
     """Finds rings in a folder and gives each active process a rank: its own word first, then free numbers."""
 

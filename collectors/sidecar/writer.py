@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moescope.collectors.schema import META_FILE, arrow_schema, segment_file
+from moescope.collectors.schema import META_FILE, SEGMENT_SUFFIX, arrow_schema, segment_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +74,8 @@ class RecordingWriter:
         folder.mkdir(parents=True, exist_ok=True)
         number = self._numbers.get(key)
         if number is None:
-            number = sum(1 for _ in folder.glob(f"{key[1]}-*.arrows"))
+            there = [path.stem.rpartition("-")[2] for path in folder.glob(f"{key[1]}-*{SEGMENT_SUFFIX}")]
+            number = max((int(text) + 1 for text in there if text.isdigit()), default=0)
         path = folder / segment_file(key[1], number)
         self._numbers[key] = number + 1
         file = open(path, "xb")  # noqa: SIM115  lives as long as the segment

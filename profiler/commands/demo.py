@@ -82,11 +82,11 @@ def _calibrate_once() -> None:
 def _answer(folder: Path) -> None:
     from rich.console import Console
 
+    from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.export_csv import export_csv
-    from moescope.profiler.source import open_source
     from moescope.profiler.summary import render_text, summarise
 
-    source = open_source([folder])
+    source = open_for_reading([folder])
     render_text(summarise(source), Console())
     click.echo("\nTimelines as CSV:")
     for path in export_csv(source, folder / "csv"):

@@ -20,13 +20,13 @@ def command(
     sources: tuple[Path, ...], form: str, output: Path | None, window: str | None, rules: Path | None, force: bool
 ) -> None:
     """Write the timelines of SOURCE: a recording, a folder of traces, or trace files."""
+    from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.commands.summary import take_rules
     from moescope.profiler.errors import NoData
     from moescope.profiler.export_csv import export_csv
-    from moescope.profiler.source import open_source
 
     take_rules(rules)
-    source = open_source(sources)
+    source = open_for_reading(sources)
     if not source.table("kernels").num_rows:
         raise NoData(f"{source.name}: no kernels recorded; see its log, or record again with `moescope run`")
     name = sources[0].resolve().name.removesuffix(".gz").removesuffix(".json")

@@ -13,11 +13,11 @@ import click
 @click.option("--rules", type=click.Path(path_type=Path), help="TOML file of classifier rules that go before ours.")
 def command(sources: tuple[Path, ...], as_json: bool, rules: Path | None) -> None:
     """Say where the time of SOURCE goes: a recording, a folder of traces, or trace files."""
-    from moescope.profiler.source import open_source
+    from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.summary import render_text, summarise
 
     take_rules(rules)
-    answer = summarise(open_source(sources))
+    answer = summarise(open_for_reading(sources))
     if as_json:
         import json
 

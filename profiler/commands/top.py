@@ -18,10 +18,10 @@ def command(recording: Path, rank: int | None, fps: float) -> None:
     """Watch RECORDING, or traces of other tools, in the terminal. `q` leaves; the run goes on."""
     if not has_terminal():
         raise UsageProblem(f"the dashboard needs a terminal; use `moescope summary {recording}` for plain text")
+    from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.live import LiveFeed
-    from moescope.profiler.source import open_source
     from moescope.tui.app import run
 
-    source = open_source([recording])
+    source = open_for_reading([recording])
     folder = recording / "csv" if recording.is_dir() else Path(f"{recording.name}-csv")
     raise SystemExit(run(LiveFeed(source), fps=fps, rank=rank, export=exporter(source, folder)))

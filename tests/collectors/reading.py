@@ -14,12 +14,12 @@ def rows(recording: Path, table: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in sorted(recording.glob(f"*/{table}-*.arrows")):
         with open(path, "rb") as file:
-            reader = pa.ipc.open_stream(file)
-            while True:
-                try:
+            try:
+                reader = pa.ipc.open_stream(file)
+                while True:
                     found += reader.read_next_batch().to_pylist()
-                except (StopIteration, pa.ArrowInvalid, OSError):
-                    break
+            except (StopIteration, pa.ArrowInvalid, OSError):
+                continue
     return found
 
 

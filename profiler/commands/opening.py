@@ -1,0 +1,40 @@
+"""Opens what a command is to read, after bringing home what a killed recorder has left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from moescope.profiler.source import Source
+
+
+def open_for_reading(paths: Sequence[Path]) -> Source:
+    """`profiler.source.open_source`; a recording whose recorder was killed is completed from its ranks' rings first.
+
+    Says on stderr what was done, or why it could not be: the command goes on with what is stored.
+    """
+    from moescope.profiler.source import is_recording, open_source
+
+    if len(paths) == 1 and is_recording(paths[0]):
+        _complete(paths[0])
+    return open_source(paths)
+
+
+def _complete(recording: Path) -> None:
+    from moescope.collectors.recovery import recover
+
+    try:
+        done = recover(recording)
+    except OSError as error:
+        click.echo(
+            f"moescope: {recording}: the recorder was killed, and what its ranks had still in memory could not be "
+            f"brought home ({error.strerror or error}): copy the recording to where it can be written to, on this host",
+            err=True,
+        )
+        return
+    if done is not None:
+        click.echo(f"moescope: {recording}: {done}", err=True)
