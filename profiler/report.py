@@ -16,6 +16,12 @@ _PARTS: Final = (
     ("other", "-", "#F2D544"),
     ("idle", "·", "#3A3F4A"),
 )
+_SEVERITY: Final = {"high": ("▲", "#D9591C"), "medium": ("●", "#F2D544"), "low": ("·", "dim")}
+_RANK_COLUMNS: Final = (
+    "rank", "device", "span", "busy", "compute", "comm", "hidden", "exposed", "idle", "comm {}",
+)  # fmt: skip
+_DISPENSABLE: Final = ("busy", "device", "span", "compute")
+_INDENT: Final = 10
 _ROWS: Final = 12
 _PLAIN_WIDTH: Final = 120
 """Columns where nobody looks: a file or pipe takes any width."""
@@ -28,20 +34,22 @@ def render_text(summary: dict[str, Any], console: Console) -> None:
     if not console.is_terminal:
         console.width = max(console.width, _PLAIN_WIDTH)
     total = summary["total"]
-    console.print(Text(headline(summary), style="bold"), soft_wrap=True)
+    console.print(Text(headline(summary), style="bold"), soft_wrap=not console.is_terminal)
     console.print(_bar(total, max(20, min(console.width, 100) - 2)), soft_wrap=True)
-    console.print(_legend(total), soft_wrap=True)
+    console.print(_legend(total, console.width), soft_wrap=True)
     console.print()
-    console.print(_ranks(summary["ranks"]))
+    console.print(_ranks(summary["ranks"], console))
     for title, table in (("Phases", _phases(summary["ranks"])), ("Operators", _operators(summary["ranks"]))):
         if table.row_count:
             console.print(Text(f"\n{title}", style="bold"))
             console.print(table)
-    notes = _notes(summary)
-    if notes:
-        console.print()
-    for note in notes:
-        console.print(Text(note), soft_wrap=True)
+    console.print()
+    for note in _notes(summary):
+        console.print(Text(note), soft_wrap=not console.is_terminal)
+    if summary["findings"]:
+        console.print(Text("\nFindings", style="bold"), end="")
+        width = console.width if console.is_terminal else None
+        console.print(_findings(summary["findings"], width), soft_wrap=True, end="")
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -75,19 +83,24 @@ def _bar(total: dict[str, Any], width: int) -> Any:
     return bar
 
 
-def _legend(total: dict[str, Any]) -> Any:
+def _legend(total: dict[str, Any], width: int) -> Any:
     from rich.text import Text
 
-    legend = Text()
+    legend, used = Text(), 0
     for (name, glyph, colour), value in zip(_PARTS, _parts(total), strict=True):
-        legend.append(glyph, style=colour)
-        legend.append(f" {name} {_share(value, total['span_us'])}   ")
+        text = f" {name} {_share(value, total['span_us'])}"
+        size = len(glyph) + len(text)
+        between = "" if not used else "   " if used + 3 + size <= width else "\n"
+        used = used + 3 + size if between == "   " else size
+        legend.append(between).append(glyph, style=colour).append(text)
     return legend
 
 
 def _time(us: float | None) -> str:
     if us is None:
         return UNKNOWN
+    if us == 0:
+        return "0"
     if us >= 1e6:
         return f"{us / 1e6:.2f} s"
     return f"{us / 1e3:.2f} ms" if us >= 1e3 else f"{us:.1f} µs"
@@ -112,25 +125,36 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _ranks(ranks: list[dict[str, Any]]) -> Table:
+def _ranks(ranks: list[dict[str, Any]], console: Console) -> Table:
+    """A row a rank; where the terminal is narrow, what other columns tell goes first."""
+    from rich.measure import Measurement
+
     noun = "cores" if ranks[0]["units"]["kind"] == "core" else "SMs"
-    table = _table("rank", "device", "span", "busy", "compute", "comm", "hidden", "exposed", "idle", f"comm {noun}")
-    for rank in ranks:
-        units = rank["units"]
-        held = UNKNOWN if units["comm_typical"] is None else f"{units['comm_typical']}/{_optional(units['total'])}"
-        table.add_row(
-            str(rank["rank"]),
-            rank["device"],
-            _time(rank["span_us"]),
-            _share(rank["busy_us"], rank["span_us"]),
-            _time(rank["compute_us"]),
-            _time(rank["comm_us"]),
-            _optional(rank["overlap_fraction"], "{:.1%}"),
-            _time(rank["exposed_comm_us"]),
-            _share(rank["idle_us"], rank["span_us"]),
-            held,
-        )
+    for count in range(len(_DISPENSABLE) + 1):
+        left_out = _DISPENSABLE[:count]
+        table = _table(*(name.format(noun) for name in _RANK_COLUMNS if name not in left_out))
+        for rank in ranks:
+            cells = zip(_RANK_COLUMNS, _rank_cells(rank), strict=True)
+            table.add_row(*(cell for name, cell in cells if name not in left_out))
+        if Measurement.get(console, console.options.update(width=1000), table).maximum <= console.width:
+            break
     return table
+
+
+def _rank_cells(rank: dict[str, Any]) -> tuple[str, ...]:
+    units = rank["units"]
+    return (
+        str(rank["rank"]),
+        rank["device"],
+        _time(rank["span_us"]),
+        _share(rank["busy_us"], rank["span_us"]),
+        _time(rank["compute_us"]),
+        _time(rank["comm_us"]),
+        _optional(rank["overlap_fraction"], "{:.1%}"),
+        _time(rank["exposed_comm_us"]),
+        _share(rank["idle_us"], rank["span_us"]),
+        UNKNOWN if units["comm_typical"] is None else f"{units['comm_typical']}/{_optional(units['total'])}",
+    )
 
 
 def _merged(
@@ -183,6 +207,10 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append(
             f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone."
         )
+    if summary["state"] == "live":
+        notes.append("The run still goes on: these are its figures so far.")
+    if summary["state"] == "torn":
+        notes.append("WARNING: the recording was cut short: its recorder ended before the run did, or data is missing.")
     if total["unknown_us"]:
         share = _share(total["unknown_us"], total["span_us"])
         notes.append(f"WARNING: {_time(total['unknown_us'])} ({share}) under kernels that no rule knows: see --rules.")
@@ -196,6 +224,36 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append(f"{str(line['level']).upper()}{rank} {line['source']}: {line['message']}")
     if summary["log"]["warnings"] > 5:
         notes.append(f"… {summary['log']['warnings']} warnings in all: see --json.")
-    for finding in summary["findings"]:
-        notes.append(f"• [{finding['severity']}] {finding['what']} Try: {finding['try']} ({finding['gain']})")
     return notes
+
+
+def _findings(findings: list[dict[str, Any]], width: int | None) -> Any:
+    """Severity beside what it is; below it the evidence, what to try, and what that brings at most, where known.
+
+    width: of the terminal; None leaves each part on a line of its own, however long
+    """
+    from rich.text import Text
+
+    text = Text()
+    for finding in findings:
+        mark, style = _SEVERITY.get(finding["severity"], ("·", ""))
+        text.append(f"\n{mark} {finding['severity']:8}", style=style)
+        what = finding["what"] if finding["what"].endswith((".", "!", "?")) else finding["what"] + "."
+        text.append(_hanging(what, "", width), style="bold").append("\n")
+        if finding["evidence"]:
+            text.append(" " * _INDENT + _hanging(finding["evidence"], "", width) + "\n", style="dim")
+        for label, key in (("try:  ", "try"), ("gain: ", "gain")):
+            if finding[key]:
+                text.append(" " * _INDENT).append(label, style="cyan")
+                text.append(_hanging(finding[key], label, width) + "\n")
+    return text
+
+
+def _hanging(text: str, label: str, width: int | None) -> str:
+    """`text` wrapped to stand behind the indent and a label."""
+    if width is None:
+        return text
+    import textwrap
+
+    indent = _INDENT + len(label)
+    return f"\n{' ' * indent}".join(textwrap.wrap(text, max(20, width - indent)))

@@ -87,7 +87,7 @@ def _answer(folder: Path) -> None:
     from moescope.profiler.summary import render_text, summarise
 
     source = open_for_reading([folder])
-    render_text(summarise(source), Console())
+    render_text(summarise(source), Console(highlight=False))
     click.echo("\nTimelines as CSV:")
     for path in export_csv(source, folder / "csv"):
         click.echo(f"  {path}")
