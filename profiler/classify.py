@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from moescope.profiler.errors import UsageProblem
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 RULES: Final = (*HOST, *MEMORY, *COMMUNICATION, *CPU, *GPU)
 HOST_KIND: Final = "host"
@@ -166,8 +168,8 @@ def classify_table(kernels: pa.Table) -> tuple[NDArray[Any], NDArray[Any], NDArr
     return known[0][codes], known[1][codes], known[2][codes]
 
 
-def without_host_calls(kernels: pa.Table) -> pa.Table:
-    """The rows that are kernels."""
+def without_host_calls(kernels: Rows) -> Rows:
+    """The rows that are kernels; kernels: a table or a record batch"""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -15,6 +16,12 @@ Found = TypeVar("Found")
 
 IDLE_S: Final = 1.0
 """How often a source that grows no more is looked at again."""
+
+CORE_SHARE: Final = 0.06
+"""Share of a core that taking in and analysing a growing run may use: what a look has cost decides when the next is."""
+
+LONGEST_S: Final = 3.0
+"""At least this often a growing run is looked at, whatever it costs."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,10 @@ class Answer:
 
 
 class Watcher(threading.Thread):
-    """Polls the feed at the screen's rate and holds the newest answer."""
+    """Polls the feed, at most at the screen's rate and within `CORE_SHARE`, and holds the newest answer.
+
+    What the viewer chooses is answered at once, from what has been taken in.
+    """
 
     def __init__(self, feed: Feed, wish: Wish, interval_s: float) -> None:
         super().__init__(name="moescope-feed", daemon=True)
@@ -77,21 +87,31 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         answered: Wish | None = None
+        next_poll_s = 0.0
         while not self._ending:
             self._wake.clear()
             wish = self._wish
+            cost_s = time.thread_time()
             try:
-                new = not wish.frozen and self._feed.poll()
+                due = time.monotonic() >= next_poll_s and not wish.frozen
+                new = due and self._feed.poll()
                 if new or wish != answered:
                     timeline = self._feed.timeline(wish.timeline) if wish.timeline is not None else None
                     self.latest = Answer(wish, self._feed.snapshot(wish.view), timeline)
                     answered = wish
+                if due:
+                    next_poll_s = time.monotonic() + self._pause(time.thread_time() - cost_s)
                 while not self._questions.empty():
                     question, then = self._questions.get()
                     self._replies.put((then, question(self._feed)))
                 self.problem = ""
             except Exception as error:  # noqa: BLE001  shown on the screen; the next round may do better
                 self.problem = f"the recording could not be read: {type(error).__name__}: {error}"
-                answered = wish
-            growing = self.latest is None or self.latest.snapshot.state == "live"
-            self._wake.wait(self.interval_s if growing else max(self.interval_s, IDLE_S))
+                answered, next_poll_s = wish, time.monotonic() + self.interval_s
+            self._wake.wait(max(next_poll_s - time.monotonic(), 0.0) if not wish.frozen else IDLE_S)
+
+    def _pause(self, cost_s: float) -> float:
+        """How long to wait after a look that has cost `cost_s` of CPU time."""
+        if self.latest is not None and self.latest.snapshot.state != "live":
+            return max(self.interval_s, IDLE_S)
+        return max(self.interval_s, min(cost_s / CORE_SHARE, LONGEST_S))

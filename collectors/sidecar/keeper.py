@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from moescope.collectors.samplers.base import Sampler
     from moescope.collectors.sidecar.run import RunOptions
 
+DRAIN_S: Final = 0.4
+"""How often rings are drained: a batch has a price of its own, for the recorder and for every reader."""
+
+DRAIN_FILL: Final = 0.2
+"""A ring this full is drained at once."""
+
 SAMPLE_S: Final = 0.2
 META_S: Final = 1.0
 RETRY_S: Final = 2.0
@@ -42,11 +48,14 @@ class Keeper:
         self._samplers: list[Sampler] = []
         self._collect = collect
         self._log: list[dict[str, Any]] = []
-        self._failed_writes: dict[str, int] = {}
+        self._errors: list[str] = []
         self._retry_at_s = 0.0
         self._broken = ""
+        self._failed = False
+        self._pending: dict[int, Batch] = {}
         self._dropped_told: dict[int, int] = {}
         self._sampled_s = 0.0
+        self._drained_s = 0.0
         self._meta_s = 0.0
         self._warnings = 0
         self._cpu_start_s = time.process_time()
@@ -77,6 +86,8 @@ class Keeper:
     def log(self, level: str, source: str, message: str, *, rank: int | None = None, dropped: int = 0) -> None:
         """A line for the recording's log."""
         self._warnings += level != "info"
+        if level == "error" and f"{source}: {message}" not in self._errors:
+            self._errors.append(f"{source}: {message}")
         now = self._clock.epoch_ns(time.monotonic_ns())
         row = {"t_ns": now, "rank": rank, "level": level, "source": source, "message": message, "dropped": dropped}
         self._log.append(row)
@@ -124,12 +135,14 @@ class Keeper:
         now_ns, now_s = time.monotonic_ns(), time.monotonic()
         if self._broken and now_s < self._retry_at_s and not final:
             return
+        self._failed = False
         self._ranks.scan(now_ns)
         for problem in self._ranks.problems:
             self.log("warning", "ranks", problem)
         self._ranks.problems.clear()
         for process in self._ranks.processes:
-            self._drain(process, now_ns, final=final)
+            if not process.ended:
+                self._take_in(process, now_ns, final=final)
         if final or now_s - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now_s
             self._sample(final=final)
@@ -140,16 +153,31 @@ class Keeper:
                 text = f"files of {self.folder} were removed during the run: data is missing"
                 self.log("error", "recording", text)
             self._save_meta()
+        if self._broken and not self._failed:
+            self._broken = ""
+            self.log("info", "recording", "writing again")
+
+    def _take_in(self, process: RankProcess, now_ns: int, *, final: bool) -> None:
+        try:
+            self._drain(process, now_ns, final=final)
+        except Exception as error:  # noqa: BLE001  one ring that cannot be read must not cost the others, nor the run
+            process.ended = True
+            process.state = "lost"
+            text = f"process {process.pid} is not recorded any more: {error!r}"
+            self.log("error", "drain", text, rank=max(process.drain.rank, 0))
 
     def _drain(self, process: RankProcess, now_ns: int, *, final: bool) -> None:
-        if process.ended or not self._ranks.settle(process, now_ns, final=final):
+        if not self._ranks.settle(process, now_ns, final=final):
             return
         gone = final or not alive(process.pid)
-        batch = process.drain.drain(now_ns, final=gone)
-        folder = rank_folder(process.drain.rank)
-        if process.drain.events and not self._store_batch(folder, batch) and not gone:
+        late = self._pending.get(process.pid)
+        if late is not None and not self._store_batch(process, late):
             return  # the rows stay in the ring until there is room
-        process.drain.commit(batch)
+        batch = process.drain.drain(now_ns, final=gone)
+        if not process.drain.events:
+            process.drain.commit(batch)
+        elif not self._store_batch(process, batch):
+            return
         dropped = process.drain.ring.dropped
         if dropped > self._dropped_told.get(process.pid, 0):
             lost = dropped - self._dropped_told.get(process.pid, 0)
@@ -163,31 +191,36 @@ class Keeper:
                 text = f"process {process.pid} ended without a normal exit; what it had recorded is kept"
                 self.log("warning", "agent", text, rank=process.drain.rank)
 
-    def _store_batch(self, folder: str, batch: Batch) -> bool:
-        """Whether all of it could be stored."""
-
-        def write() -> None:
-            for table, batches in batch.tables.items():
-                self._writer.write(folder, table, batches)
-            for table, rows in batch.rows.items():
-                self._writer.write_rows(folder, table, rows)
-
-        return self._store(write)
+    def _store_batch(self, process: RankProcess, batch: Batch) -> bool:
+        """Stores a batch and marks it in the ring; where a table fails, the rest waits: what is stored stays so."""
+        folder = rank_folder(process.drain.rank)
+        for table in list(batch.tables):
+            if not self._store(partial(self._writer.write, folder, table, batch.tables[table])):
+                self._pending[process.pid] = batch
+                return False
+            del batch.tables[table]
+        for table in list(batch.rows):
+            if not self._store(partial(self._writer.write_rows, folder, table, batch.rows[table])):
+                self._pending[process.pid] = batch
+                return False
+            del batch.rows[table]
+        self._pending.pop(process.pid, None)
+        process.drain.commit(batch)
+        return True
 
     def _sample(self, *, final: bool) -> None:
         for sampler in list(self._samplers):
             try:
                 rows = sampler.close() if final else sampler.poll()
+                by_file: dict[tuple[str, str], list[dict[str, Any]]] = {}
+                for table, rank, row in rows:
+                    folder = host_folder(self._host) if rank is None else rank_folder(rank)
+                    by_file.setdefault((folder, table), []).append(row)
+                for (folder, table), some in by_file.items():
+                    self._store(partial(self._writer.write_rows, folder, table, some))
             except Exception as error:  # noqa: BLE001  a sampler that breaks is switched off, the run goes on
                 self._samplers.remove(sampler)
                 self.log("error", sampler.name, f"switched off: {error!r}")
-                continue
-            by_file: dict[tuple[str, str], list[dict[str, Any]]] = {}
-            for table, rank, row in rows:
-                folder = host_folder(self._host) if rank is None else rank_folder(rank)
-                by_file.setdefault((folder, table), []).append(row)
-            for (folder, table), some in by_file.items():
-                self._store(partial(self._writer.write_rows, folder, table, some))
 
     def _store_log(self) -> None:
         if self._log and self._store(lambda: self._writer.write_rows(host_folder(self._host), "log", self._log)):
@@ -201,14 +234,11 @@ class Keeper:
             reason = error.strerror or str(error)
             if self._broken != reason:
                 self._broken = reason
-                self.log(
-                    "error", "recording", f"cannot write to {self.folder} ({reason}): data from now on may be lost"
-                )
+                text = f"cannot write to {self.folder} ({reason}): samples of the machine are lost from here on, "
+                self.log("error", "recording", text + "and events of the ranks once their rings are full")
+            self._failed = True
             self._retry_at_s = time.monotonic() + RETRY_S
             return False
-        if self._broken:
-            self._broken = ""
-            self.log("info", "recording", "writing again")
         return True
 
     def _save_meta(self) -> None:
@@ -239,15 +269,19 @@ class Keeper:
             text = f"processes {survivors} outlived the command; what they do from now on is not recorded"
             self.log("warning", "run", text)
         self.tick(final=True)
+        unsaved = [process.pid for process in self._ranks.processes if not process.ended]
         self._meta |= {
-            "state": "finished",
+            "state": "unsaved" if unsaved else "finished",
             "exit_code": exit_code,
             "ended_ns": self._clock.epoch_ns(time.monotonic_ns()),
         }
+        if unsaved:
+            text = f"events of processes {unsaved} could not be stored and wait in {self._ring_dir}: make room, then"
+            self.log("error", "recording", f"{text} open the recording on this host: `moescope summary {self.folder}`")
         self._store_log()
         self._writer.close()
         self._save_meta()
-        if not self._broken:
+        if not unsaved:
             shutil.rmtree(self._ring_dir, ignore_errors=True)
 
     def abandon(self) -> None:
@@ -260,7 +294,7 @@ class Keeper:
 
     def last_words(self) -> list[str]:
         """What the person at the terminal should know, the next command last."""
-        words = [f"{row['source']}: {row['message']}" for row in self._log if row["level"] == "error"]
+        words = list(self._errors)
         ranks = self._meta["ranks"]
         if not ranks:
             words.append(
