@@ -118,7 +118,8 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
 def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) -> Chain:
     """Gradients of `weight * loss` into the parameters' `.grad`.
 
-    Weight gradients of FP8 layers are chunks of their own (W), run while an exchange is under way.
+    Weight gradients of FP8 layers are chunks of their own (W): they need nothing of the exchange that is under way, so a
+    schedule that does not wait at the pause has them run beside it.
     Frees the tape as it goes.
     """
     m, fp8, d = mb.number, model.c.fp8, model.c.d
@@ -134,8 +135,8 @@ def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) ->
             dresidual, dshared, dgates, dreturned = tape.join.backward(dh)
             wire = dispatch.pack(dreturned.reshape(-1, d), fp8)[plan.order]
         there = exchange.exchange(wire, plan.sent, arrival.received, phase="combine(B)", layer=n, micro_batch=m)
-        _run(pending, "attn(W)", n + 1, m)
         yield there
+        _run(pending, "attn(W)", n + 1, m)
         with observe.phase("mlp(B)", n, m):
             drouted = dispatch.unpack(there.result()[arrival.by_expert], d, fp8)
             WEIGHT_GRADIENTS.deferred = True
@@ -143,8 +144,8 @@ def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) ->
             pending = WEIGHT_GRADIENTS.take()
             wire = _to_wire_order(dispatch.pack(darrived, fp8=False), arrival)
         back = exchange.exchange(wire, arrival.received, plan.sent, phase="dispatch(B)", layer=n, micro_batch=m)
-        _run(pending, "mlp(W)", n, m)
         yield back
+        _run(pending, "mlp(W)", n, m)
         with observe.phase("permute(B)", n, m):
             copies = dispatch.unpack(_to_token_order(back.result(), plan), d, fp8=False)
             dx = dx + copies.reshape(-1, plan.top_k, d).sum(1)
