@@ -19,6 +19,9 @@ from moescope.collectors.sidecar.writer import RecordingWriter
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_UNFINISHED: Final = {"live": "the recorder was killed", "unsaved": "the recorder could not store everything"}
+"""States of a recording whose rings may still hold something, once its recorder is gone."""
+
 _TIME: Final = {"log": "t_ns", "experts": "t_ns", "quantisation": "t_ns", "work": "t_ns", "collectives": "issue_ns"}
 """Column that orders a table's rows where it is not `start_ns`."""
 
@@ -45,7 +48,7 @@ def recover(recording: Path) -> str | None:
 def _orphaned(meta: dict[str, Any]) -> bool:
     """Whether the recording was left unfinished by a sidecar of this host that is gone."""
     pid = meta.get("sidecar_pid")
-    if meta.get("state") != "live" or not isinstance(pid, int) or meta.get("host") != socket.gethostname():
+    if meta.get("state") not in _UNFINISHED or not isinstance(pid, int) or meta.get("host") != socket.gethostname():
         return False
     # A process number may be in use again: the start tells whose it is.
     return not alive(pid) or meta.get("sidecar_start") not in (None, started(pid))
@@ -79,7 +82,7 @@ def _bring_home(recording: Path, meta: dict[str, Any]) -> str | None:
     if meta.get("recovered") and running_pids and not count:
         writer.close()
         return None
-    message = f"the recorder was killed; {count} rows were brought home from the rings"
+    message = f"{_UNFINISHED[meta['state']]}; {count} rows were brought home from the rings"
     if running_pids:
         message += f"; processes {running_pids} still run: open the recording again for what they record from now on"
     writer.write_rows(

@@ -41,7 +41,7 @@ def summarise(source: Source) -> dict[str, Any]:
     kernels = source.table("kernels")
     devices = kernels_by_device(kernels)
     if not devices:
-        raise NoData(f"{source.name}: no kernels recorded; see its log, or record again with `moescope run`")
+        raise NoData(no_kernels(source))
     windows = recorded_windows(source)
     sweeps = [sweep(device, windows.get(device.rank)) for device in devices]
     ranks = [_rank(source, device, swept) for device, swept in zip(devices, sweeps, strict=True)]
@@ -64,6 +64,15 @@ def summarise(source: Source) -> dict[str, Any]:
         "log": _log(source),
         "findings": _findings(source),
     }
+
+
+def no_kernels(source: Source) -> str:
+    """That nothing was recorded, with what the log says about it."""
+    said = [f"{line['source']}: {line['message']}" for line in _log(source)["lines"] if line["level"] == "error"]
+    return "\n".join(
+        [f"{source.name}: no kernels recorded; record again with `moescope run`, `moescope doctor` tells more"]
+        + [f"  its log says: {text}" for text in said[:3]]
+    )
 
 
 def _us(ns: int) -> float | int:

@@ -35,9 +35,13 @@ def summary() -> dict[str, Any]:
 
 def text(summary: dict[str, Any], width: int, *, terminal: bool, colour: bool = False) -> str:
     file = io.StringIO()
-    system = "truecolor" if colour else None
     console = Console(
-        file=file, width=width, force_terminal=terminal, color_system=system, no_color=not colour, highlight=False
+        file=file,
+        width=width,
+        force_terminal=terminal,
+        color_system="truecolor" if colour else None,
+        no_color=not colour,
+        highlight=False,
     )
     render_text(summary, console)
     return file.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -129,10 +130,19 @@ class FileRing:
         self._operators = 0
         self._overhead = 0
         self._muted = False
+        self._full = False
         self._stacks: dict[int, list[tuple[int, str, int, int]]] = defaultdict(list)
 
     def _write(self, row: list[Any]) -> None:
-        os.write(self._fd, json.dumps(row, separators=(",", ":")).encode() + b"\n")
+        data = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        try:
+            reason = "" if os.write(self._fd, data) == len(data) else "no room"
+        except OSError as error:
+            reason = error.strerror or repr(error)
+        if reason:
+            # A torn line ends the file: nothing may follow it.
+            self._muted = self._full = True
+            sys.stderr.write(f"moescope: process {os.getpid()} is not recorded from here on: {reason}\n")
 
     def _phase(self) -> int:
         stack = self._stacks.get(threading.get_native_id())
@@ -193,7 +203,7 @@ class FileRing:
         return self._operators
 
     def mute(self, on: int) -> None:
-        self._muted = bool(on)
+        self._muted = bool(on) or self._full
 
     def overhead(self, ns: int) -> None:
         self._overhead += ns

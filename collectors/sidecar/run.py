@@ -9,17 +9,22 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from moescope.collectors.clock import Clock
+from moescope.collectors.schema import META_FILE
 from moescope.collectors.sidecar.keeper import Keeper
 from moescope.collectors.sidecar.target import Target, TargetSettings, environment
 
+T = TypeVar("T")
+
 TICK_S: Final = 0.1
 TWICE_S: Final = 2.0
+PROBE_BYTES: Final = 64 << 10
+"""What must fit for a folder to be recorded into."""
 GRACE_S: Final = 2.0
 """How long ranks that outlive their launcher are waited for."""
 FORWARDED: Final = {
@@ -51,41 +56,80 @@ class RunOptions:
 ALL_COLLECTORS: Final = ("kernels", "phases", "communication", "units", "links", "device")
 
 
+class _Recording:
+    """The keeper, once it is open: whatever breaks in it costs the recording, never the run."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        self._keeper: Keeper | None = None
+        self._rings: tuple[Path, Path] | None = None
+        self.env: Mapping[str, str] = os.environ
+
+    def prepare(self) -> None:
+        """Makes the folders and the target's environment, and writes that the recording has begun."""
+        try:
+            options = self._options
+            clock = Clock.measure()
+            folder, notes = _recording_folder(options.folder)
+            ring_dir, note = _ring_folder(folder)
+            self._rings = folder, ring_dir
+            collect = options.collect or ",".join(ALL_COLLECTORS)
+            settings = TargetSettings(options.budget, options.steps, options.ranks, collect, ring_dir)
+            env, env_notes = environment(os.environ, settings)
+            self._keeper = Keeper(options, folder, ring_dir, clock, collect.split(","))
+            for text in notes + note + env_notes:
+                self._keeper.log("warning", "run", text)
+            self.env = env
+        except Exception as error:  # noqa: BLE001  the command runs, recorded or not
+            _say(f"not recording ({_reason(error)}): the command runs without moescope")
+            self._let_go()
+
+    def call(self, action: Callable[[Keeper], T], otherwise: T) -> T:
+        """What `action` returns; `otherwise` where nothing is recorded (any more)."""
+        if self._keeper is None:
+            return otherwise
+        try:
+            return action(self._keeper)
+        except Exception as error:  # noqa: BLE001  the command runs on, recorded or not
+            _say(f"recording has stopped ({_reason(error)}): the command runs on without moescope")
+            self._keeper = None
+            self._let_go()
+            return otherwise
+
+    def _let_go(self) -> None:
+        """Removes the rings where no recording names them; else whoever opens it brings home what they hold."""
+        if self._rings is not None and not (self._rings[0] / META_FILE).exists():
+            shutil.rmtree(self._rings[1], ignore_errors=True)
+
+
 def run(options: RunOptions, on_tick: Callable[[float], None] | None = None) -> int:
     """Runs the command under observation; its exit code, or 127 / 126 where it cannot be run."""
-    clock = Clock.measure()
-    folder, notes = _recording_folder(options.folder)
-    ring_dir, note = _ring_folder(folder)
-    notes += note
-    collect = options.collect or ",".join(ALL_COLLECTORS)
-    settings = TargetSettings(options.budget, options.steps, options.ranks, collect, ring_dir)
-    env, env_notes = environment(os.environ, settings)
+    recording = _Recording(options)
+    recording.prepare()
     watched = {*FORWARDED, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    target = Target(options.command, env, watched)
     try:
-        keeper = Keeper(options, folder, ring_dir, clock, collect.split(","))
-        for text in notes + env_notes:
-            keeper.log("warning", "run", text)
-        keeper.attach(target.pid)
+        target = Target(options.command, recording.env, watched)
+        recording.call(lambda keeper: keeper.attach(target.pid), None)
         problem = target.release()
-        code = _watch(target, keeper, watched, on_tick) if problem is None else None
+        code = _watch(target, recording, watched, on_tick) if problem is None else None
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
     if code is None:
         target.reap()
-        keeper.abandon()
+        recording.call(lambda keeper: keeper.abandon(), None)
         _say(f"cannot run {options.command[0]}: {problem}")
         return 127 if problem == os.strerror(2) else 126
-    keeper.finish(code)
+    ended_with = code
+    recording.call(lambda keeper: keeper.finish(ended_with), None)
     if not options.quiet:
-        for text in keeper.last_words():
+        for text in recording.call(lambda keeper: keeper.last_words(), list[str]()):
             _say(text)
     return code
 
 
 def _watch(
-    target: Target, keeper: Keeper, watched: set[signal.Signals], on_tick: Callable[[float], None] | None
+    target: Target, recording: _Recording, watched: set[signal.Signals], on_tick: Callable[[float], None] | None
 ) -> int:
     """Drains and forwards until the command has ended; its exit code."""
     interrupted_s = 0.0
@@ -93,7 +137,7 @@ def _watch(
     while not target.reap():
         info = signal.sigtimedwait(watched, TICK_S)
         if info is None:
-            keeper.tick()
+            recording.call(lambda keeper: keeper.tick(), None)
             if on_tick is not None:
                 on_tick(time.monotonic() - started_s)
             continue
@@ -102,25 +146,28 @@ def _watch(
         now_s = time.monotonic()
         if info.si_signo == signal.SIGINT:
             if now_s - interrupted_s < TWICE_S:
-                keeper.kill_all(target.pid)
+                target.signal(signal.SIGKILL)
+                recording.call(lambda keeper: keeper.kill_all(target.pid), None)
                 continue
             interrupted_s = now_s
         if info.si_code != _FROM_TERMINAL:
             target.signal(info.si_signo)
     outlived_s = time.monotonic()
-    while keeper.survivors() and time.monotonic() - outlived_s < GRACE_S:
-        keeper.tick()
+    while recording.call(lambda keeper: keeper.survivors(), list[int]()) and time.monotonic() - outlived_s < GRACE_S:
+        recording.call(lambda keeper: keeper.tick(), None)
         time.sleep(TICK_S)
     return target.exit_code()
 
 
 def _recording_folder(wanted: Path) -> tuple[Path, list[str]]:
-    """The recording's folder; where it cannot be made, one in the temporary folder, and a note: the run goes on."""
+    """The recording's folder; where nothing can be written there, one in the temporary folder, and a note."""
     try:
         wanted.mkdir(parents=True, exist_ok=True)
         probe = wanted / ".writable"
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         folder = Path(tempfile.mkdtemp(prefix=wanted.name + "-"))
         text = f"cannot record into {wanted} ({error.strerror}): recording into {folder}"
@@ -138,9 +185,13 @@ def _ring_folder(recording: Path) -> tuple[Path, list[str]]:
         note = "less than 512 MB are free in /dev/shm: rings lie in the recording, on its file system"
     except OSError as error:
         note = f"/dev/shm cannot be used ({error.strerror}): rings lie in the recording, on its file system"
-    folder = recording / "rings"
+    folder = recording.resolve() / "rings"
     folder.mkdir(exist_ok=True)
     return folder, [note]
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError) else repr(error)
 
 
 def _say(text: str) -> None:

@@ -89,13 +89,18 @@ class RecordingWriter:
         """Leaves a segment whose last write failed, cut back to what is whole."""
         segment = self._segments.pop(key)
         try:
-            os.truncate(segment.path, segment.good)
-        except OSError:
-            pass  # a reader skips the torn tail
-        try:
             segment.file.close()
         except OSError:
             pass  # its buffer cannot be stored either; the rows are still in the ring
+        try:
+            # Only now: closing may write what was buffered.
+            if segment.good:
+                os.truncate(segment.path, segment.good)
+            else:
+                segment.path.unlink()
+                self._numbers[key] -= 1
+        except OSError:
+            pass  # a reader skips the torn tail
 
     def _close(self, key: tuple[str, str]) -> None:
         segment = self._segments.pop(key)
@@ -125,8 +130,12 @@ class RecordingWriter:
         """Replaces meta.json whole. Raises OSError where it cannot be stored."""
         self.root.mkdir(parents=True, exist_ok=True)
         temporary = self.root / (META_FILE + ".part")
-        temporary.write_text(json.dumps(meta, indent=1))
-        temporary.replace(self.root / META_FILE)
+        try:
+            temporary.write_text(json.dumps(meta, indent=1))
+            temporary.replace(self.root / META_FILE)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def close(self) -> None:
         """Ends all segments."""

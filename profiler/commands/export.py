@@ -24,11 +24,12 @@ def command(
     from moescope.profiler.commands.summary import take_rules
     from moescope.profiler.errors import NoData
     from moescope.profiler.export_csv import export_csv
+    from moescope.profiler.summary import no_kernels
 
     take_rules(rules)
     source = open_for_reading(sources)
     if not source.table("kernels").num_rows:
-        raise NoData(f"{source.name}: no kernels recorded; see its log, or record again with `moescope run`")
+        raise NoData(no_kernels(source))
     name = sources[0].resolve().name.removesuffix(".gz").removesuffix(".json")
     folder = output if output is not None else Path(f"{name}-{form}")
     if folder.exists() and not folder.is_dir():

@@ -31,8 +31,8 @@ def _complete(recording: Path) -> None:
         done = recover(recording)
     except OSError as error:
         click.echo(
-            f"moescope: {recording}: the recorder was killed, and what its ranks had still in memory could not be "
-            f"brought home ({error.strerror or error}): copy the recording to where it can be written to, on this host",
+            f"moescope: {recording}: what its ranks still had in memory when recording ended could not be brought home "
+            f"({error.strerror or error}): make room, or copy it to where it can be written to, on this host",
             err=True,
         )
         return
