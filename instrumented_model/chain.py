@@ -118,7 +118,7 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
 def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) -> Chain:
     """Gradients of `weight * loss` into the parameters' `.grad`.
 
-    Weight gradients of FP8 layers are chunks of their own (W): they need nothing of the exchange that is under way, so a
+    Weight gradients of FP8 layers are chunks of their own (W): they need nothing of the exchange under way, so a
     schedule that does not wait at the pause has them run beside it.
     Frees the tape as it goes.
     """

@@ -2,7 +2,9 @@
 
 The methods of `ProcessGroup` are wrapped: `torch.distributed`'s functions and models that call groups directly both end
 there. C++ callers (DDP's reducer, functional collectives) do not: their execution ranges show them inside windows.
-Completion comes from the returned work's future, on the thread that completed it; where a work has none, from `wait`.
+Inside a window gloo tells when it executes a call, and the library gives its range the call's number as it begins.
+Elsewhere completion comes from the returned work's future, on the thread that completed it: a moment late, as it waits
+for the interpreter. Where a work has no future it comes from `wait`.
 """
 
 from __future__ import annotations
@@ -86,6 +88,9 @@ def _untold(me: int, n: int, *_: Any) -> Bytes:
     return None, None
 
 
+RANGES = frozenset({"all_to_all", "all_reduce", "all_gather", "broadcast", "reduce", "gather", "scatter", "barrier"})
+"""Operations that gloo executes under a range of this name."""
+
 METHODS: dict[str, tuple[str, Callable[..., Bytes]]] = {
     "alltoall_base": ("all_to_all", _all_to_all_base),
     "all_to_all_single": ("all_to_all", _all_to_all_base),
@@ -138,20 +143,46 @@ class _Calls:
         self._distributed = session.torch.distributed
         self._numbers = count(1)
         self._groups: dict[str, tuple[int, int]] = {}
+        self._backends: dict[str, str] = {}
         self._waited: dict[int, int] = {}
         self._failed = False
+        self._told = False
 
     def wrap(self, original: Callable[..., Any], op: str, bytes_of: Callable[..., Bytes]) -> Callable[..., Any]:
+        title = f"gloo:{op}".encode() if op in RANGES else b""
+        ring = self._session.ring
+
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
             number = 0
             if not self._failed:
                 number = self._issue(group, op, bytes_of, args, kwargs)
-            work = original(group, *args, **kwargs)
-            if number:
+            if not number:
+                return original(group, *args, **kwargs)
+            ranged = bool(title) and self._records_here() and ring.expect(title, number) == 0
+            try:
+                work = original(group, *args, **kwargs)
+            except BaseException:
+                ring.withdraw(number)
+                raise
+            # Without a range to come: another backend's, or the window was closed on this thread meanwhile.
+            if not ranged or (not (self._records_here() and self._is_gloo(group)) and ring.withdraw(number)):
                 self._follow(work, number)
             return work
 
         return call
+
+    def _records_here(self) -> bool:
+        """Whether what this thread issues now is executed under a range in the ring."""
+        try:
+            return self._session.windows.records_here()
+        except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
+            if not self._told:
+                self._told = True
+                self._session.recorder.log("warning", "communication", f"no execution ranges: {error!r}")
+            return False
+
+    def _is_gloo(self, group: Any) -> bool:
+        return self._backends.get(group.group_name) == "gloo"
 
     def wrap_wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
@@ -184,8 +215,9 @@ class _Calls:
         ranks = distributed.get_process_group_ranks(group)
         me, n = distributed.get_group_rank(group, distributed.get_rank()), len(ranks)
         self._session.learn_rank(distributed.get_rank(), distributed.get_world_size())
-        backend = distributed.get_backend(group)
-        self._session.ring.blob("group", {"name": name, "ranks": ranks, "backend": str(backend)})
+        backend = str(distributed.get_backend(group))
+        self._backends[name] = backend
+        self._session.ring.blob("group", {"name": name, "ranks": ranks, "backend": backend})
         self._groups[name] = me, n
         return me, n
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import sys
@@ -37,6 +38,8 @@ class Ring(Protocol):
         depth: int = 0,
     ) -> None: ...
     def done(self, call: int) -> None: ...
+    def expect(self, name: bytes, call: int) -> int: ...
+    def withdraw(self, call: int) -> int: ...
     def blob(self, kind: str, payload: Any) -> None: ...
     def operators(self) -> int: ...
     def mute(self, on: int) -> None: ...
@@ -59,6 +62,7 @@ class NativeRing:
         lib.moescope_record.argtypes = (ctypes.c_uint32, text, i64, i64, u64, u64, u64)
         lib.moescope_record.restype = None
         lib.moescope_done.argtypes, lib.moescope_done.restype = (u64,), None
+        lib.moescope_expect.argtypes, lib.moescope_withdraw.argtypes = (text, u64), (u64,)
         lib.moescope_blob.argtypes = (text, text, ctypes.c_uint32)
         lib.moescope_identity.argtypes = (text, ctypes.c_uint32)
         lib.moescope_context.argtypes, lib.moescope_context.restype = (u64,), None
@@ -73,6 +77,8 @@ class NativeRing:
         self.phase_end = lib.moescope_phase_end
         self.context = lib.moescope_context
         self.done = lib.moescope_done
+        self.expect = lib.moescope_expect
+        self.withdraw = lib.moescope_withdraw
         self.operators = lib.moescope_operators
         self.overhead = lib.moescope_add_overhead
         self.mute = lib.moescope_mute
@@ -192,6 +198,12 @@ class FileRing:
 
     def done(self, call: int) -> None:
         self.record(DONE, "", time.monotonic_ns(), 0, call)
+
+    def expect(self, name: bytes, call: int) -> int:
+        return errno.ENODEV  # without the library no execution range comes
+
+    def withdraw(self, call: int) -> int:
+        return 0
 
     def blob(self, kind: str, payload: Any) -> None:
         self.record(BLOB, kind, time.monotonic_ns(), 0, self._phase(), self._context, payload=payload)

@@ -65,11 +65,33 @@ class WindowKeeper:
         self._wanted = threading.Event()
         self._changed = threading.Event()
         self._stopping = threading.Event()
+        self._follower = threading.local()
         self._last_overhead = 0.0
         self._failed = False
         self._in_backward = False
         self._callback_open = _PENDING(self._pending(self._open_on_main))
         self._callback_close = _PENDING(self._pending(self._close_on_main))
+
+    def records_here(self) -> bool:
+        """Whether ranges and operators of the calling thread are recorded now.
+
+        Torch's profilers are thread-local: the main thread is switched by the timer, any other follows the open window
+        here, at each of its calls.
+        """
+        if threading.current_thread() is threading.main_thread():
+            return bool(self._open_since) and isinstance(self._source, IttSource)
+        source, state = self._source, self._follower
+        wanted = bool(self._open_since) and not self._stopping.is_set()
+        if not isinstance(source, IttSource) or wanted == getattr(state, "on", False):
+            return wanted and isinstance(source, IttSource)
+        if self._session.torch._C._current_graph_task_id() != -1:
+            return not wanted
+        if wanted:
+            source.open()
+        else:
+            source.close()
+        state.on = wanted
+        return wanted
 
     def start(self) -> None:
         """Starts the timer thread; where steps were asked for, they open and close the window instead."""

@@ -22,6 +22,7 @@ struct frame {
     uint64_t child_ns;
     uint64_t phase_id, outer_phase;
     uint64_t context;
+    uint64_t call;  /* of an execution range: the call that it executes, 0 where that is not known */
     int from_model; /* opened by moescope_phase_begin */
     int quiet;      /* tells nothing new: a graph node, or a range that the model has named itself */
 };
@@ -44,6 +45,14 @@ static struct name_entry entries[NAME_SLOTS];
 static struct name_entry *_Atomic slots[NAME_SLOTS];
 static uint32_t entry_count;
 static pthread_mutex_t name_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Calls whose execution range is still to begin, in the order they were issued. */
+#define EXPECTED_MAX 256u
+static struct {
+    struct name_entry *name;
+    uint64_t call;
+} expected[EXPECTED_MAX];
+static _Atomic uint32_t expected_count;
+static pthread_mutex_t expected_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_key_t thread_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static __thread struct thread_state self;
@@ -70,6 +79,8 @@ static void detach_in_child(void) {
     memset((void *)slots, 0, sizeof slots);
     entry_count = 0;
     pthread_mutex_init(&name_lock, NULL);
+    atomic_store(&expected_count, 0);
+    pthread_mutex_init(&expected_lock, NULL);
 }
 
 static void setup(void) {
@@ -270,6 +281,55 @@ static void write_record(struct ring_header *h, struct record r) {
     publish(1);
 }
 
+/* Removes entry `at`; the lock is held. */
+static uint64_t remove_expected(uint32_t at) {
+    uint64_t call = expected[at].call;
+    uint32_t count = atomic_load(&expected_count) - 1;
+    memmove(&expected[at], &expected[at + 1], (count - at) * sizeof expected[0]);
+    atomic_store(&expected_count, count);
+    return call;
+}
+
+/* The oldest call that waits for a range of this name: a group's queue begins its work in the order of issue. */
+static uint64_t take_expected(const struct name_entry *name) {
+    if (!atomic_load(&expected_count)) return 0;
+    uint64_t call = 0;
+    pthread_mutex_lock(&expected_lock);
+    for (uint32_t i = 0, n = atomic_load(&expected_count); i < n && !call; i++)
+        if (expected[i].name == name) call = remove_expected(i);
+    pthread_mutex_unlock(&expected_lock);
+    return call;
+}
+
+/* Tells that a call is about to be issued, and by what name its execution range will begin. 0, or an errno. */
+MOESCOPE_API int moescope_expect(const char *name, uint64_t call) {
+    struct name_entry *entry = moescope_intern(name);
+    if (!entry) return ENODEV;
+    pthread_mutex_lock(&expected_lock);
+    uint32_t count = atomic_load(&expected_count);
+    int error = count == EXPECTED_MAX ? ENOSPC : 0;
+    if (!error) {
+        expected[count].name = entry;
+        expected[count].call = call;
+        atomic_store(&expected_count, count + 1);
+    }
+    pthread_mutex_unlock(&expected_lock);
+    return error;
+}
+
+/* Takes an expected call back; 0 where its range has begun already. */
+MOESCOPE_API int moescope_withdraw(uint64_t call) {
+    int found = 0;
+    pthread_mutex_lock(&expected_lock);
+    for (uint32_t i = 0, n = atomic_load(&expected_count); i < n && !found; i++)
+        if (expected[i].call == call) {
+            remove_expected(i);
+            found = 1;
+        }
+    pthread_mutex_unlock(&expected_lock);
+    return found;
+}
+
 static struct frame *push(struct name_entry *name) {
     struct thread_state *t = &self;
     uint64_t epoch = atomic_load_explicit(&ring_epoch, memory_order_acquire);
@@ -314,6 +374,9 @@ void moescope_range_begin(struct name_entry *name) {
         else
             open_phase(h, f, atomic_load_explicit(&process_context, memory_order_relaxed));
         break;
+    case NAME_EXECUTION:
+        f->call = take_expected(name);
+        break;
     default:
         break;
     }
@@ -332,7 +395,7 @@ static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
     }
     if (f->quiet || f->name->name_class == NAME_NODE) return;
     if (f->name->name_class == NAME_EXECUTION) {
-        write_record(h, (struct record){.type = RECORD_EXECUTION, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase});
+        write_record(h, (struct record){.type = RECORD_EXECUTION, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase, .b = f->call});
         return;
     }
     t->operators_open--;

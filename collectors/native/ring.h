@@ -22,7 +22,7 @@
 enum record_type {
     RECORD_OPERATOR = 1, /* name, start, dur, a = phase id, b = flops or 0, c = name of its shapes or 0 */
     RECORD_PHASE = 2,    /* name, start, dur, a = id, b = parent id, c = context */
-    RECORD_EXECUTION = 3,/* a backend's execution range (`gloo:all_to_all`): name, start, dur, a = phase id */
+    RECORD_EXECUTION = 3,/* a backend's execution range (`gloo:all_to_all`): name, start, dur, a = phase id, b = call id or 0 */
     RECORD_BLOB = 4,     /* name = kind, start = time, dur = payload bytes, a = phase id, b = context; payload follows */
     RECORD_DONE = 5,     /* start = completion time, a = call id: on the thread that completed it */
     RECORD_STEP = 6,     /* name = source, start, dur, c = context */

@@ -94,6 +94,7 @@ class ProcessDrain:
         self._groups: dict[str, dict[str, Any]] = {}
         self._calls: dict[int, _Call] = {}
         self._seen_calls: set[int] = set()
+        self._early: dict[int, tuple[tuple[int, int], int, str]] = {}
         self.events = 0
         self.last_ns = 0
         self.events_cost_ns = 0
@@ -105,6 +106,7 @@ class ProcessDrain:
         names = self.ring.names()
         split = [(thread, *blob_heads(thread.records)) for thread in taken]
         completed = {int(call) for t, _, ok in split for call in t.records["a"][(t.records["type"] == DONE) & ok]}
+        completed |= {int(call) for t, _, ok in split for call in t.records["b"][(t.records["type"] == EXECUTION) & ok]}
         for thread, heads, is_record in split:
             count = len(thread.records) if final else self._ready(thread, heads, is_record, completed, names, now_ns)
             if count:
@@ -226,6 +228,9 @@ class ProcessDrain:
                 waiting.append((int(record["a"]), start))
                 continue
             end = start + int(record["dur_ns"])
+            if record["b"]:
+                self._executed(int(record["b"]), (start, end), tid, names[record["name"]], batch)
+                continue
             inside = [entry for entry in waiting if start <= entry[1] <= end]
             for entry in waiting:
                 if entry not in inside:
@@ -241,6 +246,13 @@ class ProcessDrain:
                 self._kernel(name, start, end - start, tid, int(record["a"]), None, "measured", batch)
         for entry in waiting:
             self._complete(*entry, None, tid, "", batch)
+
+    def _executed(self, number: int, span: tuple[int, int], tid: int, name: str, batch: Batch) -> None:
+        """A range that knows its call; it may be read before the call, which another thread has written."""
+        if number in self._calls:
+            self._complete(number, span[1], span, tid, name, batch)
+        elif number not in self._seen_calls:
+            self._early[number] = span, tid, name
 
     def _complete(
         self, number: int, done_ns: int, span: tuple[int, int] | None, tid: int, name: str, batch: Batch
@@ -335,6 +347,9 @@ class ProcessDrain:
         number, op, group, issue_ns, sent, received, dtype = payload
         self._seen_calls.add(number)
         self._calls[number] = _Call(op, group, issue_ns, sent, received, dtype, int(record["a"]), self._label(tid))
+        if number in self._early:
+            span, executor, name = self._early.pop(number)
+            self._complete(number, span[1], span, executor, name, batch)
 
     def _blob_group(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
         self._groups[payload["name"]] = payload

@@ -1,0 +1,115 @@
+"""Calls of torch.distributed: when they really ran, whoever issued them, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.collectors.reading import rows
+from tests.conftest import Moescope
+
+THREADS = """
+import sys, threading, time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+end = time.monotonic() + 3.0
+
+def communicate():
+    for _ in range(40):
+        time.sleep(0.01)
+        work = dist.all_to_all_single(torch.empty(4096), torch.ones(4096), async_op=True)
+        work.wait()
+
+other = threading.Thread(target=communicate, name="comm")
+other.start()
+x = torch.ones(64, 64)
+count = 0
+while other.is_alive():
+    # Holds the interpreter for long stretches: a completion told by a Python callback would come late.
+    sum(range(200_000))
+    x @ x
+other.join()
+for size in (1000, 2000, 3000):
+    dist.all_reduce(torch.ones(size))
+    dist.broadcast(torch.ones(size), 0)
+    dist.all_gather([torch.empty(size), torch.empty(size)], torch.ones(size))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+LATE = """
+import time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+dist.barrier()
+time.sleep(1.0)
+for _ in range(3):
+    if dist.get_rank() == 1:
+        time.sleep(0.25)
+    dist.all_reduce(torch.ones(10))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+FAILS = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+dist.barrier()
+for _ in range(5):
+    try:
+        dist.all_gather([torch.empty(1)], torch.ones(1))
+    except Exception:
+        pass
+    dist.all_reduce(torch.ones(4))
+print("done", flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def record(moescope: Moescope, folder: Path, text: str) -> Path:
+    (folder / "target.py").write_text(text)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "target.py")
+    done = moescope("run", "--budget", "full", "-o", "rec", "--", *launcher)
+    assert done.returncode == 0, done.stderr
+    return folder / "rec"
+
+
+def test_calls_of_any_thread_are_measured_and_end_when_the_backend_ended_them(
+    moescope: Moescope, tmp_path: Path
+) -> None:
+    recording = record(moescope, tmp_path, THREADS)
+    calls = [c for c in rows(recording, "collectives") if c["op"] == "all_to_all"]
+    assert len(calls) == 80
+    measured = [c for c in calls if c["evidence"] == "measured"]
+    # The first call or two may be issued before the window opens.
+    assert len(measured) >= 70
+    assert all(c["start_ns"] >= c["issue_ns"] and c["dur_ns"] is not None for c in measured)
+    kernels = {
+        (k["rank"], k["correlation"]): k
+        for k in rows(recording, "kernels")
+        if k["correlation"] is not None and k["evidence"] == "measured"
+    }
+    for call in measured:
+        kernel = kernels[call["rank"], call["call"]]
+        assert (kernel["start_ns"], kernel["dur_ns"]) == (call["start_ns"], call["dur_ns"])
+        assert kernel["name"] == "gloo:all_to_all"
+    by_op = {op: [c for c in rows(recording, "collectives") if c["op"] == op] for op in ("all_reduce", "broadcast")}
+    assert {op: len(found) for op, found in by_op.items()} == {"all_reduce": 6, "broadcast": 6}
+    assert not [c for c in rows(recording, "collectives") if c["dur_ns"] is None]
+
+
+def test_a_call_lasts_until_the_last_rank_has_come(moescope: Moescope, tmp_path: Path) -> None:
+    recording = record(moescope, tmp_path, LATE)
+    calls = [c for c in rows(recording, "collectives") if c["op"] == "all_reduce"]
+    waited = [c["dur_ns"] / 1e9 for c in calls if c["rank"] == 0]
+    came_late = [c["dur_ns"] / 1e9 for c in calls if c["rank"] == 1]
+    assert len(waited) == len(came_late) == 3
+    assert all(0.2 < seconds < 0.6 for seconds in waited)
+    assert all(seconds < 0.15 for seconds in came_late)
+
+
+def test_a_call_that_raises_leaves_the_others_to_their_own_ranges(moescope: Moescope, tmp_path: Path) -> None:
+    recording = record(moescope, tmp_path, FAILS)
+    calls = [c for c in rows(recording, "collectives") if c["op"] == "all_reduce"]
+    assert len(calls) == 10
+    assert all(c["dur_ns"] is not None and c["dur_ns"] < 1e9 for c in calls)
