@@ -41,7 +41,7 @@ class CpuSampler:
         rows: list[Row] = [("device_samples", None, host)]
         for pid in self._pids():
             rank = self._rank_of(pid)
-            resident = _resident_bytes(pid)
+            resident = _resident_bytes(pid, self._root)
             if rank is None or resident is None:
                 continue
             row = {"host": self._host, "device": f"cpu/{pid}", "t_ns": now, "sm_active": self._process_share(pid, mono)}
@@ -63,7 +63,7 @@ class CpuSampler:
 
     def _process_share(self, pid: int, now_ns: int) -> float | None:
         """Share of one core that the process held since the last call (above 1 with several threads)."""
-        ticks = _cpu_ticks(pid)
+        ticks = _cpu_ticks(pid, self._root)
         if ticks is None:
             return None
         before = self._threads.get(pid)
@@ -99,16 +99,16 @@ def clock_hz(root: Path = Path("/")) -> int | None:
     return sum(values) // len(values) if values else None
 
 
-def _resident_bytes(pid: int) -> int | None:
+def _resident_bytes(pid: int, root: Path) -> int | None:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+        return int((root / f"proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError, ValueError):
         return None
 
 
-def _cpu_ticks(pid: int) -> int | None:
+def _cpu_ticks(pid: int, root: Path) -> int | None:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (root / f"proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
     except (OSError, IndexError, ValueError):
         return None

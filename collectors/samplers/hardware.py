@@ -11,13 +11,13 @@ from moescope.collectors.calibrate import load_peaks
 from moescope.collectors.samplers.device import memory
 
 
-def describe() -> dict[str, Any]:
+def describe(root: Path = Path("/")) -> dict[str, Any]:
     """For meta.json; a part that cannot be told is null with a reason beside it."""
-    total, _ = memory()
+    total, _ = memory(root)
     return {
-        "cores": usable_cores(),
+        "cores": usable_cores(root),
         "cores_online": os.cpu_count(),
-        "cpu": cpu_model(),
+        "cpu": cpu_model(root),
         "memory_bytes": total,
         "kernel": platform.release(),
         "machine": platform.machine(),
@@ -27,20 +27,20 @@ def describe() -> dict[str, Any]:
     }
 
 
-def usable_cores() -> int:
+def usable_cores(root: Path = Path("/")) -> int:
     """Cores this process may use: its affinity, bounded by the control group's quota."""
     cores = len(os.sched_getaffinity(0))
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def cpu_model() -> str:
+def cpu_model(root: Path = Path("/")) -> str:
     """The processor's own name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = (root / "proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or "unknown"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

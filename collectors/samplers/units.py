@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -155,13 +156,13 @@ class SchedstatSampler:
     name = "units"
     source = "/proc/<pid>/task/*/schedstat"
 
-    def __init__(self, clock: Clock, rank_of: RankOf, role_of: RoleOf, pids: PidSource) -> None:
-        self._clock, self._rank_of, self._role_of, self._pids = clock, rank_of, role_of, pids
+    def __init__(self, clock: Clock, rank_of: RankOf, role_of: RoleOf, pids: PidSource, root: Path = Path("/")) -> None:
+        self._clock, self._rank_of, self._role_of, self._pids, self._root = clock, rank_of, role_of, pids, root
         self._before: dict[tuple[int, int], tuple[int, int]] = {}
 
     def open(self) -> None:
         """Raises SamplerUnavailable where the kernel keeps no schedstat."""
-        if not Path(f"/proc/{os.getpid()}/schedstat").exists():
+        if not (self._root / f"proc/{os.getpid()}/schedstat").exists():
             raise SamplerUnavailable("this kernel keeps no /proc/<pid>/schedstat")
 
     def attach(self, pid: int) -> None:
@@ -169,15 +170,13 @@ class SchedstatSampler:
 
     def poll(self) -> list[Row]:
         """An interval a thread as long as its time on a core since the last poll, ending now."""
-        import time
-
         now = time.monotonic_ns()
         rows: list[Row] = []
         for pid in self._pids():
             rank = self._rank_of(pid)
             if rank is None:
                 continue
-            for tid, (on_core, core) in _thread_times(pid).items():
+            for tid, (on_core, core) in _thread_times(pid, self._root).items():
                 before = self._before.get((pid, tid))
                 self._before[(pid, tid)] = (on_core, now)
                 if before is None or on_core <= before[0]:
@@ -199,17 +198,17 @@ class SchedstatSampler:
         return self.poll()
 
 
-def _thread_times(pid: int) -> dict[int, tuple[int, int]]:
+def _thread_times(pid: int, root: Path) -> dict[int, tuple[int, int]]:
     """ns on a core, and the last core, by thread."""
     found: dict[int, tuple[int, int]] = {}
     try:
-        tids = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        tids = [int(name) for name in os.listdir(root / f"proc/{pid}/task")]
     except OSError:
         return found
     for tid in tids:
         try:
-            on_core = int(Path(f"/proc/{pid}/task/{tid}/schedstat").read_text().split()[0])
-            core = int(Path(f"/proc/{pid}/task/{tid}/stat").read_text().rpartition(")")[2].split()[36])
+            on_core = int((root / f"proc/{pid}/task/{tid}/schedstat").read_text().split()[0])
+            core = int((root / f"proc/{pid}/task/{tid}/stat").read_text().rpartition(")")[2].split()[36])
         except (OSError, IndexError, ValueError):
             continue  # the thread has just ended
         found[tid] = (on_core, core)

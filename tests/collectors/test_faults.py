@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.collectors.breaking import broken
 from tests.collectors.reading import meta, rows
 from tests.conftest import Moescope
 
@@ -181,17 +182,6 @@ shutil.rmtree({str(recording)!r})
     assert "removed during the run" in said(recording)
     answer = json.loads(moescope("summary", "rec", "--json").stdout)
     assert any("removed during the run" in line["message"] for line in answer["log"]["lines"])
-
-
-def broken(folder: Path, patch: str) -> dict[str, str]:
-    """An environment in which `patch` runs in moescope's own process before it starts, and nowhere else."""
-    site = folder / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import sys\nif sys.orig_argv[1:3] == ['-m', 'moescope'] and 'run' in sys.orig_argv:\n"
-        + "".join(f"    {line}\n" for line in patch.splitlines())
-    )
-    return os.environ | {"PYTHONPATH": str(site)}
 
 
 RAISE = "def no(*a, **k): raise RuntimeError('broken on purpose')\n"
