@@ -1,0 +1,145 @@
+"""What the model tells is in the recording, and equals what it did, as counted beside it without moescope."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moescope.instrumented_model.config import size
+from tests.collectors.reading import rows
+
+STEPS, RANKS = 2, 2
+C = size("tiny")
+TOKENS = C.micro_batches * C.sequences * C.sequence_length
+"""Of one rank in one step."""
+
+# Runs the model's own main, and counts what really goes out of each all-to-all from its tensors.
+TARGET = """
+import json, os, sys
+import moescope.instrumented_model.dispatch as dispatch
+from moescope.instrumented_model.__main__ import main
+sent = []
+original = dispatch.Exchange._all_to_all
+def counted(self, output, source, incoming, outgoing):
+    row_bytes = source.element_size() * (source.numel() // source.shape[0] if source.shape[0] else 0)
+    parts = outgoing if outgoing is not None else [source.shape[0] // self.ranks] * self.ranks
+    sent.append([part * row_bytes for part in parts])
+    return original(self, output, source, incoming, outgoing)
+dispatch.Exchange._all_to_all = counted
+code = main(sys.argv[2:])
+with open(os.path.join(sys.argv[1], f"sent-{os.environ['RANK']}.json"), "w") as file:
+    json.dump(sent, file)
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training on two ranks: `rec`, and `sent-<rank>.json` with bytes to each rank, a row a call."""
+    folder = tmp_path_factory.mktemp("emissions")
+    (folder / "target.py").write_text(TARGET)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    model = [folder / "target.py", folder, "train", f"--steps={STEPS}", "--schedule=overlapped"]
+    command = [sys.executable, "-m", "moescope", "run", "-o", "rec", "--", *launcher, *map(str, model)]
+    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def total(table: list[dict[str, Any]], column: str, *by: str) -> Counter[tuple[Any, ...]]:
+    found: Counter[tuple[Any, ...]] = Counter()
+    for row in table:
+        found[tuple(row[name] for name in by)] += row[column]
+    return found
+
+
+def test_each_layer_routes_every_token_to_its_top_k_experts(folder: Path) -> None:
+    experts = rows(folder / "rec", "experts")
+    expected = {
+        (rank, step, layer): TOKENS * C.top_k
+        for rank in range(RANKS)
+        for step in range(STEPS)
+        for layer in range(C.layers)
+    }
+    assert total(experts, "tokens", "rank", "step", "layer") == expected
+    assert len(experts) == len(expected) * C.experts
+    assert {row["stage"] for row in experts} == {"train"}
+
+
+def test_transfers_carry_the_bytes_that_were_sent(folder: Path) -> None:
+    expected: Counter[tuple[Any, ...]] = Counter()
+    calls = 0
+    for rank in range(RANKS):
+        for parts in json.loads((folder / f"sent-{rank}.json").read_text()):
+            calls += 1
+            for peer, size_bytes in enumerate(parts):
+                if peer != rank and size_bytes:
+                    expected[(rank, peer)] += size_bytes
+    assert sum(expected.values()) > 100_000
+    transfers = [row for row in rows(folder / "rec", "transfers") if row["op"] == "all_to_all"]
+    assert total(transfers, "bytes", "src", "dst") == expected
+    collectives = [row for row in rows(folder / "rec", "collectives") if row["op"] == "all_to_all"]
+    assert len(collectives) == calls
+    assert sum(row["sent_bytes"] for row in collectives) == sum(expected.values())
+    assert sum(row["received_bytes"] for row in collectives) == sum(expected.values())
+
+
+def test_dispatched_rows_are_the_tokens_routed_to_other_ranks(folder: Path) -> None:
+    # Rows to the other rank, from the experts' counts alone, against the bytes of the forward dispatch on the wire.
+    phases = {(row["rank"], row["id"]): row["name"] for row in rows(folder / "rec", "phases")}
+    row_bytes = C.d + 4 * -(-C.d // 128)  # E4M3 values and an FP32 scale for each tile of 128
+    numbers_bytes = 8 * C.experts // RANKS  # how many rows will come, int64
+    calls = STEPS * C.layers * C.micro_batches
+    local = C.experts // RANKS
+    for rank in range(RANKS):
+        away = sum(
+            row["tokens"]
+            for row in rows(folder / "rec", "experts")
+            if row["rank"] == rank and row["expert"] // local != rank
+        )
+        dispatched = [
+            row["sent_bytes"]
+            for row in rows(folder / "rec", "collectives")
+            if row["rank"] == rank and phases.get((rank, row["phase_id"])) == "dispatch(F)"
+        ]
+        assert len(dispatched) == 2 * calls
+        assert sum(dispatched) == away * row_bytes + calls * numbers_bytes
+
+
+def test_work_is_the_products_of_the_model(folder: Path) -> None:
+    phases = {(row["rank"], row["id"]): row["name"] for row in rows(folder / "rec", "phases")}
+    flops: dict[str, int] = defaultdict(int)
+    for row in rows(folder / "rec", "work"):
+        name = phases[(row["rank"], row["phase_id"])]
+        flops[f"{name} {row['dtype']}"] += row["flops"]
+        assert row["bytes"] > 0
+    # Gate and up in one product [d, 2 d_expert], then down [d_expert, d]; for the shared expert and top_k others.
+    assignments = STEPS * C.layers * RANKS * TOKENS * (C.top_k + 1)
+    forward = assignments * 2 * (C.d * 2 * C.d_expert + C.d_expert * C.d)
+    assert flops["mlp(F) fp8_e4m3"] == forward
+    backward = {name: count for name, count in flops.items() if name.startswith("mlp(") and "(F)" not in name}
+    assert sum(backward.values()) == 2 * forward, backward
+    head = STEPS * RANKS * TOKENS * 2 * C.d * C.vocabulary
+    assert flops["head(F) bf16"] == head
+
+
+def test_quantisation_is_sampled_in_the_first_step_and_counts_every_element(folder: Path) -> None:
+    found = rows(folder / "rec", "quantisation")
+    assert {row["step"] for row in found} == {0}
+    assert {row["format"] for row in found} == {"e4m3 1x128", "e4m3 128x128"}
+    for row in found:
+        assert 0 <= row["scale_min"] <= row["scale_max"]
+        largest = row["amax"] / 448
+        # A block of zeros is given the scale 1.
+        assert row["scale_max"] == 1.0 or row["scale_max"] == pytest.approx(largest, rel=1e-5)
+        assert 0 <= row["flushed"] <= row["elements"]
+        assert row["nonfinite"] == 0
+    routed = sum(row["tokens"] for row in rows(folder / "rec", "experts") if row["step"] == 0)
+    assert total(found, "elements", "tensor")[("mlp.up.x",)] == routed * C.d
