@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test bench lint soak clean
+.PHONY: demo test bench lint soak picture clean
 .DEFAULT_GOAL := demo
 
 # The stamp is the environment: made anew when what it is made from changes.
@@ -29,6 +29,9 @@ test: lint
 
 bench: $(VENV)/.stamp
 	$(BIN)/python -m benchmarks
+
+picture: $(VENV)/.stamp
+	$(BIN)/python docs/picture.py
 
 soak: $(VENV)/.stamp
 	$(BIN)/python -m pytest -m soak

@@ -1,4 +1,4 @@
-"""python -m moescope.instrumented_model train|prefill|decode, alone or under torchrun."""
+"""python -m moescope.instrumented_model train|prefill|decode|all, alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from moescope.instrumented_model.model import Model
 from moescope.instrumented_model.ranks import Ranks, joined, world
 from moescope.instrumented_model.train import train
 
+STAGES = ("train", "prefill", "decode")
+
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m moescope.instrumented_model",
         description="FP8 mixture-of-experts model on the CPU; run under torchrun to spread its experts over ranks.",
     )
-    parser.add_argument("stage", choices=["train", "prefill", "decode"])
-    parser.add_argument("--steps", type=int, default=20, help="steps to run (default %(default)s)")
+    parser.add_argument("stage", choices=[*STAGES, "all"], help="all: one after another, on one model")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each stage (default %(default)s)")
     parser.add_argument("--size", default="tiny", help="tiny or small (default %(default)s)")
     parser.add_argument("--schedule", choices=["serial", "overlapped"], default="overlapped")
     parser.add_argument(
@@ -51,8 +53,13 @@ def _announce(a: argparse.Namespace, c: Config, ranks: Ranks, link: Link) -> Non
 
 
 def _run(a: argparse.Namespace, c: Config, ranks: Ranks, exchange: Exchange) -> None:
-    """The chosen stage; all that uses the process group is gone when it returns."""
+    """The chosen stages; all that uses the process group is gone when it returns."""
     model = Model(c, rank=ranks.rank, ranks=ranks.count, seed=a.seed)
+    for stage in STAGES if a.stage == "all" else (a.stage,):
+        _run_stage(stage, a, model, ranks, exchange)
+
+
+def _run_stage(stage: str, a: argparse.Namespace, model: Model, ranks: Ranks, exchange: Exchange) -> None:
     talks = ranks.rank == 0
     durations_ns: list[int] = []
 
@@ -61,14 +68,16 @@ def _run(a: argparse.Namespace, c: Config, ranks: Ranks, exchange: Exchange) -> 
         if talks and (step % a.print_every == 0 or step == a.steps - 1):
             print(f"step {step:>5}  {what}  {dur_ns / 1e6:.1f} ms", flush=True)
 
-    if a.stage == "train":
+    if talks and a.stage == "all":
+        print(f"-- {stage}", flush=True)
+    if stage == "train":
         for t in train(model, exchange, steps=a.steps, schedule=a.schedule, seed=a.seed):
             load = t.load.float()
             worst = float((load.amax(1) / load.mean(1)).max())
             told(t.step, t.dur_ns, f"loss {t.loss:.4f}  max/mean load {worst:.2f}")
     else:
-        stage = prefill if a.stage == "prefill" else decode
-        for s in stage(model, exchange, steps=a.steps, schedule=a.schedule, seed=a.seed):
+        serve = prefill if stage == "prefill" else decode
+        for s in serve(model, exchange, steps=a.steps, schedule=a.schedule, seed=a.seed):
             told(s.step, s.dur_ns, f"{s.tokens} tokens")
     if talks:
         print(

@@ -163,6 +163,7 @@ class _Calls:
                 work = original(group, *args, **kwargs)
             except BaseException:
                 ring.withdraw(number)
+                ring.blob("comm_failed", [number])
                 raise
             # Without a range to come: another backend's, or the window was closed on this thread meanwhile.
             if not ranged or (not (self._records_here() and self._is_gloo(group)) and ring.withdraw(number)):

@@ -135,7 +135,7 @@ class FileRing:
         self._phases = 0
         self._operators = 0
         self._overhead = 0
-        self._muted = False
+        self._muted_thread = 0
         self._full = False
         self._stacks: dict[int, list[tuple[int, str, int, int]]] = defaultdict(list)
 
@@ -147,7 +147,7 @@ class FileRing:
             reason = error.strerror or repr(error)
         if reason:
             # A torn line ends the file: nothing may follow it.
-            self._muted = self._full = True
+            self._full = True
             sys.stderr.write(f"moescope: process {os.getpid()} is not recorded from here on: {reason}\n")
 
     def _phase(self) -> int:
@@ -193,7 +193,7 @@ class FileRing:
             c = self._context
         if type == OPERATOR:
             self._operators += 1
-        if not self._muted:
+        if not self._full and self._muted_thread != threading.get_native_id():
             self._write([type, flags, depth, name, start_ns, dur_ns, a, b, c, threading.get_native_id(), payload])
 
     def done(self, call: int) -> None:
@@ -215,7 +215,7 @@ class FileRing:
         return self._operators
 
     def mute(self, on: int) -> None:
-        self._muted = bool(on) or self._full
+        self._muted_thread = threading.get_native_id() if on else 0
 
     def overhead(self, ns: int) -> None:
         self._overhead += ns

@@ -51,6 +51,26 @@ class IttSource:
         self._disable()
 
 
+class _Follower(threading.local):
+    """Whether the profiler is on for this thread; a thread that ends with it on switches it off as it goes."""
+
+    switch: _Switch | None = None
+
+
+class _Switch:
+    """One thread's profiler, on as long as this lives."""
+
+    def __init__(self, source: IttSource) -> None:
+        self._close = source.close
+        source.open()
+
+    def __del__(self) -> None:
+        try:
+            self._close()
+        except Exception:  # noqa: BLE001  the thread, or the interpreter, is on its way out
+            pass
+
+
 class WindowKeeper:
     """Opens and closes windows; one a process. Methods named `_on_main` run on the main thread only."""
 
@@ -65,7 +85,7 @@ class WindowKeeper:
         self._wanted = threading.Event()
         self._changed = threading.Event()
         self._stopping = threading.Event()
-        self._follower = threading.local()
+        self._follower = _Follower()
         self._last_overhead = 0.0
         self._failed = False
         self._in_backward = False
@@ -81,17 +101,11 @@ class WindowKeeper:
         if threading.current_thread() is threading.main_thread():
             return bool(self._open_since) and isinstance(self._source, IttSource)
         source, state = self._source, self._follower
-        wanted = bool(self._open_since) and not self._stopping.is_set()
-        if not isinstance(source, IttSource) or wanted == getattr(state, "on", False):
-            return wanted and isinstance(source, IttSource)
-        if self._session.torch._C._current_graph_task_id() != -1:
-            return not wanted
-        if wanted:
-            source.open()
-        else:
-            source.close()
-        state.on = wanted
-        return wanted
+        wanted = bool(self._open_since) and not self._stopping.is_set() and isinstance(source, IttSource)
+        if wanted != (state.switch is not None) and self._session.torch._C._current_graph_task_id() == -1:
+            # What `switch` held closes itself when nothing holds it any more.
+            state.switch = _Switch(source) if wanted else None
+        return state.switch is not None
 
     def start(self) -> None:
         """Starts the timer thread; where steps were asked for, they open and close the window instead."""

@@ -40,7 +40,7 @@ struct thread_state {
 static struct ring_header *_Atomic ring;
 static _Atomic uint64_t ring_epoch = 1;
 static _Atomic uint64_t process_context; /* stage and step, for ranges that bring none */
-static _Atomic int muted; /* while the cost of an operator is measured */
+static __thread int muted; /* on the thread that measures the cost of an operator, while it does */
 static struct name_entry entries[NAME_SLOTS];
 static struct name_entry *_Atomic slots[NAME_SLOTS];
 static uint32_t entry_count;
@@ -162,7 +162,7 @@ MOESCOPE_API void moescope_add_overhead(uint64_t ns) {
     if (h) atomic_fetch_add(&h->overhead_ns, ns);
 }
 
-MOESCOPE_API void moescope_mute(int on) { atomic_store(&muted, on); }
+MOESCOPE_API void moescope_mute(int on) { muted = on; }
 
 MOESCOPE_API void moescope_context(uint64_t context) { atomic_store(&process_context, context); }
 
@@ -274,7 +274,7 @@ static void publish(uint32_t slot_count) {
 }
 
 static void write_record(struct ring_header *h, struct record r) {
-    if (atomic_load_explicit(&muted, memory_order_relaxed)) return;
+    if (muted) return;
     struct record *out = reserve(h, 1);
     if (!out) return;
     *out = r;

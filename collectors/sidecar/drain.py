@@ -79,6 +79,25 @@ def split_context(word: int) -> dict[str, Any]:
     }
 
 
+class _Seen:
+    """Numbers of calls that were taken in. They rise, a little out of order: old ones are known by their size."""
+
+    KEPT: Final = 4096
+
+    def __init__(self) -> None:
+        self._below = 0
+        self._recent: set[int] = set()
+
+    def __contains__(self, number: int) -> bool:
+        return number < self._below or number in self._recent
+
+    def add(self, number: int) -> None:
+        self._recent.add(number)
+        if len(self._recent) > 2 * self.KEPT:
+            kept = sorted(self._recent)[-self.KEPT :]
+            self._below, self._recent = kept[0], set(kept)
+
+
 class ProcessDrain:
     """Turns what a ring holds into rows; keeps what must wait (open operator trees, calls on their way) in the ring."""
 
@@ -93,8 +112,8 @@ class ProcessDrain:
         self._labels: dict[int, str] = {}
         self._groups: dict[str, dict[str, Any]] = {}
         self._calls: dict[int, _Call] = {}
-        self._seen_calls: set[int] = set()
-        self._early: dict[int, tuple[tuple[int, int], int, str]] = {}
+        self._seen_calls = _Seen()
+        self._early: dict[int, tuple[int, tuple[int, int] | None, int, str]] = {}
         self.events = 0
         self.last_ns = 0
         self.events_cost_ns = 0
@@ -107,11 +126,24 @@ class ProcessDrain:
         split = [(thread, *blob_heads(thread.records)) for thread in taken]
         completed = {int(call) for t, _, ok in split for call in t.records["a"][(t.records["type"] == DONE) & ok]}
         completed |= {int(call) for t, _, ok in split for call in t.records["b"][(t.records["type"] == EXECUTION) & ok]}
-        for thread, heads, is_record in split:
-            count = len(thread.records) if final else self._ready(thread, heads, is_record, completed, names, now_ns)
+        counts = [
+            len(thread.records) if final else self._ready(thread, heads, is_record, completed, names, now_ns)
+            for thread, heads, is_record in split
+        ]
+        if not final:
+            issued = {
+                int(blob_payload(thread.records, at)[0])
+                for (thread, heads, _), count in zip(split, counts, strict=True)
+                for at in heads
+                if at < count and names[thread.records["name"][at]] == "comm"
+            }
+            counts = [
+                self._known(thread.records[:count], is_record[:count], issued, now_ns)
+                for (thread, _, is_record), count in zip(split, counts, strict=True)
+            ]
+        for (thread, heads, _), count in zip(split, counts, strict=True):
             if count:
-                heads = [at for at in heads if at < count]
-                self._blobs(thread, heads, names, batch)
+                self._blobs(thread, [at for at in heads if at < count], names, batch)
                 batch.commits.append((thread, count))
         for thread, count in batch.commits:
             is_record = next(ok for t, _, ok in split if t is thread)[:count]
@@ -159,14 +191,28 @@ class ProcessDrain:
         count = whole_trees(types, records["depth"], OPERATOR)
         if types[len(types) - 1] == DONE and now_ns - int(records["start_ns"][-1]) < HOLD_NS:
             count = min(count, len(types) - 1)
+        failed = {int(blob_payload(records, at)[0]) for at in heads if names[records["name"][at]] == "comm_failed"}
         for at in heads:
             if at >= count:
                 break
             if names[records["name"][at]] == "comm" and now_ns - int(records["start_ns"][at]) < HOLD_NS:
                 number = int(blob_payload(records, at)[0])
-                if number not in completed and number not in self._seen_calls:
+                if number not in completed | failed and number not in self._seen_calls:
                     return at
         return count
+
+    def _known(self, records: Records, is_record: npt.NDArray[np.bool_], issued: set[int], now_ns: int) -> int:
+        """How many records there are before the first that completes a call which another thread still holds back."""
+        types = np.where(is_record, records["type"], 0)
+        for at in np.flatnonzero((types == DONE) | ((types == EXECUTION) & (records["b"] > 0))).tolist():
+            number = int(records["a" if types[at] == DONE else "b"][at])
+            if (
+                number not in issued
+                and number not in self._seen_calls
+                and now_ns - int(records["start_ns"][at]) < HOLD_NS
+            ):
+                return int(at)
+        return len(records)
 
     def _label(self, tid: int) -> str:
         """The thread as people read it."""
@@ -229,7 +275,7 @@ class ProcessDrain:
                 continue
             end = start + int(record["dur_ns"])
             if record["b"]:
-                self._executed(int(record["b"]), (start, end), tid, names[record["name"]], batch)
+                self._complete(int(record["b"]), end, (start, end), tid, names[record["name"]], batch)
                 continue
             inside = [entry for entry in waiting if start <= entry[1] <= end]
             for entry in waiting:
@@ -247,18 +293,13 @@ class ProcessDrain:
         for entry in waiting:
             self._complete(*entry, None, tid, "", batch)
 
-    def _executed(self, number: int, span: tuple[int, int], tid: int, name: str, batch: Batch) -> None:
-        """A range that knows its call; it may be read before the call, which another thread has written."""
-        if number in self._calls:
-            self._complete(number, span[1], span, tid, name, batch)
-        elif number not in self._seen_calls:
-            self._early[number] = span, tid, name
-
     def _complete(
         self, number: int, done_ns: int, span: tuple[int, int] | None, tid: int, name: str, batch: Batch
     ) -> None:
         call = self._calls.pop(number, None)
         if call is None:
+            if number not in self._seen_calls:
+                self._early[number] = done_ns, span, tid, name
             return
         start, end = span or (call.issue_ns, done_ns)
         evidence = "measured" if span else "derived"
@@ -348,8 +389,12 @@ class ProcessDrain:
         self._seen_calls.add(number)
         self._calls[number] = _Call(op, group, issue_ns, sent, received, dtype, int(record["a"]), self._label(tid))
         if number in self._early:
-            span, executor, name = self._early.pop(number)
-            self._complete(number, span[1], span, executor, name, batch)
+            done_ns, span, executor, name = self._early.pop(number)
+            self._complete(number, done_ns, span, executor, name, batch)
+
+    def _blob_comm_failed(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        """The call raised: nothing was communicated."""
+        self._calls.pop(payload[0], None)
 
     def _blob_group(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
         self._groups[payload["name"]] = payload
@@ -386,6 +431,7 @@ class ProcessDrain:
 
 _BLOBS: dict[str, Callable[[ProcessDrain, int, Any, Any, Batch], None]] = {
     "comm": ProcessDrain._blob_comm,
+    "comm_failed": ProcessDrain._blob_comm_failed,
     "group": ProcessDrain._blob_group,
     "log": ProcessDrain._blob_log,
     "experts": ProcessDrain._blob_experts,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-STEPS = {"train": 60, "prefill": 60, "decode": 200}
-"""Steps a stage runs for: with the environment ready the demo takes well under a minute on two cores."""
+STEPS = {"train": 60, "prefill": 60, "decode": 200, "all": 40}
+"""Steps that each stage runs for: with the environment ready the demo takes well under a minute on two cores."""
 
 CLOSE_AFTER_S = 8.0
 """How long the dashboard stays after the run has ended, where nobody presses a key."""
@@ -40,7 +40,7 @@ def target_command(stage: str, ranks: int, steps: int, schedule: str) -> tuple[s
 
 
 @click.command()
-@click.option("--stage", type=click.Choice(["train", "prefill", "decode"]), default="train", show_default=True)
+@click.option("--stage", type=click.Choice(list(STEPS)), default="train", show_default=True)
 @click.option("--ranks", type=click.IntRange(1, 16), default=2, show_default=True, help="Processes, one thread each.")
 @click.option("--steps", type=click.IntRange(1), help="Steps to run.  [default: depends on the stage]")
 @click.option("--schedule", type=click.Choice(["overlapped", "serial"]), default="overlapped", show_default=True)
