@@ -2,7 +2,8 @@
 
 python -m benchmarks.dashboard [--seconds N]
 
-The run that is watched is the demo's training on two ranks, recorded at the default budget. The same dashboard over the finished recording is the baseline: what frames cost where nothing new arrives.
+The run that is watched is the demo's training on two ranks, recorded at the default budget. The same dashboard over the
+finished recording is the baseline: what frames cost where nothing new arrives.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def watch(recording: Path, fps: int, key: bytes, seconds: float) -> tuple[float,
     try:
         read(time.monotonic() + SETTLE_S)
         os.write(terminal, key)
-        read(time.monotonic() + SETTLE_S)
+        read(time.monotonic() + 2 * SETTLE_S)
         before, start = cpu_s(pid), time.monotonic()
         drawn = read(start + seconds)
         return (cpu_s(pid) - before) / (time.monotonic() - start), drawn / seconds

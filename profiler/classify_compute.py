@@ -80,6 +80,16 @@ CPU: Final = (
         "an operator of PyTorch",
         "head",
     ),
+    _compute(
+        "cpu-view",
+        r"^aten::(?:_?(?:unsafe_)?view|_reshape_alias|reshape|as_strided|expand|expand_as|transpose|permute|t|numpy_T|unsqueeze"
+        r"|squeeze|slice|select|narrow|split|split_with_sizes|chunk|unbind|unfold|flatten|detach|alias|lift_fresh|view_as"
+        r"|empty|empty_like|empty_strided|new_empty|new_empty_strided|resize|set|is_nonzero|item|_local_scalar_dense"
+        r"|result_type)_?$",
+        "view",
+        "changes a shape, or allocates or reads a scalar: its time is the host's, no element is computed",
+        "head",
+    ),
     _compute("cpu-elementwise", r"^aten::", "elementwise", "any other operator of PyTorch", "head"),
     _compute(
         "autograd-node",
