@@ -37,7 +37,8 @@ class Terminal:
         self._socket = f"moescope-{uuid.uuid4().hex[:12]}"
         self.folder = folder
         size = ("-x", str(width), "-y", str(height))
-        env = f"env -u NO_COLOR -u COLUMNS -u LINES OMP_NUM_THREADS=1 XDG_CACHE_HOME={folder / 'cache'} PS1='$ ' TERM=xterm-256color"
+        unset = "env -u NO_COLOR -u COLUMNS -u LINES"
+        env = f"{unset} OMP_NUM_THREADS=1 XDG_CACHE_HOME={folder / 'cache'} PS1='$ ' TERM=xterm-256color"
         self._tmux("-f", "/dev/null", "new-session", "-d", *size, "-c", str(folder), f"{env} sh")
 
     def _tmux(self, *words: str) -> str:
