@@ -187,4 +187,4 @@ def blob_payload(records: Records, at: int) -> Any:
     """The JSON value of the blob at `at`."""
     size = int(records["dur_ns"][at])
     slots = -(-size // RECORD.itemsize)
-    return json.loads(records[at + 1 : at + 1 + slots].tobytes()[:size])
+    return json.loads(records[at + 1 : at + 1 + slots].tobytes()[:size].decode())

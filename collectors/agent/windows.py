@@ -18,8 +18,9 @@ from .ring import WINDOW
 if TYPE_CHECKING:
     from .session import Session
 
-PERIOD_S = 0.25
-MAX_GAP_S = 0.8
+PERIOD_S = 0.5
+"""Windows open at whole multiples of this on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one
+another, so a window that only one of them has open would slow down all, once for each."""
 MIN_WINDOW_S = 0.004
 RETRY_S = 0.002
 """How soon to ask again where the main thread was inside a backward pass."""
@@ -152,7 +153,7 @@ class WindowKeeper:
         self._session.recorder.log("error", "kernels", f"operators are no longer recorded: {error!r}")
 
     def _run(self) -> None:
-        duty = 0.2
+        duty = 0.1
         # A short first wait lets the program finish its imports.
         gap = 0.02
         while not self._stopping.wait(gap):
@@ -172,7 +173,7 @@ class WindowKeeper:
                 continue
             available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
             duty = min(1.0, available / max(self._last_overhead, 1e-4))
-            gap = 0.0 if duty >= 1.0 else min(MAX_GAP_S, open_s * (1 / duty - 1))
+            gap = 0.0 if duty >= 1.0 else PERIOD_S - time.monotonic() % PERIOD_S
 
     def _events_share(self) -> float:
         """Share of the time that phases and counts have cost since the start."""

@@ -11,9 +11,10 @@ import mmap
 import os
 import platform
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from moescope.collectors.samplers.base import SamplerUnavailable
 
@@ -28,10 +29,11 @@ _ATTR_BYTES: Final = 112
 RECORD_LOST, RECORD_SWITCH = 2, 14
 _MISC_SWITCH_OUT: Final = 1 << 13
 _SAMPLE_ID: Final = struct.Struct("<IIQII")  # pid, tid, time, cpu, reserved
+_SWITCH_RECORD: Final = np.dtype("<u4, <u2, <u2, <u4, <u4, <u8, <u4, <u4")
+_SWITCH_RECORD.names = ("kind", "misc", "size", "pid", "tid", "t_ns", "core", "reserved")
 
 
-@dataclass(frozen=True)
-class Switch:
+class Switch(NamedTuple):
     """A thread came onto a core or left it."""
 
     pid: int
@@ -73,37 +75,53 @@ class SwitchBuffer:
         self._size = pages * mmap.PAGESIZE
         self.lost = 0
 
-    def read(self) -> Iterator[Switch]:
+    def read(self) -> list[Switch]:
         """Records since the last call."""
         head = struct.unpack_from("<Q", self._map, 1024)[0]
         tail = struct.unpack_from("<Q", self._map, 1032)[0]
         data = self._copy(tail, head)
         # Only now may the kernel write over them.
         struct.pack_into("<Q", self._map, 1032, head)
-        yield from self._parse(data)
+        return self._parse(data)
 
     def _copy(self, tail: int, head: int) -> bytes:
         base, at, count = mmap.PAGESIZE, tail % self._size, head - tail
         first = min(count, self._size - at)
         return self._map[base + at : base + at + first] + self._map[base : base + count - first]
 
-    def _parse(self, data: bytes) -> Iterator[Switch]:
+    def _parse(self, data: bytes) -> list[Switch]:
+        if len(data) % _SWITCH_RECORD.itemsize == 0:
+            records = np.frombuffer(data, _SWITCH_RECORD)
+            if ((records["kind"] == RECORD_SWITCH) & (records["size"] == _SWITCH_RECORD.itemsize)).all():
+                return _switches(records)
+        return self._parse_mixed(data)
+
+    def _parse_mixed(self, data: bytes) -> list[Switch]:
+        """Records of several kinds, one after another."""
+        found: list[Switch] = []
         at = 0
         while at + 8 <= len(data):
             kind, misc, size = struct.unpack_from("<IHH", data, at)
             if size < 8:
-                return
+                break
             if kind == RECORD_SWITCH:
                 pid, tid, t_ns, core, _ = _SAMPLE_ID.unpack_from(data, at + size - _SAMPLE_ID.size)
-                yield Switch(pid, tid, core, t_ns, bool(misc & _MISC_SWITCH_OUT))
+                found.append(Switch(pid, tid, core, t_ns, bool(misc & _MISC_SWITCH_OUT)))
             elif kind == RECORD_LOST:
                 self.lost += struct.unpack_from("<Q", data, at + 16)[0]
             at += size
+        return found
 
     def close(self) -> None:
         """Lets go of the buffer."""
         self._map.close()
         os.close(self._fd)
+
+
+def _switches(records: npt.NDArray[np.void]) -> list[Switch]:
+    columns = (records[name].tolist() for name in ("pid", "tid", "core", "t_ns"))
+    leaves = ((records["misc"] & _MISC_SWITCH_OUT) != 0).tolist()
+    return list(map(Switch, *columns, leaves))
 
 
 def _refusal(number: int) -> str:

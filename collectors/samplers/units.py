@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ HOLD_NS: Final = 3_000_000_000
 """How long intervals of a process wait for it to be given a rank."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Interval:
     pid: int
     tid: int
@@ -38,24 +39,25 @@ class SwitchIntervals:
     def take(self, switches: list[Switch]) -> list[_Interval]:
         """Intervals that no later record can lengthen. switches: in order of time, all cores together."""
         done: list[_Interval] = []
-        for switch in switches:
-            if not switch.leaves:
-                self._running[switch.tid] = (switch.pid, switch.core, switch.t_ns)
+        for pid, tid, core, t_ns, leaves in switches:
+            if not leaves:
+                self._running[tid] = (pid, core, t_ns)
                 continue
-            pid, core, start = self._running.pop(switch.tid, (0, -1, 0))
-            if core != switch.core:
-                continue  # its coming was before the first record, or lost
-            done += self._close(_Interval(pid, switch.tid, core, start, switch.t_ns))
+            owner, came_to, start = self._running.pop(tid, (0, -1, 0))
+            if came_to == core:  # else its coming was before the first record, or lost
+                self._close(owner, tid, core, start, t_ns, done)
         return done
 
-    def _close(self, new: _Interval) -> list[_Interval]:
-        key = (new.tid, new.core)
+    def _close(self, pid: int, tid: int, core: int, start_ns: int, end_ns: int, done: list[_Interval]) -> None:
+        """Ends an interval; the one before it of the same thread and core is done, unless the gap is short."""
+        key = (tid, core)
         last = self._last.get(key)
-        if last is not None and new.start_ns - last.end_ns < MERGE_GAP_NS:
-            last.end_ns = new.end_ns
-            return []
-        self._last[key] = new
-        return [] if last is None else [last]
+        if last is not None and start_ns - last.end_ns < MERGE_GAP_NS:
+            last.end_ns = end_ns
+            return
+        self._last[key] = _Interval(pid, tid, core, start_ns, end_ns)
+        if last is not None:
+            done.append(last)
 
     def flush(self, before_ns: int) -> list[_Interval]:
         """Intervals that ended before `before_ns`."""
@@ -70,7 +72,7 @@ class SwitchIntervals:
         for tid, (pid, core, start) in list(self._running.items()):
             if now_ns > start:
                 self._running[tid] = (pid, core, now_ns)
-                done += self._close(_Interval(pid, tid, core, start, now_ns))
+                self._close(pid, tid, core, start, now_ns, done)
         return done
 
 
@@ -102,7 +104,8 @@ class UnitSampler:
 
     def poll(self) -> list[Row]:
         """Intervals of ranks that are complete."""
-        switches = sorted((s for buffer in self._buffers for s in buffer.read()), key=lambda s: (s.t_ns, not s.leaves))
+        switches = [switch for buffer in self._buffers for switch in buffer.read()]
+        switches.sort(key=_in_time)
         self._waiting += self._intervals.take(switches)
         if switches:
             newest = switches[-1].t_ns
@@ -114,8 +117,9 @@ class UnitSampler:
     def _rows(self, newest_ns: int) -> list[Row]:
         rows: list[Row] = []
         kept: list[_Interval] = []
+        rank_of, role_of = cache(self._rank_of), cache(self._role_of)
         for i in self._waiting:
-            rank = self._rank_of(i.pid)
+            rank = rank_of(i.pid)
             if rank is None:
                 if newest_ns - i.end_ns < HOLD_NS:
                     kept.append(i)
@@ -124,9 +128,9 @@ class UnitSampler:
                 "rank": rank,
                 "launch": i.tid,
                 "unit": i.core,
-                "role": self._role_of(i.pid, i.tid),
-                "start_ns": self._clock.epoch_ns(i.start_ns),
-                "end_ns": self._clock.epoch_ns(i.end_ns),
+                "role": role_of(i.pid, i.tid),
+                "start_ns": i.start_ns + self._clock.offset_ns,
+                "end_ns": i.end_ns + self._clock.offset_ns,
                 "evidence": "measured",
             }
             rows.append(("unit_intervals", rank, row))
@@ -148,6 +152,11 @@ class UnitSampler:
             buffer.close()
         self._buffers = []
         return rows
+
+
+def _in_time(switch: Switch) -> tuple[int, bool]:
+    """Order of switches: at one time, who leaves goes first."""
+    return switch.t_ns, not switch.leaves
 
 
 class SchedstatSampler:

@@ -30,7 +30,9 @@ DRAIN_S: Final = 0.4
 DRAIN_FILL: Final = 0.2
 """A ring this full is drained at once."""
 
-SAMPLE_S: Final = 0.2
+PRESSED_FILL: Final = 0.4
+
+SAMPLE_S: Final = 0.5
 META_S: Final = 1.0
 RETRY_S: Final = 2.0
 
@@ -140,8 +142,11 @@ class Keeper:
         for problem in self._ranks.problems:
             self.log("warning", "ranks", problem)
         self._ranks.problems.clear()
+        due = final or now_s - self._drained_s >= DRAIN_S
+        if due:
+            self._drained_s = now_s
         for process in self._ranks.processes:
-            if not process.ended:
+            if not process.ended and (due or process.drain.ring.fill() > DRAIN_FILL):
                 self._take_in(process, now_ns, final=final)
         if final or now_s - self._sampled_s >= SAMPLE_S:
             self._sampled_s = now_s
@@ -156,6 +161,10 @@ class Keeper:
         if self._broken and not self._failed:
             self._broken = ""
             self.log("info", "recording", "writing again")
+
+    def pressed(self) -> bool:
+        """Whether a ring holds so much that taking in must not wait for a quiet moment."""
+        return any(not p.ended and p.drain.ring.fill() > PRESSED_FILL for p in self._ranks.processes)
 
     def _take_in(self, process: RankProcess, now_ns: int, *, final: bool) -> None:
         try:

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,48 @@ class _Recording:
             shutil.rmtree(self._rings[1], ignore_errors=True)
 
 
+class _Ticker:
+    """Takes in what the ranks produce, on a thread of its own and in time that the target leaves over.
+
+    Where cores are scarce a recorder that runs as an equal delays the ranks by as much as it works, and a delayed rank
+    delays all. Rings hold what waits meanwhile; where one fills up, the caller's thread takes over.
+    """
+
+    def __init__(self, recording: _Recording, *, yields: bool) -> None:
+        """yields: whether to run in left-over time alone"""
+        self._recording = recording
+        self._yields = yields
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="moescope-drain", daemon=True)
+
+    def __enter__(self) -> _Ticker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def relieve(self) -> None:
+        """Takes in at this thread's priority where a ring fills up."""
+        if self._recording.call(lambda keeper: keeper.pressed(), False):
+            self._tick()
+
+    def _run(self) -> None:
+        if self._yields:
+            try:
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # this thread's alone
+            except OSError:
+                pass  # a sandbox that forbids it: the recorder runs beside the target as an equal
+        while not self._stopping.wait(TICK_S):
+            self._tick()
+
+    def _tick(self) -> None:
+        with self._lock:
+            self._recording.call(lambda keeper: keeper.tick(), None)
+
+
 def run(options: RunOptions, on_tick: Callable[[float], None] | None = None) -> int:
     """Runs the command under observation; its exit code, or 127 / 126 where it cannot be run."""
     recording = _Recording(options)
@@ -112,7 +155,10 @@ def run(options: RunOptions, on_tick: Callable[[float], None] | None = None) -> 
         target = Target(options.command, recording.env, watched)
         recording.call(lambda keeper: keeper.attach(target.pid), None)
         problem = target.release()
-        code = _watch(target, recording, watched, on_tick) if problem is None else None
+        code = None
+        if problem is None:
+            with _Ticker(recording, yields=options.budget != "full") as ticker:
+                code = _watch(target, recording, ticker, watched, on_tick)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
     if code is None:
@@ -129,15 +175,20 @@ def run(options: RunOptions, on_tick: Callable[[float], None] | None = None) -> 
 
 
 def _watch(
-    target: Target, recording: _Recording, watched: set[signal.Signals], on_tick: Callable[[float], None] | None
+    target: Target,
+    recording: _Recording,
+    ticker: _Ticker,
+    watched: set[signal.Signals],
+    on_tick: Callable[[float], None] | None,
 ) -> int:
-    """Drains and forwards until the command has ended; its exit code."""
+    """Forwards signals until the command has ended; its exit code."""
     interrupted_s = 0.0
     started_s = time.monotonic()
     while not target.reap():
         info = signal.sigtimedwait(watched, TICK_S)
-        if info is None:
-            recording.call(lambda keeper: keeper.tick(), None)
+        # After a stop and a continue, Python's sigtimedwait returns a signal that is none.
+        if info is None or info.si_signo not in watched:
+            ticker.relieve()
             if on_tick is not None:
                 on_tick(time.monotonic() - started_s)
             continue
@@ -154,7 +205,6 @@ def _watch(
             target.signal(info.si_signo)
     outlived_s = time.monotonic()
     while recording.call(lambda keeper: keeper.survivors(), list[int]()) and time.monotonic() - outlived_s < GRACE_S:
-        recording.call(lambda keeper: keeper.tick(), None)
         time.sleep(TICK_S)
     return target.exit_code()
 

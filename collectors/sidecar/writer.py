@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class RecordingWriter:
 
     def __init__(self, root: Path, keep_s: float | None = None) -> None:
         """root: an existing folder; keep_s: how much of the run's end to keep, s, None for all of it."""
+        _arrow_without_pandas()
         self.root = root
         self.bytes_written = 0
         self._keep_s = keep_s
@@ -144,3 +146,25 @@ class RecordingWriter:
                 self._close(key)
             except OSError:
                 self._segments.pop(key, None)  # whole batches are on disk; only the end mark is missing
+
+
+class _NoPandas:
+    """A finder on `sys.meta_path` for which there is no pandas."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def _arrow_without_pandas() -> None:
+    """Has pyarrow settle that there is no pandas: it would import it, in half a second of the target's time."""
+    if "pandas" in sys.modules:
+        return
+    finder: Any = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        import pyarrow as pa
+
+        pa.array([0])  # looks for pandas, once
+    finally:
+        sys.meta_path.remove(finder)

@@ -326,3 +326,19 @@ while time.monotonic() < until:
     assert done.returncode == 0, done.stderr
     assert "callback" not in done.stderr
     assert rows(tmp_path / "rec", "windows")
+
+
+def test_a_run_that_is_stopped_and_continued_goes_on(
+    start_moescope: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "target.py").write_text("import torch\nprint('up', flush=True)\ninput()\nprint('end')\n")
+    process = start_moescope("run", "-o", "rec", "--", sys.executable, "target.py", stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.3)  # longer than a tick: only then does Python return a signal that is none
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, err
+    assert out == "end\n"
+    assert "Traceback" not in err
