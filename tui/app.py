@@ -128,6 +128,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
         self._export = export
         self._close_after_s = close_after_s
         self._ended_s: float | None = None
+        self._touched = False
         self._notice_until_s = 0.0
         self._prompt_for = ""
         self._seeks_exposed = False
@@ -271,11 +272,18 @@ class MoescopeApp(App[int], inherit_bindings=False):
                 return overview.paint(seen, view, width, height)
 
     def _close_when_over(self) -> None:
-        """Leaves by itself some time after the run has ended, where that was asked for and nobody touched a key."""
+        """Leaves by itself some time after the run has ended, where that was asked for and nobody touched a key.
+
+        Who has touched one is looking at something: they are told that the run has ended, and stay.
+        """
         if self._close_after_s is None or self.seen is None:
             return
         if self.seen.state == "live":
             self._ended_s = None
+            return
+        if self._touched:
+            self._close_after_s = None
+            self._say("The run has ended; q shows its summary.")
             return
         now = time.monotonic()
         if self._ended_s is None:
@@ -303,7 +311,8 @@ class MoescopeApp(App[int], inherit_bindings=False):
             elif event.key == "ctrl+c":
                 self.run_command("interrupt")
             return
-        if event.key != "q" and self.seen is not None and self.seen.state != "live":
+        self._touched = True
+        if event.key != "q" and self.seen is not None and self.seen.state != "live" and self._close_after_s is not None:
             self._close_after_s = None
             self.view.notice = ""
         command = find(event.key, self.view.screen)
@@ -314,6 +323,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
 
     def run_command(self, action: str) -> None:
         """Runs a command of the table and draws what it changed."""
+        self._touched = True
         name, _, rest = action.partition("(")
         argument = rest.rstrip(")").strip("'")
         method = getattr(self, f"do_{name}")

@@ -265,6 +265,20 @@ def test_the_dashboard_of_a_demo_closes_after_the_run_unless_a_key_is_pressed() 
     assert drive(["3"], feed=SyntheticFeed(over), close_after_s=60.0).return_value is None
 
 
+def test_who_has_pressed_a_key_during_the_demo_is_told_of_its_end_and_stays() -> None:
+    feed = SyntheticFeed(snapshot(state="live"))
+
+    async def end(app: MoescopeApp, pilot: Pilot[int]) -> None:
+        feed.base, feed.polls = snapshot(state="finished"), 0
+        for _ in range(500):
+            await pilot.pause(0.02)
+            if app.view.notice:
+                break
+        assert app.view.notice == "The run has ended; q shows its summary."
+
+    assert drive(["3"], feed=feed, close_after_s=0.0, then=end).return_value is None
+
+
 def test_the_run_s_output_is_shown_plain(tmp_path: Path) -> None:
     log = tmp_path / "target.log"
     log.write_bytes(b"step 1\r\n\x1b[31mred\x1b[0m\n10%\r50%\r99%\nlast line without end")

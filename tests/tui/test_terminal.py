@@ -18,11 +18,11 @@ pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is no
 
 PYTHON = sys.executable
 TARGET = """
-import sys, time, torch
+import pathlib, sys, time, torch
 a = torch.ones(200, 200)
 print("hello from the run", flush=True)
 end = time.monotonic() + float(sys.argv[1])
-while time.monotonic() < end:
+while time.monotonic() < end and not pathlib.Path("stop").exists():
     with torch.profiler.record_function("attn(F)"):
         a @ a
     time.sleep(0.002)
@@ -92,19 +92,21 @@ def processes(text: str) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_the_demo_from_the_first_frame_to_the_last_line(terminal: Terminal) -> None:
     terminal.type(f"{PYTHON} -m moescope demo --steps 40 -o rec; echo code=$?", "Enter")
     terminal.wait("LIVE")
-    shown = terminal.wait(lambda text: "EXPOSED" in text and "matrix units" in text)
+    terminal.type("1")  # a key: from here on it stays, even if the machine is so slow that the run ends first
+    # In the legend, in the gauges and in the table of phases: whatever loss leads the headline.
+    shown = terminal.wait(lambda text: all(part in text for part in ("EXPOSED", "Matrix units", "(F)")), seconds=120)
     assert "Where" in shown
-    assert "dispatch(" in shown
     terminal.type("2")
     shown = terminal.wait("1 cell =")
     assert "phase" in shown
     terminal.type("n")
-    terminal.wait("hidden")
+    terminal.wait("at the cursor")
     terminal.type("3")
-    terminal.wait("aten::mm")
+    terminal.wait("aten::")
     terminal.type("/")
     terminal.type("gloo", "Enter")
     terminal.wait("/ gloo")
@@ -154,7 +156,7 @@ def test_ctrl_c_interrupts_the_run_behind_the_dashboard(terminal: Terminal) -> N
 def test_leaving_top_leaves_the_run_alone(terminal: Terminal) -> None:
     script = terminal.folder / "work.py"
     script.write_text(TARGET)
-    command = [PYTHON, "-m", "moescope", "run", "-o", "rec", "--", PYTHON, str(script), "15", "0"]
+    command = [PYTHON, "-m", "moescope", "run", "-o", "rec", "--", PYTHON, str(script), "600", "0"]
     with subprocess.Popen(command, cwd=terminal.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
         while not (terminal.folder / "rec" / "meta.json").exists():
             assert run.poll() is None
@@ -164,6 +166,7 @@ def test_leaving_top_leaves_the_run_alone(terminal: Terminal) -> None:
         terminal.type("q")
         terminal.wait("code=0")
         assert run.poll() is None
+        (terminal.folder / "stop").touch()
         assert run.wait(60) == 0
     terminal.type(f"clear; {PYTHON} -m moescope top rec; echo code=$?", "Enter")
     terminal.wait("FINISHED")
