@@ -33,4 +33,10 @@ def command(as_json: bool) -> None:
     click.echo(
         f"copy  {copy['value'] / 1e9:8.1f} GB/s read and written, {copy['one_thread'] / 1e9:.1f} on one  [measured]"
     )
+    if any(peaks[dtype]["disturbed"] for dtype in ("bf16", "f32")):
+        click.echo(
+            "moescope: all threads together reached less than one alone: other work ran meanwhile. Call `moescope "
+            "calibrate` again on an idle machine; until then shares of peak may be too high.",
+            err=True,
+        )
     click.echo(f"kept in {peaks_file()}", err=True)

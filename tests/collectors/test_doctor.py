@@ -112,6 +112,7 @@ def test_calibrate_keeps_peaks_that_every_command_finds(
     peaks = json.loads(done.stdout)
     for dtype in ("f32", "bf16"):
         assert peaks[dtype]["flops_per_s"] > 1e8
+        assert peaks[dtype]["flops_per_s"] >= peaks[dtype]["flops_per_s_one_thread"]
         assert peaks[dtype]["evidence"] == "measured"
         assert peaks[dtype]["threads"] == len(os.sched_getaffinity(0))
     assert peaks["copy_bytes_per_s"]["value"] > 1e8
