@@ -10,7 +10,7 @@ OVERLAP = (
     ("device", "string", "device"),
     ("t_us", "double", "start of the bin, µs from the first kernel of any rank"),
     ("bin_us", "double", "width of the bin, µs; a device's last one is shorter"),
-    ("compute_us", "double", "time with compute, µs"),
+    ("compute_us", "double", "time with compute, µs; from here on empty where nothing of the bin was recorded"),
     ("comm_us", "double", "time with communication, µs"),
     ("overlapped_us", "double", "time with both, µs"),
     ("exposed_us", "double", "time with communication and no compute, µs"),

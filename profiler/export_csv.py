@@ -94,7 +94,10 @@ def overlap_table(source: Source, window: tuple[int, int] | None = None) -> pa.T
         for name, values in _parts(bins):
             columns[name].append(values)
     arrays = [pa.array(ranks, pa.int32()), pa.array(names, pa.string())]
-    arrays += [pa.array(np.concatenate(parts) if parts else [], pa.float64()) for parts in columns.values()]
+    # Where nothing of a bin was recorded, what ran there is not known: an empty field, not 0.
+    arrays += [
+        pa.array(np.concatenate(parts) if parts else [], pa.float64(), from_pandas=True) for parts in columns.values()
+    ]
     return pa.Table.from_arrays(arrays, names=list(OVERLAP_COLUMNS))
 
 
@@ -106,7 +109,7 @@ def _parts(bins: Bins) -> Iterable[tuple[str, np.ndarray[tuple[int], np.dtype[np
         ("exposed_us", bins.exposed),
         ("idle_us", bins.idle),
     ):
-        yield name, values / 1000
+        yield name, np.where(bins.recorded > 0, values / 1000, np.nan)
 
 
 def _bin_ns(span_ns: int) -> int:

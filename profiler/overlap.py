@@ -185,10 +185,11 @@ def counted_ns(starts: Times, ends: Times, recorded: Intervals) -> Times:
 class Bins:
     """A device's time by bin, ns.
 
-    edges: [bins + 1]; all others: [bins]
+    edges: [bins + 1]; all others: [bins]; recorded: how much of it the others count
     """
 
     edges: Times
+    recorded: Times
     compute: Times
     comm: Times
     overlapped: Times
@@ -200,11 +201,13 @@ def binned_overlap(swept: Sweep, bin_ns: int) -> Bins:
     """The sweep in bins of equal width from the window's start; the last bin ends with the window."""
     low, high = swept.window
     edges = np.append(np.arange(low, high, bin_ns, dtype=np.int64), np.int64(high)) if high > low else np.array([low])
+    recorded = binned(swept.recorded, edges)
     return Bins(
         edges=edges,
+        recorded=recorded,
         compute=binned(swept.compute, edges),
         comm=binned(swept.comm, edges),
         overlapped=binned(swept.overlapped, edges),
         exposed=binned(swept.exposed, edges),
-        idle=binned(swept.recorded, edges) - binned(swept.busy, edges),
+        idle=recorded - binned(swept.busy, edges),
     )

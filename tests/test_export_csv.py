@@ -4,6 +4,7 @@ import csv
 import io
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from moescope.profiler.export_csv import OVERLAP_COLUMNS, export_csv
 from moescope.profiler.kineto import TraceSource
 from moescope.profiler.source import open_source
 from moescope.profiler.summary import summarise
+from tests.live_recording import MemorySource, kernel, window
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
@@ -63,6 +65,16 @@ def test_bins_of_overlap_sum_up_to_the_summary(exported):
         assert row["exposed_us"] == pytest.approx(rank["exposed_comm_us"])
         assert row["idle_us"] == pytest.approx(rank["idle_us"])
         assert row["bin_us"] == pytest.approx(rank["span_us"])
+
+
+def test_bins_in_which_nothing_was_recorded_are_empty_not_zero(tmp_path):
+    source = MemorySource().add("windows", [window(0, 100_000), window(900_000, 100_000)])
+    export_csv(source.add("kernels", [kernel(0, 50_000), kernel(900_000, 50_000, "comm")]), tmp_path)
+    bins = pd.read_csv(tmp_path / "overlap.csv").set_index("t_us")
+    assert bins.loc[50, "compute_us":].tolist() == [0] * 4 + [1]
+    assert bins.loc[500, "compute_us":].isna().all()
+    assert bins["bin_us"].sum() == 1000
+    assert duckdb.sql(f"select sum(idle_us) from '{tmp_path / 'overlap.csv'}'").fetchall() == [(100,)]
 
 
 def test_a_window_keeps_the_rows_that_touch_it(tmp_path):
