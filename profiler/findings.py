@@ -35,8 +35,8 @@ SHORT_KERNEL_NS: Final = 5_000
 class Aggregates:
     """What the findings are drawn from, all over one window.
 
-    shares: summed over devices, unscaled; step_ns: mean step, None where no step is known; rank_compute: share of the
-    recorded time that each rank computes; worst_exposed_ns: start of the longest exposed stretch
+    shares: summed over devices, unscaled; step_ns: mean step, None where no step is known; rank_compute: how long each
+    rank computes, over the mean time that ranks were looked at; worst_exposed_ns: start of the longest exposed stretch
     """
 
     shares: Shares
@@ -55,16 +55,18 @@ class Aggregates:
     worst_exposed_ns: int | None
 
 
-def findings(source: Source | Aggregates) -> tuple[Finding, ...]:
-    """Findings of a source over its whole run, or of aggregates at hand; the gravest first."""
-    if isinstance(source, Aggregates):
-        aggregates = source
-    else:
-        from moescope.profiler.live import LiveFeed
+def aggregates_of(source: Source) -> Aggregates:
+    """Aggregates of a source over its steps, so that starting up is no loss; over its whole run where it has none."""
+    from moescope.profiler.live import LiveFeed
 
-        feed = LiveFeed(source)
-        feed.poll()
-        aggregates = feed.aggregates(View(window=feed.span()))
+    feed = LiveFeed(source)
+    feed.poll()
+    return feed.aggregates(View(window=feed.steps_span() or feed.span()))
+
+
+def findings(source: Source | Aggregates) -> tuple[Finding, ...]:
+    """Findings of a source, as `aggregates_of` has it, or of aggregates at hand; the gravest first."""
+    aggregates = source if isinstance(source, Aggregates) else aggregates_of(source)
     found = [finding for rule in _RULES for finding in rule(aggregates)]
     grave = {"high": 0, "medium": 1, "low": 2}
     return tuple(sorted(found, key=lambda finding: grave[finding.severity]))
@@ -172,9 +174,12 @@ def _experts(seen: Aggregates) -> Iterator[Finding]:
     hottest = row.tokens.index(max(row.tokens))
     above = sum(1 for other, _ in uneven if other > UNBALANCED)
     gain, by_rank = "", ""
+    severity = _severity(ratio, 3.0, 2.0)
     placed = sum(seen.rank_tokens)
     if len(seen.rank_tokens) > 1 and placed:
         heaviest = max(seen.rank_tokens) * len(seen.rank_tokens) / placed
+        # What it costs is the wait for the heaviest rank: where ranks are even, a hot expert costs little.
+        severity = _severity(heaviest, 1.5, 1.2)
         by_rank = f"; the heaviest rank gets {heaviest:.2f} times the mean, experts taken as spread in equal runs"
         grouped = sum(kernel.total_ns for kernel in seen.kernels if kernel.operator == "grouped_gemm")
         if grouped and seen.shares.span_ns:
@@ -183,7 +188,7 @@ def _experts(seen: Aggregates) -> Iterator[Finding]:
             )
     yield Finding(
         id="experts-unbalanced",
-        severity=_severity(ratio, 3.0, 2.0),
+        severity=severity,
         what=f"Expert {hottest} of layer {row.layer} gets {ratio:.1f} times the mean tokens",
         evidence=f"{max(row.tokens)} of {sum(row.tokens)} tokens over {len(row.tokens)} experts; "
         f"{above} of {len(uneven)} layers above {UNBALANCED} [derived]{by_rank}",

@@ -71,6 +71,10 @@ class LiveFeed:
         """First and last time of the run so far, ns since the epoch."""
         return self._state.span()
 
+    def steps_span(self) -> tuple[int, int] | None:
+        """From the first step's start to the last one's end, over all ranks; None where no step is known."""
+        return _steps_span(self._state)
+
     def snapshot(self, view: View) -> Snapshot:
         """Everything but the timeline."""
         view = view if view.rank is not None else replace(view, rank=self._rank)
@@ -140,18 +144,29 @@ class _Window:
         for rank in ranks:
             track = self.state.ranks[rank].recorded if rank in self.state.ranks else None
             if track is not None and len(track):
-                low, high = max(self.window[0], int(track.starts[0])), min(self.window[1], int(track.ends[-1]))
                 recorded += track.length(*self.window)
-                whole += max(high - low, 0)
+                whole += self._extent(rank)
         return recorded / whole if whole else 0.0
 
     def rank_compute(self) -> dict[int, float]:
-        """Share of its recorded time that each rank computes, for all ranks."""
+        """How long each rank computes, over the mean time that ranks were looked at, for all ranks.
+
+        A rank that was seen for less time than another, as a trace that begins late, does not compute longer for
+        that; where operators were recorded in windows, what they hold stands for the time between them.
+        """
+        whole = {rank: self._extent(rank) for rank, shares in self.by_rank.items() if shares.span_ns}
+        mean = sum(whole.values()) / len(whole) if whole else 0
         return {
-            rank: (shares.compute_only_ns + shares.overlapped_ns) / shares.span_ns
-            for rank, shares in self.by_rank.items()
-            if shares.span_ns
+            rank: (shares.compute_only_ns + shares.overlapped_ns) / shares.span_ns * extent / mean
+            for rank, extent in whole.items()
+            if mean and (shares := self.by_rank[rank])
         }
+
+    def _extent(self, rank: int) -> int:
+        """Time between the first and the last of a rank's recorded windows, ns."""
+        track = self.state.ranks[rank].recorded
+        low, high = max(self.window[0], int(track.starts[0])), min(self.window[1], int(track.ends[-1]))
+        return max(high - low, 0)
 
     def aggregates(self) -> Aggregates:
         return Aggregates(
@@ -275,13 +290,20 @@ def _window(state: LiveState, view: View, span: tuple[int, int]) -> tuple[tuple[
     if state.source.state == "live":
         recent = max(start, end - RECENT_NS, _enough_kernels(state))
         return (recent, end), f"last {(end - recent) / 1e9:.3g} s"
+    steps = _steps_span(state)
+    return (steps, "") if steps is not None else ((start, end), "whole run")
+
+
+def _steps_span(state: LiveState) -> tuple[int, int] | None:
+    """From the first step's start to the last one's end, over all ranks; None where no step is known."""
     steps = state.tables["steps"]
     known = steps["dur_ns"] > 0
-    if known.any():
-        first = int(steps["start_ns"][known].min())
-        last = int((steps["start_ns"] + steps["dur_ns"])[known].max())
-        return (max(start, first), min(end, last)), ""
-    return (start, end), "whole run"
+    if not known.any():
+        return None
+    start, end = state.span()
+    first = int(steps["start_ns"][known].min())
+    last = int((steps["start_ns"] + steps["dur_ns"])[known].max())
+    return max(start, first), min(end, last)
 
 
 def _enough_kernels(state: LiveState) -> int:

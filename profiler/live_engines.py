@@ -139,10 +139,13 @@ def matrix_use(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) 
 
 def ranks_sharing(state: LiveState) -> float:
     """How many ranks share one peak: all of a host on the CPU backend, where the peak is the whole host's; else 1."""
-    if state.unit_kind != "core":
-        return 1.0
-    hosts = {entry.get("host") for entry in state.source.meta.get("ranks") or () if isinstance(entry, Mapping)}
-    return max(len(state.rank_numbers()) / max(len(hosts), 1), 1.0)
+    return sharing_a_peak(state.source.meta, len(state.rank_numbers())) if state.unit_kind == "core" else 1.0
+
+
+def sharing_a_peak(meta: Mapping[str, Any], ranks: int) -> float:
+    """Ranks of one host, the mean over hosts: on the CPU backend they share its peak."""
+    hosts = {entry.get("host") for entry in meta.get("ranks") or () if isinstance(entry, Mapping)}
+    return max(ranks / max(len(hosts), 1), 1.0)
 
 
 def _flops(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) -> tuple[dict[str, int], str]:

@@ -37,6 +37,8 @@ def render_text(summary: dict[str, Any], console: Console) -> None:
     console.print(Text(headline(summary), style="bold"), soft_wrap=not console.is_terminal)
     console.print(_bar(total, max(20, min(console.width, 100) - 2)), soft_wrap=True)
     console.print(_legend(total, console.width), soft_wrap=True)
+    if summary["steps"]:
+        console.print(Text(steps_line(summary["steps"])), soft_wrap=not console.is_terminal)
     console.print()
     console.print(_ranks(summary["ranks"], console))
     for title, table in (("Phases", _phases(summary["ranks"])), ("Operators", _operators(summary["ranks"]))):
@@ -62,6 +64,16 @@ def headline(summary: dict[str, Any]) -> str:
     return (
         f"{who}; {total['overlap_fraction']:.1%} of communication is hidden, "
         f"{_time(total['exposed_comm_us'])} ({_share(total['exposed_comm_us'], total['span_us'])}) is exposed."
+    )
+
+
+def steps_line(steps: dict[str, Any]) -> str:
+    """The steps alone: starting up is part of the recording, and hides what a step looks like."""
+    hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
+    return (
+        f"Within its {steps['count']} step{'s' if steps['count'] != 1 else ''} "
+        f"(median {_time(steps['median_us'])}): {hidden}{_share(steps['exposed_comm_us'], steps['span_us'])} exposed, "
+        f"{_share(steps['compute_us'], steps['span_us'])} compute, {_share(steps['idle_us'], steps['span_us'])} idle."
     )
 
 
@@ -201,6 +213,9 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     total = summary["total"]
     units = summary["ranks"][0]["units"]
     notes = [f"Evidence: times {summary['evidence']}, units {units['evidence']}."]
+    if summary["steps"]:
+        notes.append("Findings are of the steps; all else is of the whole recording, what lies around them included.")
+    notes.append(_matrix_note(summary["ranks"]))
     if units["comm_typical"] is None:
         notes.append(f"Units: {units['comm_typical_reason']}.")
     if summary["coverage"] < 1:
@@ -225,6 +240,17 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if summary["log"]["warnings"] > 5:
         notes.append(f"… {summary['log']['warnings']} warnings in all: see --json.")
     return notes
+
+
+def _matrix_note(ranks: list[dict[str, Any]]) -> str:
+    """Use of the matrix units, rank by rank, or why it is not known."""
+    uses = [(rank["rank"], rank["matrix_use"]) for rank in ranks]
+    known = [(rank, use["achieved"]) for rank, use in uses if use["achieved"] is not None]
+    if not known:
+        return f"Matrix units: {UNKNOWN}, {uses[0][1]['achieved_reason']}."
+    low, high = min(use for _, use in known), max(use for _, use in known)
+    text = f"{low:.1%}" if len(known) == 1 else f"{low:.1%} to {high:.1%}, by rank,"
+    return f"Matrix units: {text} of peak over the recorded time [derived]."
 
 
 def _findings(findings: list[dict[str, Any]], width: int | None) -> Any:

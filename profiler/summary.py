@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any, Final
 
 from moescope.collectors.schema import EVIDENCE
 from moescope.profiler.errors import NoData
+from moescope.profiler.findings import Aggregates, aggregates_of, as_rows, findings
 from moescope.profiler.intervals import length
 from moescope.profiler.overlap import (
     DeviceKernels,
@@ -50,6 +52,7 @@ def summarise(source: Source) -> dict[str, Any]:
     counted = [length(windows[rank]) for rank in windows]
     spans = [int(windows[rank][1][-1] - windows[rank][0][0]) for rank in windows if len(windows[rank][0])]
     found = {device.rank for device in devices}
+    seen = aggregates_of(source)
     return {
         "schema": 1,
         "source": source.name,
@@ -58,11 +61,12 @@ def summarise(source: Source) -> dict[str, Any]:
         "ranks": ranks,
         "coverage": sum(counted) / sum(spans) if sum(spans) else 1.0,
         "total": total,
+        **_steps(source, seen),
         "dropped_events": _dropped(source),
         "ranks_without_kernels": [rank for rank in source.ranks() if rank not in found],
         "torn": list(source.torn),
         "log": _log(source),
-        "findings": _findings(source),
+        "findings": list(as_rows(findings(seen))),
     }
 
 
@@ -83,6 +87,34 @@ def _fraction(overlapped: float, comm: float) -> dict[str, Any]:
     if comm:
         return {"overlap_fraction": overlapped / comm}
     return {"overlap_fraction": None, "overlap_fraction_reason": NO_COMM}
+
+
+def _steps(source: Source, seen: Aggregates) -> dict[str, Any]:
+    """The same figures between the first step's start and the last one's end, without what lies around the steps.
+
+    `findings` are of this time where there is one.
+    """
+    steps = source.table("steps")
+    durations = [ns for ns in steps.column("dur_ns").to_pylist() if ns]
+    if not durations or not seen.shares.span_ns:
+        reason = "nothing was recorded inside steps" if durations else "neither the run nor an optimizer names a step"
+        return {"steps": None, "steps_reason": reason}
+    shares = seen.shares
+    comm = shares.overlapped_ns + shares.exposed_ns
+    steps_alone = {
+        "count": len(set(zip(steps.column("stage").to_pylist(), steps.column("step").to_pylist(), strict=True))),
+        "median_us": _us(statistics.median_low(durations)),
+        "span_us": _us(shares.span_ns),
+        "compute_us": _us(shares.compute_only_ns + shares.overlapped_ns),
+        "comm_us": _us(comm),
+        "overlapped_us": _us(shares.overlapped_ns),
+        "exposed_comm_us": _us(shares.exposed_ns),
+        "idle_us": _us(shares.idle_ns),
+        **_fraction(shares.overlapped_ns, comm),
+        "coverage": seen.coverage,
+        "evidence": "derived",
+    }
+    return {"steps": steps_alone}
 
 
 def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
@@ -156,9 +188,12 @@ def _operators(device: DeviceKernels, inside: Any, counts: Any) -> list[dict[str
 
 
 def _matrix_use(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
-    """Achieved FLOP/s over the peaks of the operands' types: time at peak, over the counted time (derived)."""
+    """Achieved FLOP/s over the peaks of the operands' types: time at peak, over the counted time (derived).
+
+    On the CPU backend a rank's peak is its part of the host's, as on the dashboard.
+    """
     from moescope.profiler.intervals import covered_within
-    from moescope.profiler.live_engines import peak_flops, peaks
+    from moescope.profiler.live_engines import peak_flops, peaks, sharing_a_peak
 
     counted: dict[str, int] = {}
     work = source.table("work")
@@ -175,12 +210,14 @@ def _matrix_use(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str
         return _no_use(None, "no operations are recorded: see moescope.collectors.emit.work")
     achieved = sum(counted.values()) / swept.span_ns * 1e9
     known = peaks(source.meta)
+    on_cpu = device.device.startswith("cpu")
+    sharing = sharing_a_peak(source.meta, len(source.ranks())) if on_cpu else 1.0
     at_peak = 0.0
     for dtype, flops in counted.items():
-        peak = peak_flops(known, dtype, emulated=device.device.startswith("cpu"))
+        peak = peak_flops(known, dtype, emulated=on_cpu)
         if peak is None:
             return _no_use(achieved, f"the device's {dtype or 'matrix'} peak is not known; run `moescope calibrate`")
-        at_peak += flops / peak.value
+        at_peak += flops * sharing / peak.value
     return {"achieved": at_peak * 1e9 / swept.span_ns, "flops_per_s": achieved, "evidence": "derived"}
 
 
@@ -224,9 +261,3 @@ def _log(source: Source) -> dict[str, Any]:
     ]
     unique = list({tuple(line.items()): line for line in lines}.values())
     return {"warnings": len(rows), "lines": unique[:50]}
-
-
-def _findings(source: Source) -> list[dict[str, Any]]:
-    from moescope.profiler.findings import as_rows, findings
-
-    return list(as_rows(findings(source)))

@@ -149,3 +149,27 @@ def test_the_gain_a_step_is_that_of_the_mean_step() -> None:
     source.add("steps", [step(0, 0, 100 * MS), step(1, 100 * MS, 100 * MS)])
     (finding,) = findings(source)
     assert "at most 50.0% of the time, 50 ms a step" in finding.gain
+
+
+def test_a_rank_that_was_seen_for_less_time_computes_no_longer_for_that() -> None:
+    source = MemorySource().add("windows", [window(0, 200 * MS), window(100 * MS, 100 * MS, rank=1)])
+    source.add("kernels", [kernel(0, 60 * MS), kernel(100 * MS, 60 * MS, rank=1)])
+    assert "straggler" not in [finding.id for finding in findings(source)]
+    source.add("kernels", [kernel(100 * MS, 60 * MS, stream="second")])
+    (finding,) = (finding for finding in findings(source) if finding.id == "straggler")
+    assert "Rank 0 computes 40.0%" in finding.what  # 120 ms against 60 ms, over the 150 ms that ranks are seen for
+
+
+def test_starting_up_is_no_loss_where_steps_are_known() -> None:
+    source = MemorySource().add("windows", [window(0, 1000 * MS)])
+    source.add("kernels", [kernel(900 * MS, 100 * MS)])
+    assert [finding.id for finding in findings(source)] == ["idle"]
+    source.add("steps", [step(0, 900 * MS, 50 * MS), step(1, 950 * MS, 50 * MS)])
+    assert findings(source) == ()
+
+
+def test_a_hot_expert_weighs_what_the_heaviest_rank_does() -> None:
+    hot = replace(HEALTHY, experts=(ExpertRow(0, (35, 5, 5, 35)),))
+    (even,) = findings(replace(hot, rank_tokens=(40, 40)))
+    (uneven,) = findings(replace(hot, rank_tokens=(70, 10)))
+    assert (even.severity, uneven.severity) == ("low", "high")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from moescope.profiler import live
 from moescope.profiler.live import LiveFeed
 from moescope.profiler.snapshot import TimelineView, View
+from moescope.profiler.summary import summarise
 from tests.live_recording import MemorySource, Row, device_bitmaps, kernel, phase, step, window
 
 SIZE = 120
@@ -229,6 +230,17 @@ def test_matrix_use_is_achieved_over_the_peak_that_stands_in_for_emulated_fp8(pe
     assert shown.ranks[0].matrix_use.value == pytest.approx(0.25)
     engine = next(engine for engine in shown.engines if engine.name == "Matrix units")
     assert engine.used.value == pytest.approx(500 / 1e-6)
+
+
+def test_summary_and_dashboard_have_one_matrix_use_of_ranks_that_share_a_host() -> None:
+    ranks = [{"rank": 0, "host": "a"}, {"rank": 1, "host": "a"}]
+    source = MemorySource(meta={"hardware": {"peaks": {"bf16": 2e9}}, "ranks": ranks})
+    for rank in (0, 1):
+        source.add("windows", [window(0, 1000, rank)]).add("kernels", [kernel(0, 1000, rank=rank)])
+        source.add("work", [{"rank": rank, "t_ns": 5, "flops": 500, "bytes": 1, "dtype": "bf16"}])
+    shown = [row.matrix_use.value for row in _feed(source).snapshot(View()).ranks]
+    summed = [rank["matrix_use"]["achieved"] for rank in summarise(source)["ranks"]]
+    assert summed == shown == [pytest.approx(0.5), pytest.approx(0.5)]
 
 
 def test_matrix_use_without_any_flops_says_why_it_is_unknown() -> None:
