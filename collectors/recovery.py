@@ -70,14 +70,15 @@ def _bring_home(recording: Path, meta: dict[str, Any]) -> str | None:
     count = 0
     for process in ranks.processes:
         running = alive(process.pid)
-        ranks.settle(process, now_ns, final=True)
+        process.state = "running" if running else "ended" if process.drain.ring.closed else "killed"
+        if not ranks.settle(process, now_ns, final=True):
+            continue  # it has recorded nothing
         batch = process.drain.drain(now_ns, final=not running)
         folder = rank_folder(process.drain.rank)
         if process.drain.events or process.pid in known:
             for name in {*batch.tables, *batch.rows}:
                 count += _append(writer, folder, name, batch.tables.get(name, []), batch.rows.get(name, []))
         process.drain.commit(batch)
-        process.state = "running" if running else "ended" if process.drain.ring.closed else "killed"
     running_pids = [p.pid for p in ranks.processes if p.state == "running"]
     if meta.get("recovered") and running_pids and not count:
         writer.close()

@@ -89,6 +89,10 @@ class Ring:
         """Share of the chunks that are in use."""
         return float((self._chunks["state"] != _FREE).mean())
 
+    def empty(self) -> bool:
+        """Whether nothing has been recorded since it was made or last emptied."""
+        return self.fill() == 0.0
+
     @property
     def overhead_ns(self) -> int:
         """What recording is reckoned to have cost the process."""

@@ -8,6 +8,7 @@ window, on this process; what a window has cost decides how long to wait for the
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -210,6 +211,9 @@ class WindowKeeper:
     def _open_on_main(self) -> None:
         if self._open_since or self._paused or self._stopping.is_set():
             return
+        if _is_data_worker(self._session.torch):
+            self._stopping.set()
+            return
         if self._source is None:
             self._source = self._choose()
             self._session.tell(source=self._source.name)
@@ -271,5 +275,9 @@ def _time_operators(torch: Any, count: int = 50) -> float:
 
 
 def _is_data_worker(torch: Any) -> bool:
-    """Whether this process feeds a DataLoader: it is no rank."""
-    return torch.utils.data.get_worker_info() is not None
+    """Whether this process feeds a DataLoader: it is no rank.
+
+    Told by what the process was started for: torch itself says so only once the worker has set itself up.
+    """
+    target = getattr(multiprocessing.current_process(), "_target", None)
+    return getattr(target, "__name__", "") == "_worker_loop" or torch.utils.data.get_worker_info() is not None

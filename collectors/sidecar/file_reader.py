@@ -40,6 +40,11 @@ class FileRing:
         """Share of the room in use: a file has no end of it."""
         return 0.0
 
+    def empty(self) -> bool:
+        """Whether nothing has been recorded that was not taken yet."""
+        self._read()
+        return not any(self._held.values())
+
     def names(self) -> list[str]:
         """Names by id; grows from call to call."""
         return self._names

@@ -177,6 +177,8 @@ class Keeper:
 
     def _drain(self, process: RankProcess, now_ns: int, *, final: bool) -> None:
         if not self._ranks.settle(process, now_ns, final=final):
+            if (final or not alive(process.pid)) and process.drain.ring.empty():
+                process.ended, process.state = True, "ended"
             return
         gone = final or not alive(process.pid)
         late = self._pending.get(process.pid)
@@ -305,7 +307,13 @@ class Keeper:
         """What the person at the terminal should know, the next command last."""
         words = list(self._errors)
         ranks = self._meta["ranks"]
-        if not ranks:
+        silent = len(self._ranks.processes)
+        if not ranks and silent:
+            words.append(
+                f"{silent} process{'es' if silent > 1 else ''} imported torch, and ended or went idle before there was "
+                "anything to record: operators are recorded from about 20 ms after the import on"
+            )
+        elif not ranks:
             words.append(
                 "no process that imports torch was recorded (python -I, -E, -S and `env -i` keep moescope out); "
                 "`moescope doctor` tells more"
@@ -313,7 +321,7 @@ class Keeper:
         if self._warnings:
             words.append(f"{self._warnings} warning(s) in the recording's log")
         words.append(f"recorded {len(ranks)} rank(s) into {self.folder}")
-        words.append(f"next: moescope summary {self.folder}")
+        words.append(f"next: moescope summary {self.folder}" if ranks else "next: moescope doctor")
         return words
 
 

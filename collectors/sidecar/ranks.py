@@ -85,7 +85,11 @@ class RankTable:
             self.processes.append(RankProcess(ProcessDrain(ring, self._clock), now_ns))
 
     def settle(self, process: RankProcess, now_ns: int, *, final: bool) -> bool:
-        """Gives the process its rank; False while that is still open."""
+        """Gives the process its rank; False while that is still open.
+
+        Where a process tells no rank it gets a free number, once it has recorded something: a DataLoader's workers,
+        which record nothing, must not take the numbers of those that do.
+        """
         found = process.drain.ring.identity()
         if found:
             process.identity = found
@@ -100,7 +104,7 @@ class RankTable:
                 process.drain.rank = wanted
                 process.drain.id_base = sum(p.drain.rank == wanted for p in self.processes if p is not process) << 32
                 return True
-        elif not final and self._may_still_tell(process, now_ns):
+        elif process.drain.ring.empty() or (not final and self._may_still_tell(process, now_ns)):
             return False
         promised = {p.identity["rank"] for p in self.processes if isinstance(p.identity.get("rank"), int)}
         number = 0
@@ -114,6 +118,9 @@ class RankTable:
     def _may_still_tell(self, process: RankProcess, now_ns: int) -> bool:
         """Whether to go on waiting for the process to name its rank; not where its ring fills up meanwhile."""
         waited_ns = now_ns - process.first_seen_ns
+        parent = next((p for p in self.processes if p.pid == process.identity.get("ppid")), None)
+        if parent is not None and parent.drain.rank < 0 and alive(parent.pid) and not alive(process.pid):
+            return True  # what it recorded stays where it is, and its parent counts first
         return waited_ns < SETTLE_NS and process.drain.ring.fill() < SETTLE_FILL and alive(process.pid)
 
     def rank_of(self, pid: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -178,6 +179,35 @@ def test_a_process_that_keeps_us_out_is_told(moescope: Moescope, tmp_path: Path)
     done = moescope("run", "-o", "rec", "--", sys.executable, "-I", "-c", "import torch")
     assert done.returncode == 0
     assert "no process that imports torch was recorded" in done.stderr
+    assert done.stderr.splitlines()[-1] == "moescope: next: moescope doctor"
+
+
+def test_workers_that_load_data_take_no_rank_from_the_process_that_trains(moescope: Moescope, tmp_path: Path) -> None:
+    text = """
+import time, torch
+from torch.utils.data import DataLoader
+if __name__ == "__main__":
+    until = time.monotonic() + 0.4
+    while time.monotonic() < until:
+        torch.ones(8).neg()
+    for batch in DataLoader(torch.ones(16, 4), batch_size=4, num_workers=2):
+        batch.neg()
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        torch.ones(8).neg()
+"""
+    done = moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, text))
+    assert "recorded 1 rank(s)" in done.stderr
+    meta = json.loads((tmp_path / "rec" / "meta.json").read_text())
+    assert [row["rank"] for row in meta["ranks"]] == [0]
+    assert meta["state"] == "finished"
+
+
+def test_a_process_that_is_too_short_to_record_is_told_from_one_that_keeps_us_out(moescope: Moescope) -> None:
+    done = moescope("run", "-o", "rec", "--", sys.executable, "-c", "import os, torch; os._exit(4)")
+    assert done.returncode == 4
+    assert "1 process imported torch" in done.stderr
+    assert "keep moescope out" not in done.stderr
 
 
 def test_the_targets_own_modules_and_sitecustomize_go_on_working(moescope: Moescope, tmp_path: Path) -> None:
