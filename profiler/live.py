@@ -24,6 +24,7 @@ from moescope.profiler.live_figures import (
     total_shares,
 )
 from moescope.profiler.live_rows import (
+    STEPS_SHOWN,
     collective_rows,
     expert_rows,
     latest_step,
@@ -260,7 +261,7 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
         ),
         shares=shares,
         shares_note=seen.shares_note(),
-        steps_ns=seen.steps_ns,
+        steps_ns=seen.steps_ns[-STEPS_SHOWN:],
         straggler=f"rank {slowest[0]} computes +{slowest[1]:.1%} of the time" if slowest else "",
         ranks=ranks,
         engines=engines,

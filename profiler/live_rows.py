@@ -79,7 +79,7 @@ def recent_steps(steps: Columns, ranks: Sequence[int] | None, window: tuple[int,
     last = np.zeros(len(edges), np.int64)
     np.maximum.at(last, number, ends[order])
     by_time = np.argsort(last, kind="stable")
-    return tuple(int(value) for value in medians[by_time][-STEPS_SHOWN:])
+    return tuple(int(value) for value in medians[by_time])
 
 
 def latest_step(steps: Columns, names: Names, window: tuple[int, int]) -> tuple[int | None, str]:

@@ -243,6 +243,13 @@ def test_summary_and_dashboard_have_one_matrix_use_of_ranks_that_share_a_host() 
     assert summed == shown == [pytest.approx(0.5), pytest.approx(0.5)]
 
 
+def test_the_note_counts_every_step_of_the_window_and_the_line_shows_the_newest() -> None:
+    source = MemorySource().add("windows", [window(0, 2000)]).add("kernels", [kernel(0, 2000)])
+    shown = _feed(source.add("steps", [step(i, 10 * i, 10) for i in range(200)])).snapshot(View())
+    assert "mean of 200 steps" in shown.shares_note
+    assert len(shown.steps_ns) == 128
+
+
 def test_matrix_use_without_any_flops_says_why_it_is_unknown() -> None:
     shown = _feed(MemorySource().add("windows", [window(0, 100)]).add("kernels", [kernel(0, 50)])).snapshot(View())
     assert shown.ranks[0].matrix_use.value is None

@@ -107,10 +107,11 @@ def scrubber(seen: Snapshot, view: ViewState, width: int) -> Line:
             line[-1] = (line[-1][0] + glyph, role)
         else:
             line.append((glyph, role))
-    if view.window is None:
+    window = view.span if view.screen == "timeline" else view.window
+    if window is None:
         where = "now" if seen.state == "live" else "whole run"
     else:
-        where = f"at {duration(view.window[0] - seen.start_ns)}, {duration(view.window[1] - view.window[0])} long"
+        where = f"at {duration(window[0] - seen.start_ns)}, {duration(window[1] - window[0])} long"
     return pad([*line, (" ▶ ", "dim"), (where, "strong")], width)
 
 

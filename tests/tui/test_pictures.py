@@ -12,7 +12,9 @@ import pytest
 from rich.cells import cell_len
 from textual.pilot import Pilot
 
+from moescope.profiler.snapshot import Finding
 from moescope.tui.app import MoescopeApp
+from moescope.tui.screens.overview import finding_line
 from tests.tui.driving import drive, picture, screen, settle
 from tests.tui.synthetic import SyntheticFeed, empty, snapshot
 
@@ -73,6 +75,12 @@ def test_decoding_speaks_of_tokens() -> None:
     found = screen(["1"], feed=SyntheticFeed(snapshot(stage="decode")))
     assert "Where one token goes" in found
     compare("overview-decode-120x40", found)
+
+
+def test_a_finding_that_does_not_fit_says_that_it_was_cut() -> None:
+    found = Finding("x", "high", "Communication is exposed for 43.7% of the time, 25% of it here", "", "", "at most 9%")
+    assert "".join(part for part, _ in finding_line(found, 50)).endswith("… ≤ 9%")
+    assert "…" not in "".join(part for part, _ in finding_line(found, 120))
 
 
 @pytest.mark.parametrize("known", [True, False])

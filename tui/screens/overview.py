@@ -244,7 +244,7 @@ def engines_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> l
     if len(engines) > height - 2:
         hidden = len(engines) - (height - 3)
         body[-1] = [(f"… {hidden} more: a taller terminal shows them", "dim")]
-    return box("Engines", "% of peak · now", body, width, height)
+    return box("Engines", "% of peak · now" if seen.state == "live" else "% of peak", body, width, height)
 
 
 def _gauge(engine: Engine, view: ViewState, room: int) -> Line:
@@ -303,7 +303,8 @@ def finding_line(finding: Finding, width: int) -> Line:
     gain = finding.gain.partition(",")[0]
     if len(what) + len(gain) + 9 > width:
         gain = gain.removesuffix(" of the time").replace("at most", "≤")
-    return spread([(sign, role), (f" {what}", "text")], [(gain, "good")] if gain else [], width)
+    room = width - len(sign) - 1 - (len(gain) + 1 if gain else 0)
+    return spread([(sign, role), (f" {fit(what, room)}", "text")], [(gain, "good")] if gain else [], width)
 
 
 def findings_panel(seen: Snapshot, width: int, height: int) -> list[Line]:
