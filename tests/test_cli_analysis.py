@@ -125,3 +125,17 @@ def test_a_reader_that_goes_away_is_no_error():
     done = subprocess.run(args, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write_end)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_that_goes_away_is_no_failure():
+    command = [sys.executable, "-m", "moescope", "summary", DLRM]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
+        writer.stdout.close()
+        assert writer.stderr.read() == ""
+    assert writer.returncode == 0
+
+
+def test_a_window_after_the_end_of_the_run_holds_no_data(run, tmp_path):
+    code, _, err = run("export", TRACE, "--to", "csv", "--window", "1000:2000", "-o", tmp_path / "csv")
+    assert (code, "the run is over by then" in err) == (3, True)
+    assert not (tmp_path / "csv").exists()

@@ -71,7 +71,7 @@ class _Recording:
         try:
             options = self._options
             clock = Clock.measure()
-            folder, notes = _recording_folder(options.folder)
+            folder, notes = recording_folder(options.folder)
             ring_dir, note = _ring_folder(folder)
             self._rings = folder, ring_dir
             collect = options.collect or ",".join(ALL_COLLECTORS)
@@ -209,7 +209,7 @@ def _watch(
     return target.exit_code()
 
 
-def _recording_folder(wanted: Path) -> tuple[Path, list[str]]:
+def recording_folder(wanted: Path) -> tuple[Path, list[str]]:
     """The recording's folder; where nothing can be written there, one in the temporary folder, and a note."""
     try:
         wanted.mkdir(parents=True, exist_ok=True)

@@ -46,17 +46,22 @@ def target_command(stage: str, ranks: int, steps: int, schedule: str) -> tuple[s
 @click.option("--schedule", type=click.Choice(["overlapped", "serial"]), default="overlapped", show_default=True)
 @click.option("--tui/--no-tui", default=None, help="Show the dashboard.  [default: on a terminal]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the recording.")
-def command(stage: str, ranks: int, steps: int | None, schedule: str, tui: bool | None, output: Path | None) -> None:
+@click.option("-f", "--force", is_flag=True, help="Overwrite an existing recording.")
+def command(
+    stage: str, ranks: int, steps: int | None, schedule: str, tui: bool | None, output: Path | None, force: bool
+) -> None:
     """Run the FP8 mixture-of-experts stack under the profiler and show what it found.
 
     Real processes do real work on this machine's cores: nothing shown is made up.
     """
-    from moescope.collectors.sidecar.run import RunOptions, run
-    from moescope.profiler.commands.run import default_folder
+    from moescope.collectors.sidecar.run import RunOptions, recording_folder, run
+    from moescope.profiler.commands.run import chosen_folder
     from moescope.profiler.commands.watched import has_terminal, run_with_dashboard
 
+    if tui and not has_terminal():
+        raise click.UsageError("--tui needs a terminal: leave it out, and open `moescope top` elsewhere")
+    folder, _ = recording_folder(chosen_folder(output, ("demo",), force))
     _calibrate_once()
-    folder = output or default_folder(("demo",))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options = RunOptions(target_command(stage, ranks, steps or STEPS[stage], schedule), folder, quiet=True)
     if tui or (tui is None and has_terminal()):
@@ -80,18 +85,22 @@ def _calibrate_once() -> None:
 
 
 def _answer(folder: Path) -> None:
-    from rich.console import Console
-
+    from moescope.profiler.commands.console import PlainConsole
     from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.export_csv import export_csv
     from moescope.profiler.summary import render_text, summarise
 
     source = open_for_reading([folder])
-    render_text(summarise(source), Console(highlight=False))
+    render_text(summarise(source), PlainConsole())
     click.echo("\nTimelines as CSV:")
     for path in export_csv(source, folder / "csv"):
         click.echo(f"  {path}")
     click.echo("\nNext:")
-    click.echo(f"  moescope top {folder}              the dashboard over this recording")
-    click.echo(f"  moescope summary {folder} --json   the same answer for programs")
-    click.echo("  moescope run -- torchrun …         your own run")
+    following = (
+        (f"moescope top {folder}", "the dashboard over this recording"),
+        (f"moescope summary {folder} --json", "the same answer for programs"),
+        ("moescope run -- torchrun …", "your own run"),
+    )
+    width = max(len(words) for words, _ in following)
+    for words, what in following:
+        click.echo(f"  {words:{width}}   {what}")

@@ -20,9 +20,10 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"package": package_state(), "signals": [asdict(check) for check in checks]}))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from moescope.profiler.commands.console import PlainConsole
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "signal", "source here", "note"):
@@ -31,6 +32,6 @@ def command(as_json: bool) -> None:
         mark, colour = _MARKS[check.state]
         state = Text(f"{mark} {check.state}", style=colour)
         table.add_row(state, Text(check.signal), Text(check.source), Text(check.note))
-    console = Console()
+    console = PlainConsole()
     console.print("  ".join(f"{key} {value}" for key, value in package_state().items()), highlight=False, markup=False)
     console.print(table)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from moescope.profiler.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from moescope.profiler.source import Source
 
 
 @click.command()
@@ -36,9 +40,21 @@ def command(
         raise UsageProblem(f"{folder}: is a file; name a folder with -o")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise UsageProblem(f"{folder}: holds files already; choose another folder with -o, or write over them with -f")
-    starts = source.table("kernels").column("start_ns").to_numpy()
-    for path in export_csv(source, folder, parse_window(window, int(starts.min())) if window else None):
+    for path in export_csv(source, folder, _chosen(source, window) if window else None):
         click.echo(str(path))
+
+
+def _chosen(source: Source, window: str) -> tuple[int, int]:
+    """The window in ns since the epoch. Raises NoData where it lies outside of the run."""
+    from moescope.profiler.errors import NoData
+
+    kernels = source.table("kernels")
+    starts = kernels.column("start_ns").to_numpy()
+    first, last = int(starts.min()), int((starts + kernels.column("dur_ns").fill_null(0).to_numpy()).max())
+    low, high = parse_window(window, first)
+    if low > last:
+        raise NoData(f"--window {window}: the run is over by then: it lasts {(last - first) / 1e9:.3f} s")
+    return low, high
 
 
 def parse_window(text: str, origin_ns: int) -> tuple[int, int]:

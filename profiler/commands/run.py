@@ -108,18 +108,14 @@ def command(
     """
     from moescope.collectors.sidecar.run import ALL_COLLECTORS, RunOptions
 
+    if command_line[0].startswith("-"):
+        raise click.NoSuchOption(command_line[0])
     unknown = set(filter(None, collect.split(","))) - set(ALL_COLLECTORS)
     if unknown:
         raise click.BadParameter(
             f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(ALL_COLLECTORS)}", param_hint="--collect"
         )
-    folder = output or default_folder(command_line)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not force:
-            raise click.BadParameter(
-                f"{folder} exists and is not empty: choose another, or -f to overwrite it", param_hint="-o"
-            )
-        _clear(folder)
+    folder = chosen_folder(output, command_line, force)
     options = RunOptions(command_line, folder, budget, steps, ranks, collect, keep)
     if tui:
         from moescope.profiler.commands.watched import run_with_dashboard
@@ -128,6 +124,21 @@ def command(
     from moescope.collectors.sidecar.run import run
 
     sys.exit(run(options))
+
+
+def chosen_folder(output: Path | None, command_line: tuple[str, ...], force: bool) -> Path:
+    """The folder to record into, which holds nothing: `output`, or one that is named after the command.
+
+    Raises click.BadParameter where `output` holds something and may not be, or is not to be, overwritten.
+    """
+    folder = output or default_folder(command_line)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not force:
+            raise click.BadParameter(
+                f"{folder} exists and is not empty: choose another, or -f to overwrite it", param_hint="-o"
+            )
+        _clear(folder)
+    return folder
 
 
 def _clear(folder: Path) -> None:

@@ -23,9 +23,9 @@ def command(sources: tuple[Path, ...], as_json: bool, rules: Path | None) -> Non
 
         click.echo(json.dumps(answer, ensure_ascii=False, allow_nan=False))
         return
-    from rich.console import Console
+    from moescope.profiler.commands.console import PlainConsole
 
-    render_text(answer, Console(highlight=False))
+    render_text(answer, PlainConsole())
 
 
 def take_rules(rules: Path | None) -> None:

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from moescope.collectors.sidecar.run import RunOptions
+from moescope.collectors.sidecar.run import RunOptions, recording_folder
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -30,7 +30,9 @@ def run_with_dashboard(options: RunOptions, fps: float = 4.0, close_after_s: flo
     """
     if not has_terminal():
         raise click.UsageError("--tui needs a terminal: leave it out, and open `moescope top` elsewhere")
-    options.folder.mkdir(parents=True, exist_ok=True)
+    # The recorder runs in a process of its own: both must know where it records to.
+    folder, _ = recording_folder(options.folder)
+    options = replace(options, folder=folder)
     log_path = options.folder / TARGET_LOG
     spec = asdict(options) | {"folder": str(options.folder)}
     with open(log_path, "wb") as log:

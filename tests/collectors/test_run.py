@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from moescope.collectors.calibrate import _machine
 from tests.collectors.reading import meta, rows
 from tests.conftest import Moescope
 
@@ -155,7 +157,14 @@ def test_commands_that_cannot_be_run_say_so_and_leave_nothing(moescope: Moescope
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--budget", "2"], ["--keep", "soon"], ["--steps", "a:b"], ["--collect", "gpus"], ["--ranks", "x"]],
+    [
+        ["--budget", "2"],
+        ["--keep", "soon"],
+        ["--steps", "a:b"],
+        ["--collect", "gpus"],
+        ["--ranks", "x"],
+        ["--budgte", "full"],
+    ],
 )
 def test_bad_options_are_refused_before_the_command_starts(
     moescope: Moescope, tmp_path: Path, arguments: list[str]
@@ -173,6 +182,30 @@ def test_an_existing_recording_is_not_overwritten_without_force(moescope: Moesco
     (tmp_path / "data" / "precious").touch()
     assert moescope("run", "-f", "-o", "data", "--", "true").returncode == 2
     assert (tmp_path / "data" / "precious").exists()
+
+
+def test_the_demo_overwrites_nothing_without_force(moescope: Moescope, tmp_path: Path) -> None:
+    (tmp_path / "rec").mkdir()
+    (tmp_path / "rec" / "meta.json").write_text("precious")
+    done = moescope("demo", "-o", "rec")
+    assert (done.returncode, "-f to overwrite it" in done.stderr) == (2, True)
+    assert (tmp_path / "rec" / "meta.json").read_text() == "precious"
+
+
+def test_the_demo_in_a_folder_that_cannot_be_written_to_answers_from_where_it_recorded(
+    moescope: Moescope, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    env = os.environ | {"TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    kept = tmp_path / "cache" / "moescope" / f"peaks-{socket.gethostname()}.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps({"machine": _machine(), "peaks": {}}))  # known peaks: nothing is measured first
+    done = moescope("demo", "--no-tui", "--ranks", "1", "--steps", "2", "-o", "file/rec", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "cannot record into file/rec" in done.stderr
+    (found,) = tmp_path.glob("rec-*")
+    assert f"moescope top {found}" in done.stdout
+    assert (found / "csv" / "kernels.csv").exists()
 
 
 def test_a_process_that_keeps_us_out_is_told(moescope: Moescope, tmp_path: Path) -> None:
