@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from rich.segment import Segment
 from textual.app import App, ComposeResult, SystemCommand
-from textual.events import Click, Key, MouseScrollDown, MouseScrollUp, Resize
+from textual.events import Click, Event, Key, MouseScrollDown, MouseScrollUp, Resize
 from textual.geometry import Region
 from textual.screen import Screen
 from textual.strip import Strip
@@ -129,6 +129,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
         self._close_after_s = close_after_s
         self._ended_s: float | None = None
         self._touched = False
+        self._takes_keys = False
         self._notice_until_s = 0.0
         self._prompt_for = ""
         self._seeks_exposed = False
@@ -150,6 +151,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
             except (ValueError, RuntimeError, NotImplementedError):  # not the main thread: a test's
                 break
         self.watcher.start()
+        self._takes_keys = True
         self._colour()
         self._again()
 
@@ -300,26 +302,34 @@ class MoescopeApp(App[int], inherit_bindings=False):
 
     # ---- keys and mouse
 
+    async def on_event(self, event: Event) -> None:
+        """Takes keys as they arrive: on the way by the screen, one typed ahead would overtake the `/` before it."""
+        if isinstance(event, Key) and not event.is_forwarded and self._take_key(event):
+            return
+        await super().on_event(event)
+
     def on_key(self, event: Key) -> None:
-        """Runs the command of the key, unless something else has the keyboard."""
-        if len(self.screen_stack) > 1:
+        """Keys that the prompt has no use for."""
+        if len(self.screen_stack) > 1 or self.focused is None:
             return
-        if self.focused is not None:
-            if event.key == "escape":
-                event.stop()
-                self._close_prompt()
-            elif event.key == "ctrl+c":
-                self.run_command("interrupt")
-            return
+        if event.key == "escape":
+            event.stop()
+            self._close_prompt()
+        elif event.key == "ctrl+c":
+            self.run_command("interrupt")
+
+    def _take_key(self, event: Key) -> bool:
+        """Runs the command of the key, unless something else has the keyboard; whether there was one."""
+        if not self._takes_keys or len(self.screen_stack) != 1 or self.focused is not None:
+            return False
         self._touched = True
         if event.key != "q" and self.seen is not None and self.seen.state != "live" and self._close_after_s is not None:
             self._close_after_s = None
             self.view.notice = ""
         command = find(event.key, self.view.screen)
         if command is not None:
-            event.stop()
-            event.prevent_default()
             self.run_command(command.action)
+        return command is not None
 
     def run_command(self, action: str) -> None:
         """Runs a command of the table and draws what it changed."""

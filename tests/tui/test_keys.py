@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 from textual.pilot import Pilot
 
 from moescope.tui.app import MoescopeApp
@@ -236,6 +237,19 @@ def test_leaving_does_not_interrupt_and_ctrl_c_does() -> None:
     app = drive(["ctrl+c", "ctrl+c"], on_interrupt=lambda: sent.append(1))
     assert (app.return_value, sent) == (None, [1, 1])
     assert drive(["ctrl+c"]).return_value == 0
+
+
+def test_what_is_typed_ahead_of_the_prompt_is_its_text() -> None:
+    async def type_ahead(app: MoescopeApp, pilot: Pilot[int]) -> None:
+        for key, character in (("slash", "/"), *((letter, letter) for letter in "gloo"), ("enter", "\r")):
+            app.post_message(Key(key, character))
+        for _ in range(200):
+            await pilot.pause(0.01)
+            if app.view.filter and not app.query_one("#prompt").display:
+                break
+        assert app.view.filter == "gloo"
+
+    assert drive(["3"], then=type_ahead).view.screen == "kernels"
 
 
 def test_a_feed_that_fails_is_told_and_the_screen_stays() -> None:
