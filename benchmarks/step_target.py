@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from moescope.instrumented_model.config import size
-from moescope.instrumented_model.dispatch import Exchange
-from moescope.instrumented_model.link import DEFAULT_LINK, parse_link
-from moescope.instrumented_model.model import Model
-from moescope.instrumented_model.ranks import joined, world
-from moescope.instrumented_model.train import train
+from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.parallel.exchange import Exchange
+from moescope.instrumented_model.parallel.link import DEFAULT_LINK, parse_link
+from moescope.instrumented_model.parallel.ranks import joined, world
+from moescope.instrumented_model.training.train import train
 
 
 def main() -> None:

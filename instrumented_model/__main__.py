@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 
 from moescope.instrumented_model.config import Config, ConfigError, size
-from moescope.instrumented_model.dispatch import Exchange
-from moescope.instrumented_model.inference import decode, prefill
-from moescope.instrumented_model.link import DEFAULT_LINK, Link, parse_link
-from moescope.instrumented_model.model import Model
-from moescope.instrumented_model.ranks import Ranks, joined, world
-from moescope.instrumented_model.train import train
+from moescope.instrumented_model.inference.steps import decode, prefill
+from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.parallel.exchange import Exchange
+from moescope.instrumented_model.parallel.link import DEFAULT_LINK, Link, parse_link
+from moescope.instrumented_model.parallel.ranks import Ranks, joined, world
+from moescope.instrumented_model.training.train import train
 
 STAGES = ("train", "prefill", "decode")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from moescope.collectors import emit
-from moescope.instrumented_model.quantise import Quantised, counts
+from moescope.instrumented_model.numerics.quantise import Quantised, counts
 
 FP8 = "fp8_e4m3"
 BF16 = "bf16"

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from moescope.instrumented_model import dispatch, observe
-from moescope.instrumented_model.attention import LatentCache
-from moescope.instrumented_model.dispatch import Arrival, Exchange, Plan
-from moescope.instrumented_model.gemm import WEIGHT_GRADIENTS
-from moescope.instrumented_model.model import Model
+from moescope.instrumented_model import observe
+from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS
+from moescope.instrumented_model.layers.attention import LatentCache
+from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.parallel import exchange as dispatch
+from moescope.instrumented_model.parallel.exchange import Arrival, Exchange, Plan
 
 Chain = Generator[Future[Any], None, None]
 

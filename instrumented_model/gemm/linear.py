@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from moescope.instrumented_model import observe
-from moescope.instrumented_model.quantise import Quantised, dequantise, quantise_blocks, quantise_tiles
+from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_blocks, quantise_tiles
 
 
 def fprop(x: Quantised, w: Quantised) -> torch.Tensor:

@@ -8,12 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from moescope.instrumented_model.attention import LatentAttention, LatentCache  # noqa: E402
 from moescope.instrumented_model.config import size  # noqa: E402
-from moescope.instrumented_model.dispatch import Exchange  # noqa: E402
-from moescope.instrumented_model.inference import infer, new_caches  # noqa: E402
-from moescope.instrumented_model.link import NO_LINK  # noqa: E402
-from moescope.instrumented_model.model import Model  # noqa: E402
+from moescope.instrumented_model.inference.steps import infer, new_caches  # noqa: E402
+from moescope.instrumented_model.layers.attention import LatentAttention, LatentCache  # noqa: E402
+from moescope.instrumented_model.layers.model import Model  # noqa: E402
+from moescope.instrumented_model.parallel.exchange import Exchange  # noqa: E402
+from moescope.instrumented_model.parallel.link import NO_LINK  # noqa: E402
 
 EXACT = replace(size("tiny"), fp8=False, layers=2)
 

@@ -9,11 +9,13 @@ import torch
 import torch.distributed as dist
 
 from moescope.collectors import emit
-from moescope.instrumented_model import data, observe, routing
-from moescope.instrumented_model.chain import MicroBatch, backward, forward
-from moescope.instrumented_model.dispatch import Exchange
-from moescope.instrumented_model.model import Model
-from moescope.instrumented_model.schedule import SCHEDULES, Schedule
+from moescope.instrumented_model import observe
+from moescope.instrumented_model.layers import routing
+from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.parallel.exchange import Exchange
+from moescope.instrumented_model.schedules.chain import MicroBatch, backward, forward
+from moescope.instrumented_model.schedules.order import SCHEDULES, Schedule
+from moescope.instrumented_model.training import data
 
 SAMPLE_EVERY = 16
 """Steps between two whose quantisation figures are counted."""

@@ -23,7 +23,7 @@ TOKENS = C.micro_batches * C.sequences * C.sequence_length
 # Runs the model's own main, and counts what really goes out of each all-to-all from its tensors.
 TARGET = """
 import json, os, sys
-import moescope.instrumented_model.dispatch as dispatch
+import moescope.instrumented_model.parallel.exchange as dispatch
 from moescope.instrumented_model.__main__ import main
 sent = []
 original = dispatch.Exchange._all_to_all

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from moescope.collectors import emit
-from moescope.instrumented_model.formats import E4M3, TILE
-from moescope.instrumented_model.link import Link
-from moescope.instrumented_model.quantise import Quantised, dequantise, quantise_tiles
+from moescope.instrumented_model.numerics.formats import E4M3, TILE
+from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles
+from moescope.instrumented_model.parallel.link import Link
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
-from moescope.instrumented_model.gemm import Fp8Linear
+from moescope.instrumented_model.gemm.linear import Fp8Linear
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moescope.instrumented_model.gemm import Fp8Linear
+from moescope.instrumented_model.gemm.linear import Fp8Linear
 
 
 class Experts(nn.Module):

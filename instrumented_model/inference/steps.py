@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from moescope.collectors import emit
-from moescope.instrumented_model import data, observe
-from moescope.instrumented_model.attention import LatentCache
-from moescope.instrumented_model.chain import MicroBatch, forward
-from moescope.instrumented_model.dispatch import Exchange
-from moescope.instrumented_model.model import Model
-from moescope.instrumented_model.schedule import SCHEDULES, Schedule
-from moescope.instrumented_model.train import SAMPLE_EVERY, report_routing, routed
+from moescope.instrumented_model import observe
+from moescope.instrumented_model.layers.attention import LatentCache
+from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.parallel.exchange import Exchange
+from moescope.instrumented_model.schedules.chain import MicroBatch, forward
+from moescope.instrumented_model.schedules.order import SCHEDULES, Schedule
+from moescope.instrumented_model.training import data
+from moescope.instrumented_model.training.train import SAMPLE_EVERY, report_routing, routed
 
 DECODE_WINDOW = 64
 """Positions decoded after a prompt before the same prompt starts over, which bounds the caches."""

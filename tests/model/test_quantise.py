@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from moescope.instrumented_model.formats import to_float32  # noqa: E402
-from moescope.instrumented_model.quantise import counts, dequantise, quantise_blocks, quantise_tiles  # noqa: E402
+from moescope.instrumented_model.numerics.formats import to_float32  # noqa: E402
+from moescope.instrumented_model.numerics.quantise import counts, dequantise, quantise_blocks, quantise_tiles  # noqa: E402
 
 
 def _e4m3(value: float) -> float:

@@ -6,9 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from moescope.instrumented_model import dispatch, routing  # noqa: E402
 from moescope.instrumented_model.config import Config, ConfigError, size  # noqa: E402
-from moescope.instrumented_model.link import NO_LINK, Link, parse_link  # noqa: E402
+from moescope.instrumented_model.layers import routing  # noqa: E402
+from moescope.instrumented_model.parallel import exchange as dispatch  # noqa: E402
+from moescope.instrumented_model.parallel.link import NO_LINK, Link, parse_link  # noqa: E402
 
 
 def test_the_bias_changes_who_is_chosen_but_not_the_weights_of_the_chosen() -> None:
@@ -47,7 +48,7 @@ def test_a_plan_sends_each_assignment_once_to_the_rank_of_its_expert() -> None:
 
 
 def test_rows_that_travel_in_fp8_arrive_as_quantised_and_in_bf16_as_rounded() -> None:
-    from moescope.instrumented_model.quantise import dequantise, quantise_tiles
+    from moescope.instrumented_model.numerics.quantise import dequantise, quantise_tiles
 
     x = torch.randn(7, 200)
     assert torch.equal(dispatch.unpack(dispatch.pack(x, True), 200, True), dequantise(quantise_tiles(x)))

@@ -17,14 +17,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from moescope.instrumented_model import data  # noqa: E402
-from moescope.instrumented_model.chain import MicroBatch  # noqa: E402
 from moescope.instrumented_model.config import Config, size  # noqa: E402
-from moescope.instrumented_model.dispatch import Exchange  # noqa: E402
-from moescope.instrumented_model.link import parse_link  # noqa: E402
-from moescope.instrumented_model.model import Model  # noqa: E402
-from moescope.instrumented_model.ranks import joined, world  # noqa: E402
-from moescope.instrumented_model.train import gradients, routed, sync, train  # noqa: E402
+from moescope.instrumented_model.layers.model import Model  # noqa: E402
+from moescope.instrumented_model.parallel.exchange import Exchange  # noqa: E402
+from moescope.instrumented_model.parallel.link import parse_link  # noqa: E402
+from moescope.instrumented_model.parallel.ranks import joined, world  # noqa: E402
+from moescope.instrumented_model.schedules.chain import MicroBatch  # noqa: E402
+from moescope.instrumented_model.training import data  # noqa: E402
+from moescope.instrumented_model.training.train import gradients, routed, sync, train  # noqa: E402
 
 SMALL = replace(size("tiny"), name="test", d=160, d_expert=72, layers=2, sequences=2, sequence_length=24)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from moescope.instrumented_model.formats import E4M3, E4M3_MAX, E4M3_OVERFLOW, TILE, scale_of, to_float32
+from moescope.instrumented_model.numerics.formats import E4M3, E4M3_MAX, E4M3_OVERFLOW, TILE, scale_of, to_float32
 
 
 @dataclass(frozen=True)

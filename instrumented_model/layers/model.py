@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moescope.instrumented_model import observe, routing
-from moescope.instrumented_model.attention import LatentAttention, LatentCache
+from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
-from moescope.instrumented_model.experts import Experts
+from moescope.instrumented_model.layers import routing
+from moescope.instrumented_model.layers.attention import LatentAttention, LatentCache
+from moescope.instrumented_model.layers.experts import Experts
 
 
 class Layer(nn.Module):

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from moescope.instrumented_model.chain import Chain
+from moescope.instrumented_model.schedules.chain import Chain
 
 Schedule = Literal["serial", "overlapped"]
 

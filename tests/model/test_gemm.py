@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from moescope.instrumented_model.gemm import (  # noqa: E402
+from moescope.instrumented_model.gemm.linear import (  # noqa: E402
     WEIGHT_GRADIENTS,
     Fp8Linear,
     dgrad,
@@ -14,7 +14,7 @@ from moescope.instrumented_model.gemm import (  # noqa: E402
     transposed_tiles,
     wgrad,
 )
-from moescope.instrumented_model.quantise import dequantise, quantise_blocks, quantise_tiles  # noqa: E402
+from moescope.instrumented_model.numerics.quantise import dequantise, quantise_blocks, quantise_tiles  # noqa: E402
 
 
 def _sqnr_db(got: torch.Tensor, want: torch.Tensor) -> float:

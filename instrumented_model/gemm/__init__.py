@@ -1,0 +1,1 @@
+"""Matrix products in FP8: the linear layer and the backends that compute it."""

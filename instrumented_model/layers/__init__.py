@@ -1,0 +1,1 @@
+"""The model: attention, router, experts, and the chunks of a layer."""

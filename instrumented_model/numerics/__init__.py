@@ -1,0 +1,1 @@
+"""Number formats, quantisation, and the arithmetic of the tensor core."""

@@ -1,0 +1,1 @@
+"""Ranks, links, and the exchange of tokens between them."""

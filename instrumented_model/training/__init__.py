@@ -1,0 +1,1 @@
+"""Data, optimizer, checkpoints, and the training loop."""

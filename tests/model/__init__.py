@@ -1,0 +1,1 @@
+"""The FP8 MoE stack against references of its own."""
