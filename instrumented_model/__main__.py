@@ -26,7 +26,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("stage", choices=[*STAGES, "all"], help="all: one after another, on one model")
     parser.add_argument("--steps", type=int, default=20, help="steps of each stage (default %(default)s)")
-    parser.add_argument("--size", default="tiny", help="tiny or small (default %(default)s)")
+    parser.add_argument("--size", default="tiny", help="tiny, lite or v3 (default %(default)s)")
     parser.add_argument("--schedule", choices=["serial", "overlapped"], default="overlapped")
     parser.add_argument(
         "--link",
