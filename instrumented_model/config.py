@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -53,6 +54,11 @@ class Config:
             )
         if min(self.d_query_latent, self.shared_experts, self.mtp_depth) < 0:
             raise ConfigError(f"size {self.name!r}: d_query_latent, shared_experts and mtp_depth cannot be below 0")
+        for name in ("routed_scale", "bias_update_speed", "balance_weight", "mtp_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"size {self.name!r}: {name} {getattr(self, name)} must be a finite number, 0 or above"
+                )
         if self.d_rope % 2:
             raise ConfigError(f"size {self.name!r}: d_rope {self.d_rope} must be even, rotation turns pairs")
 

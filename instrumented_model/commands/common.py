@@ -1,0 +1,125 @@
+"""What all commands share: arguments, what is announced, the ranks and their exchange, how errors end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from moescope.instrumented_model.commands.configuration import DEFAULT_SIZE, configured
+from moescope.instrumented_model.config import SIZES, Config, ConfigError
+from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.parallel.exchange import Exchange
+from moescope.instrumented_model.parallel.link import DEFAULT_LINK, Link, parse_link
+from moescope.instrumented_model.parallel.ranks import Ranks, joined, world
+from moescope.instrumented_model.schedules.order import SCHEDULES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every command."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--size", help=f"{', '.join(SIZES)} (default {DEFAULT_SIZE})")
+    model.add_argument("--config", type=Path, metavar="FILE", help="TOML file with `size` and keys that change it")
+    model.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="change one key; repeatable"
+    )
+    model.add_argument("--seed", type=int, default=0)
+    run = parser.add_argument_group("run")
+    run.add_argument("--schedule", choices=list(SCHEDULES), default="overlapped")
+    run.add_argument(
+        "--link",
+        default=DEFAULT_LINK,
+        help="emulated wire, BANDWIDTH:LATENCY such as 1GB/s:50us, or none (default %(default)s)",
+    )
+    run.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for a rank that does not answer")
+
+
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of commands that run for a number of steps."""
+    run = parser.add_argument_group("steps")
+    run.add_argument("--steps", type=int, default=20, help="steps of each stage (default %(default)s)")
+    run.add_argument("--print-every", type=int, default=10, metavar="STEPS")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command works with, on this rank.
+
+    arguments: parsed; those of the command's own `add_arguments` among them
+    """
+
+    arguments: argparse.Namespace
+    c: Config
+    ranks: Ranks
+    link: Link
+    exchange: Exchange
+
+    def say(self, text: str) -> None:
+        """A line on stdout, from rank 0 alone."""
+        if self.ranks.rank == 0:
+            print(text, flush=True)
+
+    def new_model(self) -> Model:
+        """A model of this run's configuration, drawn from its seed."""
+        return Model(self.c, rank=self.ranks.rank, ranks=self.ranks.count, seed=self.arguments.seed)
+
+
+@dataclass
+class StepLog:
+    """Says every so many steps what a step did, and at the end the median of all."""
+
+    run: Run
+    durations_ns: list[int] = field(default_factory=list)
+
+    def __call__(self, step: int, dur_ns: int, what: str) -> None:
+        a = self.run.arguments
+        self.durations_ns.append(dur_ns)
+        if step % a.print_every == 0 or step == a.steps - 1:
+            self.run.say(f"step {step:>5}  {what}  {dur_ns / 1e6:.1f} ms")
+
+    def close(self) -> None:
+        if self.durations_ns:
+            middle = sorted(self.durations_ns)[len(self.durations_ns) // 2]
+            self.run.say(f"median step {middle / 1e6:.1f} ms over {len(self.durations_ns)} steps")
+
+
+def _announce(run: Run) -> None:
+    a, c, ranks = run.arguments, run.c, run.ranks
+    arithmetic = "E4M3 operands, dequantised, FP32 products" if c.fp8 else "FP32 products"
+    exchange = "gloo" if ranks.count > 1 else "none, one rank"
+    wire = str(run.link) if ranks.count > 1 else "none, nothing travels"
+    changed = " (changed)" if c != SIZES.get(c.name) else ""
+    run.say(
+        f"backend cpu, {torch.get_num_threads()} thread(s) a rank | arithmetic {arithmetic} | ranks {ranks.count} | "
+        f"exchange {exchange} | link {wire} | size {c.name}{changed} | {a.stage}, {a.schedule}"
+    )
+
+
+def execute(a: argparse.Namespace, command: Callable[[Run], None]) -> int:
+    """Join the ranks, announce, run. returns: exit code; what the user can put right is one line on stderr and 2"""
+    try:
+        _execute(a, command)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _execute(a: argparse.Namespace, command: Callable[[Run], None]) -> None:
+    for name in ("steps", "print_every", "timeout"):
+        value = getattr(a, name, 1)
+        if value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be above 0")
+    c, link, ranks = configured(a.size, a.config, a.settings), parse_link(a.link), world()
+    c.local_experts(ranks.count)
+    with joined(ranks, a.timeout):
+        run = Run(a, c, ranks, link, Exchange(link, ranks.count))
+        _announce(run)
+        try:
+            command(run)  # all that uses the process group is gone when it returns
+        finally:
+            run.exchange.close()
