@@ -9,8 +9,8 @@ from pathlib import Path
 
 from moescope.instrumented_model.config import size
 from moescope.instrumented_model.layers.model import Model
-from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.parallel.link import DEFAULT_LINK, parse_link
+from moescope.instrumented_model.parallel.open import open_exchange
 from moescope.instrumented_model.parallel.ranks import joined, world
 from moescope.instrumented_model.training.train import train
 
@@ -20,8 +20,9 @@ def main() -> None:
     output, steps = Path(sys.argv[1]), int(sys.argv[2])
     ranks = world()
     with joined(ranks, 120.0):
-        exchange = Exchange(parse_link(DEFAULT_LINK), ranks.count)
-        model = Model(size("tiny"), rank=ranks.rank, ranks=ranks.count, seed=0)
+        c = size("tiny")
+        exchange = open_exchange(c, ranks, parse_link(DEFAULT_LINK))
+        model = Model(c, rank=ranks.rank, ranks=ranks.count, seed=0)
         durations = [t.dur_ns for t in train(model, exchange, steps=steps, schedule="overlapped", seed=0)]
         exchange.close()
         del model

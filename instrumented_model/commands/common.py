@@ -15,6 +15,7 @@ from moescope.instrumented_model.config import SIZES, Config, ConfigError
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.parallel.link import DEFAULT_LINK, Link, parse_link
+from moescope.instrumented_model.parallel.open import open_exchange
 from moescope.instrumented_model.parallel.ranks import Ranks, joined, world
 from moescope.instrumented_model.schedules.order import SCHEDULES
 
@@ -117,7 +118,7 @@ def _execute(a: argparse.Namespace, command: Callable[[Run], None]) -> None:
     c, link, ranks = configured(a.size, a.config, a.settings), parse_link(a.link), world()
     c.local_experts(ranks.count)
     with joined(ranks, a.timeout):
-        run = Run(a, c, ranks, link, Exchange(link, ranks.count))
+        run = Run(a, c, ranks, link, open_exchange(c, ranks, link))
         _announce(run)
         try:
             command(run)  # all that uses the process group is gone when it returns

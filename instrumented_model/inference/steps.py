@@ -48,7 +48,7 @@ def infer(
         observe.sample(step % SAMPLE_EVERY == 0)
         micro_batches = [MicroBatch(m, t, caches=None if caches is None else caches[m]) for m, t in enumerate(tokens)]
         SCHEDULES[schedule]([forward(model, exchange, mb) for mb in micro_batches])
-        report_routing(routed(micro_batches))
+        report_routing(model, routed(micro_batches))
     logits = tuple(mb.result for mb in micro_batches if mb.result is not None)
     return InferenceStep(step, emit.clock_ns() - start_ns, sum(t.numel() for t in tokens), logits)
 

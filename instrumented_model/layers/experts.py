@@ -1,4 +1,5 @@
-"""Experts as SwiGLU feed-forward networks: those of a rank, and the shared one (arXiv 2412.19437 section 2.1.2)."""
+"""Experts as SwiGLU feed-forward networks: those of a rank, the shared ones, and a dense layer's
+(arXiv 2412.19437 section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from moescope.instrumented_model.gemm.linear import Fp8Linear
 class Experts(nn.Module):
     """W_down(silu(W_gate x) * W_up x) for each group of rows; gate and up are one product.
 
-    name: `mlp`, `shared`
+    name: `mlp`, `shared`, `dense`
     """
 
     def __init__(self, name: str, d: int, d_expert: int, groups: int, fp8: bool) -> None:
@@ -22,7 +23,14 @@ class Experts(nn.Module):
         self.gate_up = Fp8Linear(f"{name}.up", d, 2 * d_expert, groups=groups, fp8=fp8)
         self.down = Fp8Linear(f"{name}.down", d_expert, d, groups=groups, fp8=fp8)
 
-    def forward(self, x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """x: [m, d] float32 ordered by expert; rows: [groups] summing to m; returns: [m, d] float32"""
+    def forward(
+        self, x: torch.Tensor, rows: Sequence[int] | None = None, gates: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x: [m, d] float32 ordered by expert; rows: [groups] summing to m, [m] where not given
+        gates: [m] float32, factors on what comes out (equation 12); 1 where not given
+
+        returns: [m, d] float32
+        """
         a, b = self.gate_up(x, rows).chunk(2, dim=-1)
-        return self.down(F.silu(a) * b, rows)  # type: ignore[no-any-return]
+        y: torch.Tensor = self.down(F.silu(a) * b, rows)
+        return y if gates is None else y * gates.unsqueeze(-1)

@@ -14,50 +14,82 @@ from moescope.instrumented_model.layers.experts import Experts
 
 
 class Layer(nn.Module):
-    """One transformer layer in the chunks of DualPipe: attention with gate | dispatch | mlp | combine, join.
+    """A transformer layer without its feed-forward network; `DenseLayer` and `MoELayer` have one.
 
-    (arXiv 2412.19437 section 3.2.1.) Dispatch and combine are `dispatch.Exchange`'s.
+    Layers come in the chunks of DualPipe (arXiv 2412.19437 section 3.2.1), functions of tensors that a schedule puts
+    in order: `attend`, `mlp`, `join`. Between them is a `parallel.exchange.Exchange`.
     """
 
-    bias: torch.Tensor
-
-    def __init__(self, c: Config, ranks: int) -> None:
+    def __init__(self, c: Config) -> None:
         super().__init__()
         self.c = c
         self.attention_norm = nn.RMSNorm(c.d)
         self.attention = LatentAttention(c)
         self.mlp_norm = nn.RMSNorm(c.d)
+
+    def attended(self, h: torch.Tensor, sequences: int, cache: LatentCache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """h: [tokens, d]; returns: residual and input of the feed-forward network, both [tokens, d]"""
+        residual = h + self.attention(self.attention_norm(h), sequences, cache)
+        return residual, self.mlp_norm(residual)
+
+
+class DenseLayer(Layer):
+    """A layer whose feed-forward network every token goes through."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__(c)
+        self.dense = Experts("dense", c.d, c.d_dense, 1, c.fp8)
+
+    def mlp(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """returns: h [tokens, d]"""
+        return (residual + self.dense(x),)
+
+
+class MoELayer(Layer):
+    """A layer of routed experts, this rank's, and shared ones.
+
+    bias: [experts] float32, steers selection; moved after each step, not learnt
+    """
+
+    bias: torch.Tensor
+
+    def __init__(self, c: Config, local_experts: int) -> None:
+        super().__init__(c)
         self.centroids = nn.Parameter(torch.randn(c.experts, c.d) * c.d**-0.5)
         self.register_buffer("bias", torch.zeros(c.experts))
-        self.shared = Experts("shared", c.d, c.d_expert, 1, c.fp8)
-        self.experts = Experts("mlp", c.d, c.d_expert, c.local_experts(ranks), c.fp8)
+        # N_s shared experts of equal width, added up, are one of N_s times the width.
+        self.shared = Experts("shared", c.d, c.d_expert * c.shared_experts, 1, c.fp8) if c.shared_experts else None
+        self.experts = Experts("mlp", c.d, c.d_expert, local_experts, c.fp8)
 
     def attend(
         self, h: torch.Tensor, sequences: int, cache: LatentCache | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """h: [tokens, d]
 
-        returns: residual [tokens, d], input of the experts [tokens, d], gates [tokens, top_k], chosen [tokens, top_k]
+        returns: residual [tokens, d], input of the experts [tokens, d], gates [tokens, top_k], the balance loss []
+        (0 where no gradients are wanted), chosen [tokens, top_k] int64
         """
-        residual = h + self.attention(self.attention_norm(h), sequences, cache)
-        x = self.mlp_norm(residual)
+        c = self.c
+        residual, x = self.attended(h, sequences, cache)
         s = routing.affinities(x, self.centroids)
-        observe.product(x.shape[0], self.c.experts, self.c.d, dtype=observe.BF16)
-        chosen = routing.select(s, self.bias, self.c.top_k)
-        return residual, x, routing.gates(s, chosen), chosen
+        observe.product(x.shape[0], c.experts, c.d, dtype=observe.BF16)
+        chosen = routing.select(s, self.bias, c.top_k)
+        if torch.is_grad_enabled() and c.balance_weight:
+            balance = c.balance_weight * routing.imbalance(s, c.top_k, sequences)
+        else:
+            balance = s.new_zeros(())
+        return residual, x, routing.gates(s, chosen, c.routed_scale), balance, chosen
 
-    def mlp(self, x: torch.Tensor, arrived: torch.Tensor, rows: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """x: [tokens, d], own tokens; arrived: [rows, d], tokens for this rank's experts
+    def mlp(
+        self, x: torch.Tensor, arrived: torch.Tensor, gates: torch.Tensor, rows: tuple[int, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """x: [tokens, d], own tokens; arrived: [rows, d], tokens for this rank's experts; gates: [rows]
+        rows: [local experts], how many each has
 
-        returns: shared expert's [tokens, d] and routed experts' [rows, d]
+        returns: gated rows of the routed experts [rows, d]; what the shared experts add [tokens, d], if there are any
         """
-        return self.shared(x, (x.shape[0],)), self.experts(arrived, rows)
-
-    def join(
-        self, residual: torch.Tensor, shared: torch.Tensor, gates: torch.Tensor, returned: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        """h = residual + shared + sum over k of gate * routed, equation 12. returned: [tokens, top_k, d]"""
-        return (residual + shared + (gates.unsqueeze(1) @ returned).squeeze(1),)
+        routed = self.experts(arrived, rows, gates)
+        return (routed,) if self.shared is None else (routed, self.shared(x))
 
 
 class Model(nn.Module):
@@ -73,17 +105,24 @@ class Model(nn.Module):
         c.local_experts(ranks)
         torch.manual_seed(seed)
         self.embedding = nn.Embedding(c.vocabulary, c.d)
-        self.layers = nn.ModuleList(Layer(c, 1) for _ in range(c.layers))
+        self.layers = nn.ModuleList(
+            DenseLayer(c) if n < c.dense_layers else MoELayer(c, c.experts) for n in range(c.layers)
+        )
         self.norm = nn.RMSNorm(c.d)
         self.head = nn.Linear(c.d, c.vocabulary, bias=False)
-        for layer in map(self.layer, range(c.layers)):
+        for layer in self.moe_layers().values():
             for linear in (layer.experts.gate_up, layer.experts.down):
                 linear.weight = nn.Parameter(linear.weight.detach().chunk(ranks)[rank].clone())
 
-    def layer(self, number: int) -> Layer:
+    def layer(self, number: int) -> DenseLayer | MoELayer:
         layer = self.layers[number]
-        assert isinstance(layer, Layer)
+        assert isinstance(layer, DenseLayer | MoELayer)
         return layer
+
+    def moe_layers(self) -> dict[int, MoELayer]:
+        """Those with routed experts, by number, in order."""
+        layers = ((n, self.layer(n)) for n in range(self.c.layers))
+        return {n: layer for n, layer in layers if isinstance(layer, MoELayer)}
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: [sequences, positions] int64; returns: [sequences * positions, d]"""
@@ -100,7 +139,7 @@ class Model(nn.Module):
 
     def expert_parameters(self) -> list[nn.Parameter]:
         """Those that only this rank holds."""
-        return [p for n in range(self.c.layers) for p in self.layer(n).experts.parameters()]
+        return [p for layer in self.moe_layers().values() for p in layer.experts.parameters()]
 
     def replicated_parameters(self) -> list[nn.Parameter]:
         """Those that every rank holds, in an order that is the same on all."""

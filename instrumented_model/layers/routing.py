@@ -23,14 +23,32 @@ def select(s: torch.Tensor, bias: torch.Tensor, top_k: int) -> torch.Tensor:
     return torch.topk(s.detach() + bias, top_k, dim=-1).indices
 
 
-def gates(s: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Weights of the chosen experts: their unbiased affinities over their sum, equation 13.
+def gates(s: torch.Tensor, chosen: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Weights of the chosen experts: their unbiased affinities over their sum, equation 13, times `scale`.
 
     s: [tokens, experts]; chosen: [tokens, top_k] int64
-    returns: [tokens, top_k], each row sums to 1
+    returns: [tokens, top_k], each row sums to `scale`
     """
     g = s.gather(-1, chosen)
-    return g / g.sum(-1, keepdim=True).clamp_min(1e-20)
+    return g * (scale / g.sum(-1, keepdim=True).clamp_min(1e-20))
+
+
+def imbalance(s: torch.Tensor, top_k: int, sequences: int) -> torch.Tensor:
+    """Sequence-wise balance loss without its weight, the mean over sequences of sum_i f_i P_i: equations 17 to 20.
+
+    f_i = N_r / (K_r T) * (how often expert i is among the top_k affinities), without gradient;
+    P_i = mean over the sequence's T tokens of s_i / sum_j s_j. Least, 1, where every expert is as likely.
+
+    s: [sequences * T, experts] float32, unbiased
+    returns: [] float32
+    """
+    experts = s.shape[1]
+    by_sequence = s.reshape(sequences, -1, experts)
+    top = by_sequence.detach().topk(top_k, dim=-1).indices
+    taken = torch.zeros_like(by_sequence).scatter_(2, top, 1.0)
+    f = taken.mean(1) * (experts / top_k)
+    p = (by_sequence / by_sequence.sum(-1, keepdim=True)).mean(1)
+    return (f * p).sum() / sequences
 
 
 def updated_bias(bias: torch.Tensor, load: torch.Tensor, gamma: float) -> torch.Tensor:

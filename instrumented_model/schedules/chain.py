@@ -1,33 +1,53 @@
-"""A micro-batch's way through the model, forward and back, as a generator that pauses while an exchange is under way.
+"""One micro-batch through the model, forward or backward, as a chain of chunks that pauses before each.
 
-The chain of chunks of a micro-batch is fixed; which micro-batch goes on at a pause is the schedule's choice. Autograd
-works inside a chunk only: at its edges tensors are cut, and backward hands gradients from chunk to chunk by hand.
-Phases of the computing thread hold chunks; phases `dispatch` and `combine` are on the communication thread.
+A chain runs from pause to pause; at each it tells what comes next and which exchange that waits for, so that a
+schedule (`order`) may run another micro-batch meanwhile, or wait. Chunks are cut out of the autograd graph at their
+borders, so that backward too is a chain of chunks with exchanges between.
+
+Chunks of a layer with experts, in the report's names (arXiv 2412.19437 section 3.2.1):
+    forward   attn(F) dispatch(F) mlp(F) combine(F)
+    backward  combine(B) mlp(B) dispatch(B) mlp(W) attn(B) attn(W)
+dispatch and combine only start their exchange; the chunk that needs it waits: mlp(F), the next attn(F) or head(F);
+mlp(B), attn(B). A dense layer has attn(F) mlp(F) and mlp(B) mlp(W) attn(B) attn(W), and no exchange. Embedding and head
+belong to the first and last steps of a chain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS
 from moescope.instrumented_model.layers.attention import LatentCache
-from moescope.instrumented_model.layers.model import Model
-from moescope.instrumented_model.parallel import exchange as dispatch
-from moescope.instrumented_model.parallel.exchange import Arrival, Exchange, Plan
+from moescope.instrumented_model.layers.model import DenseLayer, Model
+from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Waits
 
-Chain = Generator[Future[Any], None, None]
+
+class Next(NamedTuple):
+    """A pause of a chain: what it does when it is resumed.
+
+    chunk: `attn(F)`, `dispatch(B)`, `head(F)`; layer: its number
+    waits_for: the exchange that this chunk needs and would wait for; None where it can go on at once
+    """
+
+    chunk: str
+    layer: int
+    waits_for: Waits | None = None
+
+
+Chain = Generator[Next, None, None]
 
 
 class Chunk:
     """A function run with its inputs cut off from the graph.
 
-    backward: takes gradients of its differentiable outputs, returns those of its inputs
+    outputs: detached; backward: takes gradients of the outputs, of which it leaves out those that need none (they come
+    last), and returns those of the inputs
     """
 
     def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor, record: bool) -> None:
@@ -38,19 +58,17 @@ class Chunk:
 
     def backward(self, *gradients: torch.Tensor) -> list[torch.Tensor]:
         differentiable = [t for t in self._outputs if t.requires_grad]
-        torch.autograd.backward(differentiable, gradients)
+        torch.autograd.backward(differentiable, gradients[: len(differentiable)])
         return [torch.zeros_like(t) if t.grad is None else t.grad for t in self._inputs]
 
 
 @dataclass(frozen=True)
 class LayerTape:
-    """What backward needs of a layer."""
+    """What backward needs of a layer; `arrived` is None for a dense one."""
 
     attend: Chunk
     mlp: Chunk
-    join: Chunk
-    plan: Plan
-    arrival: Arrival
+    arrived: Arrived | None
 
 
 @dataclass
@@ -58,7 +76,8 @@ class MicroBatch:
     """Input, state and result of one micro-batch.
 
     tokens: [sequences, positions] int64; targets: the same shape, or None for inference
-    chosen: [layers, experts] int64, tokens this rank routed to each expert
+    chosen: [layers with experts][experts] int64, tokens this rank routed to each expert
+    balance: sum of the layers' balance losses, weighted; a part of the loss that `result` leaves out
     """
 
     number: int
@@ -69,94 +88,133 @@ class MicroBatch:
     tape: list[LayerTape] = field(default_factory=list)
     embedded: torch.Tensor | None = None
     head: Chunk | None = None
+    balance: float = 0.0
     result: torch.Tensor | None = None  # loss [], or logits of the last position [sequences, vocabulary]
 
 
 def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
     """Run `mb` through the model; with targets the tape for `backward` is kept."""
-    record, m, fp8 = mb.targets is not None, mb.number, model.c.fp8
+    record, m, c = mb.targets is not None, mb.number, model.c
     sequences = mb.tokens.shape[0]
     with observe.phase("embed(F)", micro_batch=m), torch.set_grad_enabled(record):
         mb.embedded = model.embed(mb.tokens)
         h = mb.embedded.detach()
-    for n in range(model.c.layers):
+    balances: list[torch.Tensor] = []
+    back: Handle[torch.Tensor] | None = None
+    for n in range(c.layers):
         layer = model.layer(n)
         cache = None if mb.caches is None else mb.caches[n]
-        with observe.phase("attn(F)", n, m):
-            attend = Chunk(lambda h, layer=layer, cache=cache: layer.attend(h, sequences, cache), h, record=record)
-            residual, x, gates, chosen = attend.outputs
-        with observe.phase("permute(F)", n, m):
-            plan = dispatch.plan(chosen, model.c.experts, model.ranks)
-            mb.chosen.append(plan.sent.reshape(-1))
-            wire = dispatch.pack(x, fp8)[plan.order // plan.top_k]
-        there = exchange.dispatch(wire, plan.sent, phase="dispatch(F)", layer=n, micro_batch=m)
-        yield there
-        received_wire, received = there.result()
-        with observe.phase("mlp(F)", n, m):
-            arrival = dispatch.arrival(received)
-            arrived = dispatch.unpack(received_wire[arrival.by_expert], model.c.d, fp8)
-            mlp = Chunk(lambda x, a, layer=layer, rows=arrival.rows: layer.mlp(x, a, rows), x, arrived, record=record)
-            shared, routed = mlp.outputs
-            wire = _to_wire_order(dispatch.pack(routed, fp8=False), arrival)
-        back = exchange.exchange(wire, received, plan.sent, phase="combine(F)", layer=n, micro_batch=m)
-        yield back
-        with observe.phase("unpermute(F)", n, m):
-            returned = dispatch.unpack(_to_token_order(back.result(), plan), model.c.d, fp8=False)
-            returned = returned.reshape(*gates.shape, model.c.d)
-            join = Chunk(layer.join, residual, shared, gates, returned, record=record)
-            (h,) = join.outputs
+        yield Next("attn(F)", n, back)
+        h = _joined(h, back, n - 1, m)
+        if isinstance(layer, DenseLayer):
+            with observe.phase("attn(F)", n, m):
+                attend = Chunk(lambda h, at=layer, cache=cache: at.attended(h, sequences, cache), h, record=record)
+            yield Next("mlp(F)", n)
+            with observe.phase("mlp(F)", n, m):
+                mlp = Chunk(layer.mlp, *attend.outputs, record=record)
+                (h,), back, arrived = mlp.outputs, None, None
+        else:
+            with observe.phase("attn(F)", n, m):
+                attend = Chunk(lambda h, at=layer, cache=cache: at.attend(h, sequences, cache), h, record=record)
+                residual, x, gates, balance, chosen = attend.outputs
+                balances.append(balance)
+            yield Next("dispatch(F)", n)
+            with observe.phase("permute(F)", n, m):
+                mb.chosen.append(torch.bincount(chosen.reshape(-1), minlength=c.experts))
+                there = exchange.dispatch(x, exchange.plan(chosen, gates), phase="dispatch(F)", layer=n, micro_batch=m)
+            yield Next("mlp(F)", n, there)
+            with observe.phase("mlp(F)", n, m):
+                arrived = there.result()
+                mlp = Chunk(
+                    lambda x, a, g, at=layer, rows=arrived.counts: at.mlp(x, a, g, rows),
+                    x,
+                    arrived.rows,
+                    arrived.gates,
+                    record=record,
+                )
+                routed, *shared = mlp.outputs
+                h = residual + shared[0] if shared else residual
+            yield Next("combine(F)", n)
+            with observe.phase("unpermute(F)", n, m):
+                back = exchange.combine(routed, arrived, phase="combine(F)", layer=n, micro_batch=m)
         if record:
-            mb.tape.append(LayerTape(attend, mlp, join, plan, arrival))
+            mb.tape.append(LayerTape(attend, mlp, arrived))
+    yield Next("head(F)", c.layers, back)
+    h = _joined(h, back, c.layers - 1, m)
     with observe.phase("head(F)", micro_batch=m):
         if mb.targets is not None:
             mb.head = Chunk(lambda h, targets=mb.targets: model.loss(h, targets), h, record=True)
             (mb.result,) = mb.head.outputs
+            mb.balance = float(sum(balances))
         else:
             with torch.no_grad():
-                mb.result = model.logits(h.reshape(sequences, -1, model.c.d)[:, -1])
+                mb.result = model.logits(h.reshape(sequences, -1, c.d)[:, -1])
 
 
 def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) -> Chain:
-    """Gradients of `weight * loss` into the parameters' `.grad`.
+    """Gradients of `weight * (loss + balance loss)` into the parameters' `.grad`.
 
-    Weight gradients of FP8 layers are chunks of their own (W): they need nothing of the exchange under way, so a
-    schedule that does not wait at the pause has them run beside it.
+    Weight gradients of FP8 layers are chunks of their own (W), which need nothing of the exchange under way.
     Frees the tape as it goes.
     """
-    m, fp8, d = mb.number, model.c.fp8, model.c.d
+    m = mb.number
     if mb.head is None or mb.embedded is None:
         raise ValueError(f"micro-batch {m} has no tape: run forward with targets first")
+    scale = torch.tensor(weight)
     with observe.phase("head(B)", micro_batch=m):
-        (dh,) = mb.head.backward(torch.tensor(weight))
-    pending: list[Callable[[], None]] = []
+        (dh,) = mb.head.backward(scale)
     for n in reversed(range(model.c.layers)):
         tape = mb.tape.pop()
-        plan, arrival = tape.plan, tape.arrival
-        with observe.phase("unpermute(B)", n, m):
-            dresidual, dshared, dgates, dreturned = tape.join.backward(dh)
-            wire = dispatch.pack(dreturned.reshape(-1, d), fp8)[plan.order]
-        there = exchange.exchange(wire, plan.sent, arrival.received, phase="combine(B)", layer=n, micro_batch=m)
-        yield there
-        _run(pending, "attn(W)", n + 1, m)
-        with observe.phase("mlp(B)", n, m):
-            drouted = dispatch.unpack(there.result()[arrival.by_expert], d, fp8)
-            WEIGHT_GRADIENTS.deferred = True
-            dx, darrived = tape.mlp.backward(dshared, drouted)
-            pending = WEIGHT_GRADIENTS.take()
-            wire = _to_wire_order(dispatch.pack(darrived, fp8=False), arrival)
-        back = exchange.exchange(wire, arrival.received, plan.sent, phase="dispatch(B)", layer=n, micro_batch=m)
-        yield back
-        _run(pending, "mlp(W)", n, m)
-        with observe.phase("permute(B)", n, m):
-            copies = dispatch.unpack(_to_token_order(back.result(), plan), d, fp8=False)
-            dx = dx + copies.reshape(-1, plan.top_k, d).sum(1)
-        with observe.phase("attn(B)", n, m):
-            (dh,) = tape.attend.backward(dresidual, dx, dgates)
-            pending = WEIGHT_GRADIENTS.take()
-            WEIGHT_GRADIENTS.deferred = False
-    _run(pending, "attn(W)", 0, m)
+        arrived = tape.arrived
+        if arrived is None:
+            yield Next("mlp(B)", n)
+            with observe.phase("mlp(B)", n, m), _deferred() as pending:
+                of_attend = tape.mlp.backward(dh)
+            yield Next("mlp(W)", n)
+            _run(pending, "mlp(W)", n, m)
+            yield Next("attn(B)", n)
+        else:
+            yield Next("combine(B)", n)
+            with observe.phase("unpermute(B)", n, m):
+                there = exchange.dispatch_again(dh, arrived, phase="combine(B)", layer=n, micro_batch=m)
+            yield Next("mlp(B)", n, there)
+            with observe.phase("mlp(B)", n, m), _deferred() as pending:
+                dx, drows, dgates = tape.mlp.backward(there.result(), dh)
+            yield Next("dispatch(B)", n)
+            with observe.phase("permute(B)", n, m):
+                back = exchange.combine_gradients(drows, dgates, arrived, phase="dispatch(B)", layer=n, micro_batch=m)
+            yield Next("mlp(W)", n)
+            _run(pending, "mlp(W)", n, m)
+            yield Next("attn(B)", n, back)
+            with observe.phase("permute(B)", n, m):
+                copies, dgates = back.result()
+                of_attend = [dh, dx.add_(copies), dgates, scale]
+        with observe.phase("attn(B)", n, m), _deferred() as pending:
+            (dh,) = tape.attend.backward(*of_attend)
+        yield Next("attn(W)", n)
+        _run(pending, "attn(W)", n, m)
     with observe.phase("embed(B)", micro_batch=m):
         torch.autograd.backward(mb.embedded, dh)
+
+
+def _joined(h: torch.Tensor, back: Handle[torch.Tensor] | None, layer: int, micro_batch: int) -> torch.Tensor:
+    """What a layer hands on: residual and shared experts' part, plus what its routed experts made (equation 12)."""
+    if back is None:
+        return h
+    with observe.phase("unpermute(F)", layer, micro_batch):
+        return back.result().add_(h)
+
+
+@contextmanager
+def _deferred() -> Iterator[list[Callable[[], None]]]:
+    """Weight gradients are put off inside, and stand in the list afterwards."""
+    pending: list[Callable[[], None]] = []
+    WEIGHT_GRADIENTS.deferred = True
+    try:
+        yield pending
+    finally:
+        WEIGHT_GRADIENTS.deferred = False
+        pending += WEIGHT_GRADIENTS.take()
 
 
 def _run(pending: list[Callable[[], None]], name: str, layer: int, micro_batch: int) -> None:
@@ -164,13 +222,3 @@ def _run(pending: list[Callable[[], None]], name: str, layer: int, micro_batch: 
         with observe.phase(name, layer, micro_batch):
             for compute in pending:
                 compute()
-
-
-def _to_wire_order(rows: torch.Tensor, arrival: Arrival) -> torch.Tensor:
-    """Rows ordered by expert, back in the order they arrived in."""
-    return torch.empty_like(rows).index_copy_(0, arrival.by_expert, rows)
-
-
-def _to_token_order(rows: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """Rows ordered as sent, back in the order of assignments: token * top_k + k."""
-    return torch.empty_like(rows).index_copy_(0, plan.order, rows)

@@ -14,19 +14,21 @@ Schedule = Literal["serial", "overlapped"]
 def serial(chains: Sequence[Chain]) -> None:
     """One micro-batch after another; every exchange is waited for."""
     for chain in chains:
-        for handle in chain:
-            handle.result()
+        for pause in chain:
+            if pause.waits_for is not None:
+                pause.waits_for.wait()
 
 
 def overlapped(chains: Sequence[Chain]) -> None:
     """Micro-batches take turns: one's attention runs during the other's dispatch, one's mlp during the other's combine.
 
-    The order is fixed by the chains alone, so all ranks call their exchanges in the same order.
+    A turn ends where a chain would wait for an exchange. The order is fixed by the chains alone, so all ranks call
+    their exchanges in the same order.
     """
     waiting = deque(chains)
     while waiting:
         chain = waiting.popleft()
-        if next(chain, None) is not None:
+        if any(pause.waits_for is not None for pause in chain):  # stops at the first
             waiting.append(chain)
 
 

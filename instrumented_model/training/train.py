@@ -23,7 +23,10 @@ SAMPLE_EVERY = 16
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over this rank's tokens, nats a byte; load: [layers, experts] int64, tokens over all ranks"""
+    """loss: mean over this rank's tokens, nats a byte
+
+    load: [layers with experts, experts] int64, tokens over all ranks
+    """
 
     step: int
     loss: float
@@ -41,21 +44,21 @@ def gradients(model: Model, exchange: Exchange, micro_batches: list[MicroBatch],
 
 
 def routed(micro_batches: list[MicroBatch]) -> torch.Tensor:
-    """Tokens this rank routed to each expert. returns: [layers, experts] int64"""
-    return torch.stack([torch.stack(mb.chosen) for mb in micro_batches]).sum(0)
+    """Tokens this rank routed to each expert. returns: [layers with experts, experts] int64"""
+    return torch.stack([torch.stack(mb.chosen) for mb in micro_batches if mb.chosen]).sum(0)
 
 
-def report_routing(load: torch.Tensor) -> None:
-    """load: [layers, experts] int64, of this rank"""
+def report_routing(model: Model, load: torch.Tensor) -> None:
+    """load: [layers with experts, experts] int64, of this rank"""
     if emit.active():
-        for n, tokens in enumerate(load.tolist()):
+        for n, tokens in zip(model.moe_layers(), load.tolist(), strict=True):
             emit.experts(layer=n, tokens=tokens)
 
 
 def sync(model: Model, exchange: Exchange, load: torch.Tensor) -> torch.Tensor:
     """Sum the replicas' gradients and the expert load over ranks, in one all-reduce, which is not on the emulated link.
 
-    load: [layers, experts] int64; returns: the same over all ranks
+    load: [layers with experts, experts] int64; returns: the same over all ranks
     """
     if model.ranks == 1:
         return load
@@ -109,8 +112,7 @@ def train(
             with observe.phase("optimizer"):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                for n in range(c.layers):
-                    layer = model.layer(n)
-                    layer.bias.copy_(routing.updated_bias(layer.bias, load[n], c.bias_update_speed))
-            report_routing(mine)
+                for layer, tokens in zip(model.moe_layers().values(), load, strict=True):
+                    layer.bias.copy_(routing.updated_bias(layer.bias, tokens, c.bias_update_speed))
+            report_routing(model, mine)
         yield StepResult(step, loss, emit.clock_ns() - start_ns, load)

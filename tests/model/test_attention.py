@@ -12,8 +12,9 @@ from moescope.instrumented_model.config import size  # noqa: E402
 from moescope.instrumented_model.inference.steps import infer, new_caches  # noqa: E402
 from moescope.instrumented_model.layers.attention import LatentAttention, LatentCache  # noqa: E402
 from moescope.instrumented_model.layers.model import Model  # noqa: E402
-from moescope.instrumented_model.parallel.exchange import Exchange  # noqa: E402
 from moescope.instrumented_model.parallel.link import NO_LINK  # noqa: E402
+from moescope.instrumented_model.parallel.open import open_exchange  # noqa: E402
+from moescope.instrumented_model.parallel.ranks import Ranks  # noqa: E402
 
 EXACT = replace(size("tiny"), fp8=False, layers=2)
 
@@ -47,7 +48,7 @@ def test_a_full_cache_is_refused() -> None:
 
 
 def test_the_model_decodes_what_a_prefill_of_the_longer_prompt_gives() -> None:
-    model, exchange = Model(EXACT, seed=1), Exchange(NO_LINK, 1)
+    model, exchange = Model(EXACT, seed=1), open_exchange(EXACT, Ranks(0, 1), NO_LINK)
     try:
         tokens = [torch.randint(256, (2, 12)) for _ in range(2)]
         caches = new_caches(model, 2, 12)

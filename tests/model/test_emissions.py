@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,29 +21,39 @@ C = size("tiny")
 TOKENS = C.micro_batches * C.sequences * C.sequence_length
 """Of one rank in one step."""
 
-# Runs the model's own main, and counts what really goes out of each all-to-all from its tensors.
+# Runs the model's own main, and counts what really goes out of each all-to-all from its tensors, and which tokens have
+# an expert on the other rank from what the router chose.
 TARGET = """
 import json, os, sys
-import moescope.instrumented_model.parallel.exchange as dispatch
+import torch
 from moescope.instrumented_model.__main__ import main
-sent = []
-original = dispatch.Exchange._all_to_all
-def counted(self, output, source, incoming, outgoing):
+from moescope.instrumented_model.layers import routing
+sent, away, rank = [], [], int(os.environ["RANK"])
+all_to_all, select = torch.distributed.all_to_all_single, routing.select
+def counted(output, source, incoming=None, outgoing=None, **options):
     row_bytes = source.element_size() * (source.numel() // source.shape[0] if source.shape[0] else 0)
-    parts = outgoing if outgoing is not None else [source.shape[0] // self.ranks] * self.ranks
+    parts = outgoing if outgoing is not None else [source.shape[0] // 2] * 2
     sent.append([part * row_bytes for part in parts])
-    return original(self, output, source, incoming, outgoing)
-dispatch.Exchange._all_to_all = counted
+    return all_to_all(output, source, incoming, outgoing, **options)
+def chosen(s, *rest):
+    experts = select(s, *rest)
+    local = s.shape[1] // 2
+    away.append(int(((experts < local) == (rank == 1)).any(1).sum()))
+    return experts
+torch.distributed.all_to_all_single, routing.select = counted, chosen
 code = main(sys.argv[2:])
-with open(os.path.join(sys.argv[1], f"sent-{os.environ['RANK']}.json"), "w") as file:
-    json.dump(sent, file)
+with open(os.path.join(sys.argv[1], f"counted-{rank}.json"), "w") as file:
+    json.dump({"sent": sent, "away": away}, file)
 sys.exit(code)
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short training on two ranks: `rec`, and `sent-<rank>.json` with bytes to each rank, a row a call."""
+    """A short training on two ranks: `rec`, and `counted-<rank>.json`.
+
+    sent: bytes to each rank, a row a call; away: tokens of each layer that the other rank is to see
+    """
     folder = tmp_path_factory.mktemp("emissions")
     (folder / "target.py").write_text(TARGET)
     env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
@@ -51,6 +62,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "moescope", "run", "-o", "rec", "--", *launcher, *map(str, model)]
     subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=120)
     return folder
+
+
+def counted(folder: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"counted-{rank}.json").read_text())
+    return found
 
 
 def total(table: list[dict[str, Any]], column: str, *by: str) -> Counter[tuple[Any, ...]]:
@@ -77,7 +93,7 @@ def test_transfers_carry_the_bytes_that_were_sent(folder: Path) -> None:
     expected: Counter[tuple[Any, ...]] = Counter()
     calls = 0
     for rank in range(RANKS):
-        for parts in json.loads((folder / f"sent-{rank}.json").read_text()):
+        for parts in counted(folder, rank)["sent"]:
             calls += 1
             for peer, size_bytes in enumerate(parts):
                 if peer != rank and size_bytes:
@@ -91,26 +107,22 @@ def test_transfers_carry_the_bytes_that_were_sent(folder: Path) -> None:
     assert sum(row["received_bytes"] for row in collectives) == sum(expected.values())
 
 
-def test_dispatched_rows_are_the_tokens_routed_to_other_ranks(folder: Path) -> None:
-    # Rows to the other rank, from the experts' counts alone, against the bytes of the forward dispatch on the wire.
+def test_a_token_is_dispatched_once_to_a_rank_whose_experts_it_has_however_many(folder: Path) -> None:
     phases = {(row["rank"], row["id"]): row["name"] for row in rows(folder / "rec", "phases")}
-    row_bytes = C.d + 4 * -(-C.d // 128)  # E4M3 values and an FP32 scale for each tile of 128
-    numbers_bytes = 8 * C.experts // RANKS  # how many rows will come, int64
+    # E4M3 values, an FP32 scale for each tile of 128, an FP32 gate and an int32 number for each chosen expert.
+    row_bytes = C.d + 4 * -(-C.d // 128) + 8 * C.top_k
+    numbers_bytes = 8  # how many rows will come, int64
     calls = STEPS * C.layers * C.micro_batches
-    local = C.experts // RANKS
     for rank in range(RANKS):
-        away = sum(
-            row["tokens"]
-            for row in rows(folder / "rec", "experts")
-            if row["rank"] == rank and row["expert"] // local != rank
-        )
+        away = counted(folder, rank)["away"]
+        assert len(away) == calls
         dispatched = [
             row["sent_bytes"]
             for row in rows(folder / "rec", "collectives")
             if row["rank"] == rank and phases.get((rank, row["phase_id"])) == "dispatch(F)"
         ]
         assert len(dispatched) == 2 * calls
-        assert sum(dispatched) == away * row_bytes + calls * numbers_bytes
+        assert sum(dispatched) == sum(away) * row_bytes + calls * numbers_bytes
 
 
 def test_work_is_the_products_of_the_model(folder: Path) -> None:
@@ -121,7 +133,7 @@ def test_work_is_the_products_of_the_model(folder: Path) -> None:
         flops[f"{name} {row['dtype']}"] += row["flops"]
         assert row["bytes"] > 0
     # Gate and up in one product [d, 2 d_expert], then down [d_expert, d]; for the shared expert and top_k others.
-    assignments = STEPS * C.layers * RANKS * TOKENS * (C.top_k + 1)
+    assignments = STEPS * C.layers * RANKS * TOKENS * (C.top_k + C.shared_experts)
     forward = assignments * 2 * (C.d * 2 * C.d_expert + C.d_expert * C.d)
     assert flops["mlp(F) fp8_e4m3"] == forward
     backward = {name: count for name, count in flops.items() if name.startswith("mlp(") and "(F)" not in name}
@@ -137,9 +149,14 @@ def test_quantisation_is_sampled_in_the_first_step_and_counts_every_element(fold
     for row in found:
         assert 0 <= row["scale_min"] <= row["scale_max"]
         largest = row["amax"] / 448
-        # A block of zeros is given the scale 1.
-        assert row["scale_max"] == 1.0 or row["scale_max"] == pytest.approx(largest, rel=1e-5)
+        if row["tensor"] in ("dispatch.x", "combine.dy"):  # powers of 2, rounded up
+            assert largest <= row["scale_max"] < 2 * largest
+            assert {math.frexp(row["scale_min"])[0], math.frexp(row["scale_max"])[0]} == {0.5}
+        else:  # A block of zeros is given the scale 1.
+            assert row["scale_max"] == 1.0 or row["scale_max"] == pytest.approx(largest, rel=1e-5)
         assert 0 <= row["flushed"] <= row["elements"]
         assert row["nonfinite"] == 0
     routed = sum(row["tokens"] for row in rows(folder / "rec", "experts") if row["step"] == 0)
-    assert total(found, "elements", "tensor")[("mlp.up.x",)] == routed * C.d
+    elements = total(found, "elements", "tensor")
+    assert elements[("mlp.up.x",)] == routed * C.d
+    assert elements[("dispatch.x",)] == elements[("combine.dy",)] == RANKS * TOKENS * C.layers * C.d

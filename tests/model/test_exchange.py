@@ -18,15 +18,20 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from moescope.instrumented_model.config import Config, size  # noqa: E402
-from moescope.instrumented_model.layers.model import Model  # noqa: E402
+from moescope.instrumented_model.layers.model import DenseLayer, Model, MoELayer  # noqa: E402
 from moescope.instrumented_model.parallel.exchange import Exchange  # noqa: E402
 from moescope.instrumented_model.parallel.link import parse_link  # noqa: E402
+from moescope.instrumented_model.parallel.open import open_exchange  # noqa: E402
 from moescope.instrumented_model.parallel.ranks import joined, world  # noqa: E402
 from moescope.instrumented_model.schedules.chain import MicroBatch  # noqa: E402
 from moescope.instrumented_model.training import data  # noqa: E402
 from moescope.instrumented_model.training.train import gradients, routed, sync, train  # noqa: E402
 
 SMALL = replace(size("tiny"), name="test", d=160, d_expert=72, layers=2, sequences=2, sequence_length=24)
+PLAIN = replace(
+    SMALL, fp8=False, layers=3, dense_layers=1, d_dense=96, shared_experts=2, routed_scale=2.5, balance_weight=0.1
+)
+"""Without quantisation, to be held against plain autograd, and with everything a layer may have."""
 
 
 def _micro_batches(c: Config, rank: int) -> list[MicroBatch]:
@@ -47,19 +52,36 @@ class _Rounded(torch.autograd.Function):
         return g.bfloat16().float()
 
 
-def _dense_loss(model: Model, mb: MicroBatch) -> torch.Tensor:
-    """Every expert on every token, masked by the gates, in plain autograd: the independent reference."""
-    c, h = model.c, model.embed(mb.tokens)
+def _swiglu(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    a, b = (x @ up.T).chunk(2, dim=-1)
+    return (torch.nn.functional.silu(a) * b) @ down.T
+
+
+def _dense_loss(model: Model, mb: MicroBatch, ranks: int) -> torch.Tensor:
+    """Every expert on every token, masked by the gates, in plain autograd: the independent reference.
+
+    Each rank's sum is rounded as it travels.
+    """
+    c, h, loss = model.c, model.embed(mb.tokens), torch.zeros(())
     for n in range(c.layers):
         layer = model.layer(n)
-        residual, x, gates, chosen = layer.attend(h, c.sequences, None)
-        h = residual + layer.shared(x, (x.shape[0],))
-        for e in range(c.experts):
-            up, down = layer.experts.gate_up.weight[e], layer.experts.down.weight[e]
-            a, b = (_Rounded.apply(x) @ up.T).chunk(2, dim=-1)
-            y = _Rounded.apply((torch.nn.functional.silu(a) * b) @ down.T)
-            h = h + (gates * (chosen == e)).sum(1, keepdim=True) * y
-    return model.loss(h, mb.targets)[0]
+        if isinstance(layer, DenseLayer):
+            residual, x = layer.attended(h, c.sequences, None)
+            h = residual + _swiglu(x, layer.dense.gate_up.weight[0], layer.dense.down.weight[0])
+            continue
+        residual, x, gates, balance, chosen = layer.attend(h, c.sequences, None)
+        loss = loss + balance
+        h = residual
+        if layer.shared is not None:
+            h = h + _swiglu(x, layer.shared.gate_up.weight[0], layer.shared.down.weight[0])
+        for experts in torch.arange(c.experts).chunk(ranks):
+            y = torch.zeros_like(h)
+            for e in experts.tolist():
+                gate = (gates * (chosen == e)).sum(1, keepdim=True)
+                weights = layer.experts.gate_up.weight[e], layer.experts.down.weight[e]
+                y = y + gate * _swiglu(_Rounded.apply(x), *weights)
+            h = h + _Rounded.apply(y)
+    return loss + model.loss(h, mb.targets)[0]
 
 
 def _close(got: torch.Tensor | None, want: torch.Tensor | None, tolerance: float, what: str) -> None:
@@ -70,20 +92,22 @@ def _close(got: torch.Tensor | None, want: torch.Tensor | None, tolerance: float
 
 
 def _check_dense(rank: int, exchange: Exchange) -> None:
-    c = replace(SMALL, fp8=False)
+    c = PLAIN
     model, reference = Model(c, rank=rank, ranks=2, seed=3), Model(c, seed=3)
     mine = _micro_batches(c, rank)
     loss = gradients(model, exchange, mine, "overlapped")
     load = sync(model, exchange, routed(mine))
-    assert load.sum(1).tolist() == [2 * 2 * c.sequences * c.sequence_length * c.top_k] * c.layers
+    assert load.sum(1).tolist() == [2 * 2 * c.sequences * c.sequence_length * c.top_k] * (c.layers - c.dense_layers)
     own = []
     for r in range(2):
         for mb in _micro_batches(c, r):
-            dense = _dense_loss(reference, mb)
+            dense = _dense_loss(reference, mb, 2)
             (dense / 4).backward()
             if r == rank:
                 own.append(float(dense.detach()))
-    assert abs(loss - sum(own) / 2) < 1e-4, (loss, own)
+    balance = sum(mb.balance for mb in mine)
+    assert balance > 0
+    assert abs(loss + balance / 2 - sum(own) / 2) < 1e-4, (loss, own)
     wanted = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
         want = wanted[name].grad
@@ -109,7 +133,9 @@ def _check_idle_rank(rank: int, exchange: Exchange) -> None:
     """All tokens to rank 0's experts: zero-size splits."""
     model = Model(SMALL, rank=rank, ranks=2, seed=3)
     for n in range(SMALL.layers):
-        model.layer(n).bias[: SMALL.experts // 2] = 10.0
+        layer = model.layer(n)
+        assert isinstance(layer, MoELayer)
+        layer.bias[: SMALL.experts // 2] = 10.0
     mine = _micro_batches(SMALL, rank)
     loss = gradients(model, exchange, mine, "overlapped")
     assert loss == loss
@@ -124,16 +150,28 @@ def _check_learning(rank: int, exchange: Exchange) -> None:
     assert losses[-1] < losses[0] - 1, losses
 
 
+def _check_no_shared_expert(rank: int, exchange: Exchange) -> None:
+    c = replace(PLAIN, shared_experts=0, dense_layers=0, layers=1)
+    model, mb = Model(c, rank=rank, ranks=2, seed=3), _micro_batches(c, rank)[0]
+    loss = gradients(model, exchange, [mb], "serial")
+    want = float(_dense_loss(Model(c, seed=3), mb, 2).detach())
+    assert abs(loss + mb.balance - want) < 1e-4
+
+
+CHECKS = (_check_dense, _check_no_shared_expert, _check_schedules, _check_idle_rank, _check_learning)
+
+
 def _rank_main() -> None:
     ranks = world()
     with joined(ranks, 60.0):
-        exchange = Exchange(parse_link("1GB/s:10us"), ranks.count)
-        try:
-            for check in (_check_dense, _check_schedules, _check_idle_rank, _check_learning):
+        for check in CHECKS:
+            c = PLAIN if check in (_check_dense, _check_no_shared_expert) else SMALL
+            exchange = open_exchange(c, ranks, parse_link("1GB/s:10us"))
+            try:
                 check(ranks.rank, exchange)
                 print(f"{check.__name__} held", flush=True)
-        finally:
-            exchange.close()
+            finally:
+                exchange.close()
 
 
 def _run_ranks(command: list[str], count: int = 2) -> list[tuple[int, str, str]]:
@@ -168,7 +206,7 @@ def _run_ranks(command: list[str], count: int = 2) -> list[tuple[int, str, str]]
 def test_two_ranks_equal_the_dense_mixture_and_both_schedules_agree() -> None:
     for code, out, err in _run_ranks([str(Path(__file__))]):
         assert code == 0, err
-        assert out.count("held") == 4
+        assert out.count("held") == len(CHECKS)
 
 
 @pytest.mark.parametrize("stage", ["train", "prefill", "decode"])

@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 
 from moescope.instrumented_model.config import Config, ConfigError, size  # noqa: E402
 from moescope.instrumented_model.layers import routing  # noqa: E402
-from moescope.instrumented_model.parallel import exchange as dispatch  # noqa: E402
+from moescope.instrumented_model.numerics.quantise import dequantise, quantise_tiles  # noqa: E402
+from moescope.instrumented_model.parallel import wire as wires  # noqa: E402
 from moescope.instrumented_model.parallel.link import NO_LINK, Link, parse_link  # noqa: E402
 
 
@@ -35,24 +36,33 @@ def test_bias_updates_bring_a_skewed_load_near_balance() -> None:
     assert ratios[-1] < 1.2
 
 
-def test_a_plan_sends_each_assignment_once_to_the_rank_of_its_expert() -> None:
-    torch.manual_seed(0)
-    chosen = torch.rand(50, 8).topk(3).indices
-    p = dispatch.plan(chosen, 8, 4)
-    assert sorted(p.order.tolist()) == list(range(150))
-    experts = chosen.reshape(-1)[p.order]
-    assert experts.tolist() == sorted(experts.tolist())
-    for rank in range(4):
-        for local in range(2):
-            assert p.sent[rank, local] == (chosen == 2 * rank + local).sum()
-
-
-def test_rows_that_travel_in_fp8_arrive_as_quantised_and_in_bf16_as_rounded() -> None:
-    from moescope.instrumented_model.numerics.quantise import dequantise, quantise_tiles
-
+def test_rows_that_travel_in_fp8_arrive_as_quantised_with_powers_of_2_and_in_bf16_as_rounded() -> None:
     x = torch.randn(7, 200)
-    assert torch.equal(dispatch.unpack(dispatch.pack(x, True), 200, True), dequantise(quantise_tiles(x)))
-    assert torch.equal(dispatch.unpack(dispatch.pack(x, False), 200, False), x.bfloat16().float())
+    wire = torch.cat([*wires.pack_tokens(x, True, "x"), torch.zeros(7, 5, dtype=torch.uint8)], dim=1)
+    assert wire.shape[1] == wires.token_bytes(200, True) + 5 == 200 + 2 * 4 + 5
+    came = wires.unpack_tokens(wire, 200, True)
+    assert torch.equal(came, dequantise(quantise_tiles(x, power_of_2=True)))
+    assert torch.equal(dequantise(quantise_tiles(came, power_of_2=True)), came)
+    (wire,) = wires.pack_tokens(x, False, "x")
+    assert torch.equal(wires.unpack_tokens(wire, 200, False), x.bfloat16().float())
+
+
+def test_the_balance_loss_is_the_sum_of_frequency_times_probability_over_experts_of_each_sequence() -> None:
+    torch.manual_seed(0)
+    sequences, length, experts, top_k = 3, 5, 8, 2
+    s = torch.rand(sequences * length, experts, dtype=torch.float64, requires_grad=True)
+    want = 0.0
+    for q in range(sequences):
+        mine = s.tolist()[q * length : (q + 1) * length]
+        for i in range(experts):
+            taken = sum(i in sorted(range(experts), key=lambda j: -t[j])[:top_k] for t in mine)
+            frequency = experts / (top_k * length) * taken
+            probability = sum(t[i] / sum(t) for t in mine) / length
+            want += frequency * probability / sequences
+    assert float(routing.imbalance(s, top_k, sequences).detach()) == pytest.approx(want)
+    assert torch.autograd.gradcheck(lambda s: routing.imbalance(s, top_k, sequences), s)
+    even = torch.full((6, 4), 0.5)
+    assert float(routing.imbalance(even, 4, 2)) == pytest.approx(1.0)
 
 
 def test_links_are_parsed_and_what_is_no_link_is_refused() -> None:
