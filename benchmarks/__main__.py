@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import runpy
 
-QUICK = ("benchmarks.ring", "benchmarks.sweep", "benchmarks.csv_export")
+QUICK = ("benchmarks.ring", "benchmarks.sweep", "benchmarks.csv_export", "benchmarks.accumulation")
 
 if __name__ == "__main__":
     for module in QUICK:

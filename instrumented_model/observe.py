@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from moescope.collectors import emit
-from moescope.instrumented_model.numerics.quantise import Quantised, counts
+from moescope.instrumented_model.numerics.counts import counts, format_name
+from moescope.instrumented_model.numerics.e5m6 import E5M6Tiles
+from moescope.instrumented_model.numerics.quantise import Quantised
 
 FP8 = "fp8_e4m3"
 BF16 = "bf16"
@@ -53,7 +55,7 @@ def sample(on: bool) -> None:
     _METER.sampling = on and emit.active()
 
 
-def quantised(tensor: str, x: torch.Tensor, result: Quantised) -> None:
+def quantised(tensor: str, x: torch.Tensor, result: Quantised | E5M6Tiles) -> None:
     """Report, in a sampled step, what quantising `x` did.
 
     tensor: `mlp.up.x`
@@ -63,7 +65,7 @@ def quantised(tensor: str, x: torch.Tensor, result: Quantised) -> None:
     c = counts(x, result)
     emit.quantisation(
         tensor=tensor,
-        format="e4m3 1x128" if result.rows == 1 else "e4m3 128x128",
+        format=format_name(result),
         amax=c.amax,
         scale_min=c.scale_min,
         scale_max=c.scale_max,

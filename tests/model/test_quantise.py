@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from moescope.instrumented_model.numerics.counts import counts  # noqa: E402
 from moescope.instrumented_model.numerics.formats import to_float32  # noqa: E402
-from moescope.instrumented_model.numerics.quantise import counts, dequantise, quantise_blocks, quantise_tiles  # noqa: E402
+from moescope.instrumented_model.numerics.quantise import (  # noqa: E402
+    dequantise,
+    quantise_blocks,
+    quantise_columns,
+    quantise_tiles,
+    requantised,
+    transposed,
+)
 
 
 def _e4m3(value: float) -> float:
@@ -67,6 +75,50 @@ def test_values_and_scales_are_bit_equal_to_the_reference(
     assert np.array_equal(dequantise(quantised).numpy(), q * element)
 
 
+@settings(max_examples=15, deadline=None)
+@given(rows=st.lists(st.integers(0, 300), min_size=1, max_size=4), k=st.integers(1, 40), power_of_2=st.booleans())
+def test_tiles_along_tokens_are_those_of_each_groups_transpose(rows: list[int], k: int, power_of_2: bool) -> None:
+    rng = np.random.default_rng(sum(rows) + k)
+    x = rng.standard_normal((sum(rows), k)).astype(np.float32)
+    got = transposed(quantise_columns(torch.from_numpy(x), groups=rows, power_of_2=power_of_2))
+    start, tile = 0, 0
+    for count, end in zip(rows, np.cumsum(rows), strict=True):
+        q, scale = _reference(np.ascontiguousarray(x[end - count : end].T), 1, power_of_2)
+        covered = -(-count // 128)
+        assert np.array_equal(got.q.float().numpy()[:, start : start + count], q)
+        assert not got.q.float()[:, start + count : start + 128 * covered].any()
+        assert np.array_equal(got.scale.numpy()[:, tile : tile + covered], scale)
+        start, tile = start + 128 * covered, tile + covered
+    assert got.q.shape == (k, start)
+    assert torch.equal(dequantise(got), dequantise(transposed(got)).mT)
+
+
+def test_rows_that_are_not_those_of_the_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not sum to the 5 rows"):
+        quantise_columns(torch.zeros(5, 8), groups=[2, 2])
+
+
+def test_one_tensor_may_end_in_a_partial_tile_either_way() -> None:
+    x = torch.randn(130, 200)
+    columns, tiles = quantise_columns(x), quantise_tiles(x.T.contiguous())
+    assert (columns.q.shape, columns.scale.shape) == ((130, 200), (2, 200))
+    assert torch.equal(dequantise(columns), dequantise(tiles).T)
+
+
+def test_requantising_the_other_way_is_exact_with_power_of_2_scales_and_loses_2_6_percent_with_fp32_scales() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 512)
+
+    def added_error(power_of_2: bool) -> float:
+        once = quantise_tiles(x, power_of_2=power_of_2)
+        twice = requantised(once, power_of_2=power_of_2)
+        assert (twice.rows, twice.columns) == (128, 1)
+        return float((dequantise(twice) - dequantise(once)).norm() / dequantise(once).norm())
+
+    assert added_error(power_of_2=True) == 0
+    assert 0.02 < added_error(power_of_2=False) < 0.03
+
+
 def test_leading_axes_are_quantised_each_on_its_own() -> None:
     w = torch.randn(3, 130, 200) * torch.tensor([1.0, 10.0, 100.0])[:, None, None]
     together = quantise_blocks(w)
@@ -96,8 +148,8 @@ def test_outlier_tokens_harm_only_themselves_in_tiles_but_all_rows_of_a_block() 
     def worst_row_error(y: torch.Tensor) -> float:
         return float(((y - x).norm(dim=1) / x.norm(dim=1)).max())
 
-    assert worst_row_error(dequantise(quantise_tiles(x))) < 0.04
-    assert worst_row_error(dequantise(quantise_blocks(x))) > 0.5
+    assert worst_row_error(dequantise(quantise_tiles(x))) < 0.035
+    assert worst_row_error(dequantise(quantise_blocks(x))) > 0.85
 
 
 def test_what_is_not_finite_is_counted_and_does_not_move_the_scale() -> None:
