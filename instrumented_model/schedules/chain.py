@@ -83,6 +83,7 @@ class MicroBatch:
     number: int
     tokens: torch.Tensor
     targets: torch.Tensor | None = None
+    record: bool = True  # keep what backward needs, where there are targets
     caches: list[LatentCache] | None = None
     chosen: list[torch.Tensor] = field(default_factory=list)
     tape: list[LayerTape] = field(default_factory=list)
@@ -94,7 +95,7 @@ class MicroBatch:
 
 def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
     """Run `mb` through the model; with targets the tape for `backward` is kept."""
-    record, m, c = mb.targets is not None, mb.number, model.c
+    record, m, c = mb.record and mb.targets is not None, mb.number, model.c
     sequences = mb.tokens.shape[0]
     with observe.phase("embed(F)", micro_batch=m), torch.set_grad_enabled(record):
         mb.embedded = model.embed(mb.tokens)
@@ -143,7 +144,7 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
     h = _joined(h, back, c.layers - 1, m)
     with observe.phase("head(F)", micro_batch=m):
         if mb.targets is not None:
-            mb.head = Chunk(lambda h, targets=mb.targets: model.loss(h, targets), h, record=True)
+            mb.head = Chunk(lambda h, targets=mb.targets: model.loss(h, targets), h, record=record)
             (mb.result,) = mb.head.outputs
             mb.balance = float(sum(balances))
         else:

@@ -1,21 +1,28 @@
-"""Training: two micro-batches a step, gradients summed over ranks, AdamW on FP32 master weights with FP32 moments."""
+"""Training: gradients of several micro-batches summed over ranks, clipped, AdamW, balancing bias, averaged weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from moescope.collectors import emit
 from moescope.instrumented_model import observe
+from moescope.instrumented_model.config import ConfigError
 from moescope.instrumented_model.layers import routing
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.schedules.chain import MicroBatch, backward, forward
 from moescope.instrumented_model.schedules.order import SCHEDULES, Schedule
-from moescope.instrumented_model.training import data
+from moescope.instrumented_model.training import checkpoint, data
+from moescope.instrumented_model.training.clip import clip, global_norm
+from moescope.instrumented_model.training.ema import Ema
+from moescope.instrumented_model.training.optimizer import AdamW
+from moescope.instrumented_model.training.recipe import Recipe, rate
 
 SAMPLE_EVERY = 16
 """Steps between two whose quantisation figures are counted."""
@@ -23,23 +30,30 @@ SAMPLE_EVERY = 16
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over this rank's tokens, nats a byte
+    """loss: mean over this rank's tokens, nats a byte; norm: of the gradients of all ranks before clipping
 
     load: [layers with experts, experts] int64, tokens over all ranks
     """
 
     step: int
     loss: float
+    norm: float
+    rate: float
     dur_ns: int
     load: torch.Tensor
 
 
 def gradients(model: Model, exchange: Exchange, micro_batches: list[MicroBatch], schedule: Schedule) -> float:
-    """Forward and backward of all micro-batches into `.grad`, still unsummed over ranks. returns: this rank's loss"""
-    run = SCHEDULES[schedule]
-    run([forward(model, exchange, mb) for mb in micro_batches])
+    """Forward and backward of all micro-batches into `.grad`, still unsummed over ranks. returns: this rank's loss
+
+    The micro-batches run in groups of the configuration's `micro_batches`, so that memory does not grow with them.
+    """
+    run, group = SCHEDULES[schedule], model.c.micro_batches
     weight = 1.0 / (len(micro_batches) * model.ranks)
-    run([backward(model, exchange, mb, weight) for mb in micro_batches])
+    for first in range(0, len(micro_batches), group):
+        some = micro_batches[first : first + group]
+        run([forward(model, exchange, mb) for mb in some])
+        run([backward(model, exchange, mb, weight) for mb in some])
     return sum(float(mb.result) for mb in micro_batches if mb.result is not None) / len(micro_batches)
 
 
@@ -77,42 +91,127 @@ def sync(model: Model, exchange: Exchange, load: torch.Tensor) -> torch.Tensor:
     return total.reshape(load.shape).long()
 
 
-def train(
-    model: Model, exchange: Exchange, *, steps: int, schedule: Schedule, seed: int, learning_rate: float = 3e-3
-) -> Iterator[StepResult]:
-    """Train for `steps` steps, a result after each."""
-    c, text = model.c, data.corpus()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1, foreach=True
-    )
-    emit.stage("train")
-    for step in range(steps):
+class Trainer:
+    """A model with all that its training keeps from step to step.
+
+    step: the next one; text: [bytes] uint8 to train on, Python's own library where none is given
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        exchange: Exchange,
+        recipe: Recipe,
+        *,
+        schedule: Schedule = "overlapped",
+        text: torch.Tensor | None = None,
+    ) -> None:
+        self.model, self.exchange, self.recipe, self.schedule = model, exchange, recipe, schedule
+        self.text = data.corpus() if text is None else text
+        self.step = 0
+        self.parameters = list(model.parameters())
+        self._experts, self._replicated = model.expert_parameters(), model.replicated_parameters()
+        self.optimizer = AdamW(
+            self.parameters, beta1=recipe.beta1, beta2=recipe.beta2, weight_decay=recipe.weight_decay
+        )
+        self.ema = Ema(self.parameters, recipe.ema_decay) if recipe.ema_decay else None
+
+    def close(self) -> None:
+        """End the averaging thread."""
+        if self.ema is not None:
+            self.ema.close()
+
+    def micro_batches(self) -> list[MicroBatch]:
+        """This rank's passages of the next step."""
+        c = self.model.c
+        shape = {"sequences": c.sequences, "positions": c.sequence_length, "seed": self.recipe.seed}
+        return [
+            MicroBatch(m, *data.batch(self.text, step=self.step, rank=self.model.rank, micro_batch=m, **shape))
+            for m in range(c.micro_batches * self.recipe.accumulate)
+        ]
+
+    def run_step(self) -> StepResult:
+        """One step. Raises ConfigError where the gradients are no longer finite: the weights are then as before."""
         start_ns = emit.clock_ns()
+        step, learning_rate = self.step, rate(self.recipe, self.step)
         with emit.step(step):
             observe.sample(step % SAMPLE_EVERY == 0)
             with observe.phase("data"):
-                micro_batches = [
-                    MicroBatch(
-                        m,
-                        *data.batch(
-                            text,
-                            step=step,
-                            rank=model.rank,
-                            micro_batch=m,
-                            sequences=c.sequences,
-                            positions=c.sequence_length,
-                            seed=seed,
-                        ),
-                    )
-                    for m in range(c.micro_batches)
-                ]
-            loss = gradients(model, exchange, micro_batches, schedule)
+                micro_batches = self.micro_batches()
+            loss = gradients(self.model, self.exchange, micro_batches, self.schedule)
             mine = routed(micro_batches)
-            load = sync(model, exchange, mine)
-            with observe.phase("optimizer"):
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                for layer, tokens in zip(model.moe_layers().values(), load, strict=True):
-                    layer.bias.copy_(routing.updated_bias(layer.bias, tokens, c.bias_update_speed))
-            report_routing(model, mine)
-        yield StepResult(step, loss, emit.clock_ns() - start_ns, load)
+            load = sync(self.model, self.exchange, mine)
+            norm = global_norm(self._replicated, self._experts, self.exchange, self.model.ranks)
+            if not norm < float("inf"):
+                raise ConfigError(f"step {step}: the gradients are not finite, loss {loss}: lower the learning rate")
+            self._update(learning_rate, norm, load)
+            report_routing(self.model, mine)
+        self.step += 1
+        return StepResult(step, loss, norm, learning_rate, emit.clock_ns() - start_ns, load)
+
+    def _update(self, learning_rate: float, norm: float, load: torch.Tensor) -> None:
+        c = self.model.c
+        with observe.phase("optimizer"):
+            clip(self.parameters, norm, self.recipe.clip_norm)
+            if self.ema is not None:
+                self.ema.before_update()
+            self.optimizer.step(learning_rate)
+            self.optimizer.zero_grad()
+            if self.ema is not None:
+                self.ema.after_update()
+            for layer, tokens in zip(self.model.moe_layers().values(), load, strict=True):
+                layer.bias.copy_(routing.updated_bias(layer.bias, tokens, c.bias_update_speed))
+
+    def _manifest(self) -> checkpoint.Manifest:
+        text = data.fingerprint(self.text)
+        return checkpoint.Manifest(self.step, self.model.ranks, self.model.c, self.recipe, text, {})
+
+    def save(self, folder: Path, *, keep: int = 0) -> Path:
+        """Write a checkpoint that `resume` goes on from, bit for bit; called by all ranks.
+
+        keep: how many stay in the folder, the oldest go; 0: all. Raises ConfigError where it cannot be written.
+        """
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state(),
+            "ema": None if self.ema is None else self.ema.averages(),
+            "random": torch.get_rng_state(),
+        }
+        with emit.phase("checkpoint"):
+            return checkpoint.save(
+                folder, state, self._manifest(), rank=self.model.rank, exchange=self.exchange, keep=keep
+            )
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint, or from the latest of a folder.
+
+        Raises ConfigError where it is torn, or of another configuration, recipe, text or number of ranks.
+        """
+        found = checkpoint.find(path)
+        kept, mine = checkpoint.read_manifest(found), self._manifest()
+        checkpoint.check(found, kept, mine.config, mine.recipe, mine.ranks, mine.text)
+        state = checkpoint.read_state(found, kept, self.model.rank)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.restore(state["optimizer"])
+        if self.ema is not None:
+            self.ema.restore(state["ema"])
+        torch.set_rng_state(state["random"])
+        self.step = kept.step
+
+
+def train(
+    model: Model,
+    exchange: Exchange,
+    *,
+    steps: int,
+    schedule: Schedule,
+    seed: int,
+) -> Iterator[StepResult]:
+    """Train for `steps` steps from the start by the default recipe, a result after each."""
+    trainer = Trainer(model, exchange, Recipe(seed=seed), schedule=schedule)
+    emit.stage("train")
+    try:
+        for _ in range(steps):
+            yield trainer.run_step()
+    finally:
+        trainer.close()
