@@ -8,7 +8,7 @@ from typing import Literal
 
 from moescope.instrumented_model.schedules.chain import Chain
 
-Schedule = Literal["serial", "overlapped"]
+Schedule = Literal["serial", "overlapped", "interleaved"]
 
 
 def serial(chains: Sequence[Chain]) -> None:
@@ -32,4 +32,9 @@ def overlapped(chains: Sequence[Chain]) -> None:
             waiting.append(chain)
 
 
-SCHEDULES: dict[str, Callable[[Sequence[Chain]], None]] = {"serial": serial, "overlapped": overlapped}
+SCHEDULES: dict[str, Callable[[Sequence[Chain]], None]] = {
+    "serial": serial,
+    "overlapped": overlapped,
+    "interleaved": overlapped,
+}
+"""For chains that all go the same way; where some go forward and some back, `interleaved` has an order of its own."""

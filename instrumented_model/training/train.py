@@ -17,6 +17,7 @@ from moescope.instrumented_model.layers import routing
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.schedules.chain import MicroBatch, backward, forward
+from moescope.instrumented_model.schedules.interleaved import interleaved
 from moescope.instrumented_model.schedules.order import SCHEDULES, Schedule
 from moescope.instrumented_model.training import checkpoint, data
 from moescope.instrumented_model.training.clip import clip, global_norm
@@ -46,14 +47,19 @@ class StepResult:
 def gradients(model: Model, exchange: Exchange, micro_batches: list[MicroBatch], schedule: Schedule) -> float:
     """Forward and backward of all micro-batches into `.grad`, still unsummed over ranks. returns: this rank's loss
 
-    The micro-batches run in groups of the configuration's `micro_batches`, so that memory does not grow with them.
+    Serial and overlapped, micro-batches run in groups of the configuration's `micro_batches`; interleaved, one goes
+    forward while the one before goes back. Memory does not grow with their number.
     """
-    run, group = SCHEDULES[schedule], model.c.micro_batches
     weight = 1.0 / (len(micro_batches) * model.ranks)
-    for first in range(0, len(micro_batches), group):
-        some = micro_batches[first : first + group]
-        run([forward(model, exchange, mb) for mb in some])
-        run([backward(model, exchange, mb, weight) for mb in some])
+    ahead = [forward(model, exchange, mb) for mb in micro_batches]
+    back = [backward(model, exchange, mb, weight) for mb in micro_batches]
+    if schedule == "interleaved":
+        interleaved(ahead, back)
+    else:
+        run, group = SCHEDULES[schedule], model.c.micro_batches
+        for first in range(0, len(micro_batches), group):
+            run(ahead[first : first + group])
+            run(back[first : first + group])
     return sum(float(mb.result) for mb in micro_batches if mb.result is not None) / len(micro_batches)
 
 

@@ -14,8 +14,9 @@ torch = pytest.importorskip("torch")
 
 from moescope.instrumented_model.config import Config, ConfigError, size  # noqa: E402
 from moescope.instrumented_model.layers.model import Model  # noqa: E402
-from moescope.instrumented_model.parallel.exchange import Exchange  # noqa: E402
 from moescope.instrumented_model.parallel.link import NO_LINK  # noqa: E402
+from moescope.instrumented_model.parallel.open import open_exchange  # noqa: E402
+from moescope.instrumented_model.parallel.ranks import Ranks  # noqa: E402
 from moescope.instrumented_model.training import checkpoint, data  # noqa: E402
 from moescope.instrumented_model.training.evaluate import held_out_loss  # noqa: E402
 from moescope.instrumented_model.training.recipe import Recipe  # noqa: E402
@@ -34,7 +35,8 @@ Start = Callable[..., Trainer]
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Makes trainers of a model drawn from a seed, on one rank."""
-    exchange, made = Exchange(NO_LINK, 1), list[Trainer]()
+    made = list[Trainer]()
+    exchange = open_exchange(C, Ranks(0, 1), NO_LINK)
 
     def new(c: Config = C, recipe: Recipe = RECIPE, text: torch.Tensor = TEXT, seed: int = 1) -> Trainer:
         made.append(Trainer(Model(c, seed=seed), exchange, recipe, schedule="serial", text=text))

@@ -8,9 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from moescope.instrumented_model.config import ConfigError  # noqa: E402
-from moescope.instrumented_model.parallel.exchange import Exchange  # noqa: E402
+from moescope.instrumented_model.config import ConfigError, size  # noqa: E402
 from moescope.instrumented_model.parallel.link import NO_LINK  # noqa: E402
+from moescope.instrumented_model.parallel.open import open_exchange  # noqa: E402
+from moescope.instrumented_model.parallel.ranks import Ranks  # noqa: E402
 from moescope.instrumented_model.training.clip import clip, global_norm  # noqa: E402
 from moescope.instrumented_model.training.ema import Ema  # noqa: E402
 from moescope.instrumented_model.training.optimizer import AdamW  # noqa: E402
@@ -90,7 +91,7 @@ def test_gradients_are_clipped_by_the_norm_over_all_parameters() -> None:
     for p in parameters[:2]:
         p.grad = torch.randn(p.shape)
     before = torch.cat([p.grad.reshape(-1) for p in parameters[:2]]).double()
-    exchange = Exchange(NO_LINK, 1)
+    exchange = open_exchange(size("tiny"), Ranks(0, 1), NO_LINK)
     try:
         norm = global_norm(parameters[:1], parameters[1:], exchange, 1)
         assert norm == pytest.approx(float(before.norm()))

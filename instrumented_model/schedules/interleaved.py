@@ -1,0 +1,78 @@
+"""The training schedule of the report: a forward chunk of one micro-batch beside a backward chunk of another.
+
+arXiv 2412.19437 section 3.2.1, figure 4, and the profile that DeepSeek published: F forward, B gradient of inputs,
+W gradient of weights. While one of the pair waits for dispatch or combine, the other computes:
+
+    computation    attn(F)   mlp(B)   mlp(W)  mlp(F)   attn(B)  attn(W)
+    communication  combine(B) dispatch(F) dispatch(B)      combine(F)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moescope.instrumented_model.schedules.chain import Chain, Next
+
+ORDER = (
+    "combine(B)",
+    "attn(F)",
+    "mlp(B)",
+    "dispatch(F)",
+    "dispatch(B)",
+    "mlp(W)",
+    "mlp(F)",
+    "attn(B)",
+    "attn(W)",
+    "combine(F)",
+)
+"""Of one layer forward and one backward. A dispatch or combine starts here and is waited for by the chunk in need."""
+
+
+class _Track:
+    """A chain and the chunk it comes to next; None when it is done."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self.next: Next | None = next(chain, None)
+
+    def advance(self) -> None:
+        """Run the next chunk, when what it needs has come."""
+        if self.next is not None and self.next.waits_for is not None:
+            self.next.waits_for.wait()
+        self.next = next(self._chain, None)
+
+    def finish(self) -> None:
+        while self.next is not None:
+            self.advance()
+
+
+def beside(ahead: Chain, back: Chain) -> None:
+    """A micro-batch's forward beside another's backward, layer by layer; a dense layer leaves out what it has not.
+
+    Chunks outside layers, embedding and head, run where the chains have them.
+    """
+    tracks = _Track(back), _Track(ahead)
+    while all(track.next is not None for track in tracks):
+        before = [track.next for track in tracks]
+        for chunk in ORDER:
+            for track in tracks:
+                if track.next is not None and track.next.chunk == chunk:
+                    track.advance()
+        if before == [track.next for track in tracks]:
+            break  # what is next stands in no layer: the head
+    for track in tracks:
+        track.finish()
+
+
+def interleaved(ahead: Sequence[Chain], back: Sequence[Chain]) -> None:
+    """Micro-batch i + 1 forward beside i backward; the first forward and the last backward run alone.
+
+    The order is fixed by the chains alone, so all ranks call their exchanges in the same order; and micro-batches go
+    back one after another, so gradients add up in the order of the serial schedule, to the same bits.
+
+    ahead, back: [micro-batches], chains not yet begun
+    """
+    _Track(ahead[0]).finish()
+    for forward, backward in zip(ahead[1:], back, strict=False):
+        beside(forward, backward)
+    _Track(back[-1]).finish()
