@@ -23,7 +23,7 @@ class Config:
     d_head: int = 48  # d_h, part of a head without position; a value's size too
     d_rope: int = 16  # d_h^R, part of a head with rotary position; its key is shared by the heads
     d_latent: int = 96  # d_c, latent that keys and values are expanded from, and that the cache holds
-    d_query_latent: int = 160  # d_c', latent that queries are expanded from; 0: queries are not compressed
+    d_query_latent: int = 128  # d_c', latent that queries are expanded from; 0: queries are not compressed
     d_dense: int = 512  # hidden size of a dense layer's feed-forward network
     experts: int = 8  # N_r, routed
     shared_experts: int = 1  # N_s

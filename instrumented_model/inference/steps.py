@@ -9,7 +9,7 @@ import torch
 
 from moescope.collectors import emit
 from moescope.instrumented_model import observe
-from moescope.instrumented_model.layers.attention import LatentCache
+from moescope.instrumented_model.layers.cache import ContiguousCache, LayerCache
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.schedules.chain import MicroBatch, forward
@@ -35,7 +35,7 @@ def infer(
     model: Model,
     exchange: Exchange,
     tokens: list[torch.Tensor],
-    caches: list[list[LatentCache]] | None,
+    caches: list[list[LayerCache]] | None,
     schedule: Schedule,
     step: int,
 ) -> InferenceStep:
@@ -70,10 +70,16 @@ def prompts(model: Model, text: torch.Tensor, *, step: int, sequences: int, seed
     ]
 
 
-def new_caches(model: Model, sequences: int, capacity: int) -> list[list[LatentCache]]:
-    """Empty caches: [micro-batches][layers]"""
+def new_cache(model: Model, sequences: int, capacity: int) -> tuple[ContiguousCache, list[list[int]]]:
+    """A cache for all micro-batches. returns: it, and the numbers of its sequences [micro-batches][sequences]"""
     c = model.c
-    return [[LatentCache.empty(c, sequences, capacity) for _ in range(c.layers)] for _ in range(c.micro_batches)]
+    cache = ContiguousCache(c, c.micro_batches * sequences, capacity)
+    return cache, [[cache.add() for _ in range(sequences)] for _ in range(c.micro_batches)]
+
+
+def opened(cache: ContiguousCache, sequences: list[list[int]], tokens: list[torch.Tensor]) -> list[list[LayerCache]]:
+    """The layers of the cache for one pass of `tokens`. returns: [micro-batches][layers]"""
+    return [cache.open(s, [t.shape[1]] * len(s)) for s, t in zip(sequences, tokens, strict=True)]
 
 
 def prefill(model: Model, exchange: Exchange, *, steps: int, schedule: Schedule, seed: int) -> Iterator[InferenceStep]:
@@ -82,24 +88,24 @@ def prefill(model: Model, exchange: Exchange, *, steps: int, schedule: Schedule,
     emit.stage("prefill")
     for step in range(steps):
         tokens = prompts(model, text, step=step, sequences=model.c.sequences, seed=seed)
-        caches = new_caches(model, model.c.sequences, model.c.sequence_length)
-        yield infer(model, exchange, tokens, caches, schedule, step)
+        cache, sequences = new_cache(model, model.c.sequences, model.c.sequence_length)
+        yield infer(model, exchange, tokens, opened(cache, sequences, tokens), schedule, step)
 
 
 def decode(model: Model, exchange: Exchange, *, steps: int, schedule: Schedule, seed: int) -> Iterator[InferenceStep]:
-    """Prefill one prompt, then `steps` greedy steps of one token a sequence from the latent caches."""
+    """Prefill one prompt, then `steps` greedy steps of one token a sequence from the latent cache."""
     c, text = model.c, data.corpus()
     emit.stage("prefill")
-    caches = new_caches(model, c.decode_sequences, c.sequence_length + DECODE_WINDOW)
+    cache, sequences = new_cache(model, c.decode_sequences, c.sequence_length + DECODE_WINDOW)
     tokens = prompts(model, text, step=0, sequences=c.decode_sequences, seed=seed)
-    first = infer(model, exchange, tokens, caches, schedule, 0)
+    first = infer(model, exchange, tokens, opened(cache, sequences, tokens), schedule, 0)
     emit.stage("decode")
     last = first
     for step in range(steps):
         if step and step % DECODE_WINDOW == 0:
-            for cache in (cache for layers in caches for cache in layers):
-                cache.length = c.sequence_length
+            for sequence in (s for numbers in sequences for s in numbers):
+                cache.truncate(sequence, c.sequence_length)
             last = first
         next_tokens = [logits.argmax(-1, keepdim=True) for logits in last.logits]
-        last = infer(model, exchange, next_tokens, caches, schedule, step)
+        last = infer(model, exchange, next_tokens, opened(cache, sequences, next_tokens), schedule, step)
         yield replace(last, step=step)

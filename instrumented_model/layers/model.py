@@ -9,7 +9,8 @@ from torch import nn
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.layers import routing
-from moescope.instrumented_model.layers.attention import LatentAttention, LatentCache
+from moescope.instrumented_model.layers.attention import LatentAttention
+from moescope.instrumented_model.layers.cache import LayerCache
 from moescope.instrumented_model.layers.experts import Experts
 
 
@@ -27,7 +28,7 @@ class Layer(nn.Module):
         self.attention = LatentAttention(c)
         self.mlp_norm = nn.RMSNorm(c.d)
 
-    def attended(self, h: torch.Tensor, sequences: int, cache: LatentCache | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def attended(self, h: torch.Tensor, sequences: int, cache: LayerCache | None) -> tuple[torch.Tensor, torch.Tensor]:
         """h: [tokens, d]; returns: residual and input of the feed-forward network, both [tokens, d]"""
         residual = h + self.attention(self.attention_norm(h), sequences, cache)
         return residual, self.mlp_norm(residual)
@@ -62,7 +63,7 @@ class MoELayer(Layer):
         self.experts = Experts("mlp", c.d, c.d_expert, local_experts, c.fp8)
 
     def attend(
-        self, h: torch.Tensor, sequences: int, cache: LatentCache | None
+        self, h: torch.Tensor, sequences: int, cache: LayerCache | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """h: [tokens, d]
 

@@ -23,7 +23,7 @@ import torch
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS
-from moescope.instrumented_model.layers.attention import LatentCache
+from moescope.instrumented_model.layers.cache import LayerCache, Spans
 from moescope.instrumented_model.layers.model import DenseLayer, Model
 from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Waits
 
@@ -76,6 +76,7 @@ class MicroBatch:
     """Input, state and result of one micro-batch.
 
     tokens: [sequences, positions] int64; targets: the same shape, or None for inference
+    caches: [layers], opened for this pass; they tell the sequences, then, and tokens may be [tokens], one after another
     chosen: [layers with experts][experts] int64, tokens this rank routed to each expert
     balance: sum of the layers' balance losses, weighted; a part of the loss that `result` leaves out
     """
@@ -84,7 +85,7 @@ class MicroBatch:
     tokens: torch.Tensor
     targets: torch.Tensor | None = None
     record: bool = True  # keep what backward needs, where there are targets
-    caches: list[LatentCache] | None = None
+    caches: list[LayerCache] | None = None
     chosen: list[torch.Tensor] = field(default_factory=list)
     tape: list[LayerTape] = field(default_factory=list)
     embedded: torch.Tensor | None = None
@@ -149,7 +150,8 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
             mb.balance = float(sum(balances))
         else:
             with torch.no_grad():
-                mb.result = model.logits(h.reshape(sequences, -1, c.d)[:, -1])
+                spans = mb.caches[0].spans if mb.caches else Spans.uncached(*mb.tokens.shape)
+                mb.result = model.logits(h[spans.last])
 
 
 def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) -> Chain:
