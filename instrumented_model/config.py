@@ -62,6 +62,15 @@ class Config:
         if self.d_rope % 2:
             raise ConfigError(f"size {self.name!r}: d_rope {self.d_rope} must be even, rotation turns pairs")
 
+    def check_nodes(self, nodes: int) -> None:
+        """Raises ConfigError where M of this many nodes have not as many experts as a token is to choose."""
+        on_node = self.experts // nodes
+        if min(self.nodes_per_token, nodes) * on_node < self.top_k:
+            raise ConfigError(
+                f"{self.nodes_per_token} of {nodes} nodes have fewer than top_k {self.top_k} experts of size "
+                f"{self.name!r}: raise nodes_per_token or use fewer nodes"
+            )
+
     def local_experts(self, world_size: int) -> int:
         """Experts a rank holds. Raises ConfigError where the ranks do not divide them."""
         if self.experts % world_size:

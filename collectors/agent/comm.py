@@ -91,6 +91,9 @@ def _untold(me: int, n: int, *_: Any) -> Bytes:
 RANGES = frozenset({"all_to_all", "all_reduce", "all_gather", "broadcast", "reduce", "gather", "scatter", "barrier"})
 """Operations that gloo executes under a range of this name."""
 
+HOPS = frozenset({"internode", "intranode"})
+"""What a group may be described as (`new_group(group_desc=)`), so that its transfers are told by hop."""
+
 METHODS: dict[str, tuple[str, Callable[..., Bytes]]] = {
     "alltoall_base": ("all_to_all", _all_to_all_base),
     "all_to_all_single": ("all_to_all", _all_to_all_base),
@@ -218,7 +221,9 @@ class _Calls:
         self._session.learn_rank(distributed.get_rank(), distributed.get_world_size())
         backend = str(distributed.get_backend(group))
         self._backends[name] = backend
-        self._session.ring.blob("group", {"name": name, "ranks": ranks, "backend": backend})
+        # A group that was made for one hop of an exchange carries the hop's name as its description.
+        hop = group.group_desc if group.group_desc in HOPS else "direct"
+        self._session.ring.blob("group", {"name": name, "ranks": ranks, "backend": backend, "hop": hop})
         self._groups[name] = me, n
         return me, n
 

@@ -351,8 +351,9 @@ class ProcessDrain:
         batch.add("collectives", row)
         for peer, size in enumerate(call.sent or []):
             if peer != me and size and peer < len(ranks):
-                transfer = {"rank": self.rank, "src": self.rank, "dst": ranks[peer], "hop": "direct", "op": call.op}
-                transfer |= {"bytes": size, "start_ns": self._epoch(start), "dur_ns": dur, "evidence": evidence}
+                transfer = {"rank": self.rank, "src": self.rank, "dst": ranks[peer], "op": call.op}
+                transfer |= {"hop": group.get("hop", "direct"), "bytes": size, "evidence": evidence}
+                transfer |= {"start_ns": self._epoch(start), "dur_ns": dur}
                 batch.add("transfers", transfer)
 
     def _unfinished(self, batch: Batch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,9 +15,9 @@ from moescope.instrumented_model.commands.configuration import DEFAULT_SIZE, con
 from moescope.instrumented_model.config import SIZES, Config, ConfigError
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
-from moescope.instrumented_model.parallel.link import DEFAULT_LINK, Link, parse_link
-from moescope.instrumented_model.parallel.open import open_exchange
-from moescope.instrumented_model.parallel.ranks import Ranks, joined, world
+from moescope.instrumented_model.parallel.link import DEFAULT_INTRA_LINK, DEFAULT_LINK, Link, parse_link
+from moescope.instrumented_model.parallel.open import described, open_exchange
+from moescope.instrumented_model.parallel.ranks import PeerError, Ranks, joined, world
 from moescope.instrumented_model.schedules.order import SCHEDULES
 
 
@@ -35,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--link",
         default=DEFAULT_LINK,
         help="emulated wire, BANDWIDTH:LATENCY such as 1GB/s:50us, or none (default %(default)s)",
+    )
+    run.add_argument("--nodes", type=int, default=1, help="that the ranks are spread over (default %(default)s)")
+    run.add_argument(
+        "--intra-link",
+        default=DEFAULT_INTRA_LINK,
+        help="the wire inside a node where there are several; --link is the one between them (default %(default)s)",
     )
     run.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for a rank that does not answer")
 
@@ -57,6 +64,7 @@ class Run:
     c: Config
     ranks: Ranks
     link: Link
+    intra_link: Link
     exchange: Exchange
 
     def say(self, text: str) -> None:
@@ -66,7 +74,9 @@ class Run:
 
     def new_model(self) -> Model:
         """A model of this run's configuration, drawn from its seed."""
-        return Model(self.c, rank=self.ranks.rank, ranks=self.ranks.count, seed=self.arguments.seed)
+        return Model(
+            self.c, rank=self.ranks.rank, ranks=self.ranks.count, nodes=self.ranks.nodes, seed=self.arguments.seed
+        )
 
 
 @dataclass
@@ -91,8 +101,10 @@ class StepLog:
 def _announce(run: Run) -> None:
     a, c, ranks = run.arguments, run.c, run.ranks
     arithmetic = "E4M3 operands, dequantised, FP32 products" if c.fp8 else "FP32 products"
-    exchange = "gloo" if ranks.count > 1 else "none, one rank"
+    exchange = described(ranks)
     wire = str(run.link) if ranks.count > 1 else "none, nothing travels"
+    if ranks.nodes > 1:
+        wire += f" between nodes; {run.intra_link} inside"
     changed = " (changed)" if c != SIZES.get(c.name) else ""
     run.say(
         f"backend cpu, {torch.get_num_threads()} thread(s) a rank | arithmetic {arithmetic} | ranks {ranks.count} | "
@@ -101,12 +113,17 @@ def _announce(run: Run) -> None:
 
 
 def execute(a: argparse.Namespace, command: Callable[[Run], None]) -> int:
-    """Join the ranks, announce, run. returns: exit code; what the user can put right is one line on stderr and 2"""
+    """Join the ranks, announce, run. returns: exit code; what the user can put right is one line on stderr and 2,
+    a lost rank one line and 1
+    """
     try:
         _execute(a, command)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except PeerError as error:
+        print(f"error: rank {os.environ.get('RANK', '0')}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -115,10 +132,12 @@ def _execute(a: argparse.Namespace, command: Callable[[Run], None]) -> None:
         value = getattr(a, name, 1)
         if value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be above 0")
-    c, link, ranks = configured(a.size, a.config, a.settings), parse_link(a.link), world()
+    c, link, ranks = configured(a.size, a.config, a.settings), parse_link(a.link), world(a.nodes)
+    intra_link = parse_link(a.intra_link)
     c.local_experts(ranks.count)
+    c.check_nodes(ranks.nodes)
     with joined(ranks, a.timeout):
-        run = Run(a, c, ranks, link, open_exchange(c, ranks, link))
+        run = Run(a, c, ranks, link, intra_link, open_exchange(c, ranks, link, intra_link, a.timeout))
         _announce(run)
         try:
             command(run)  # all that uses the process group is gone when it returns

@@ -50,12 +50,14 @@ class MoELayer(Layer):
     """A layer of routed experts, this rank's, and shared ones.
 
     bias: [experts] float32, steers selection; moved after each step, not learnt
+    nodes: that all experts lie on, in equal parts; 1 sets no limit on what a token may choose
     """
 
     bias: torch.Tensor
 
-    def __init__(self, c: Config, local_experts: int) -> None:
+    def __init__(self, c: Config, local_experts: int, nodes: int) -> None:
         super().__init__(c)
+        self.nodes = nodes
         self.centroids = nn.Parameter(torch.randn(c.experts, c.d) * c.d**-0.5)
         self.register_buffer("bias", torch.zeros(c.experts))
         # N_s shared experts of equal width, added up, are one of N_s times the width.
@@ -74,7 +76,7 @@ class MoELayer(Layer):
         residual, x = self.attended(h, sequences, cache)
         s = routing.affinities(x, self.centroids)
         observe.product(x.shape[0], c.experts, c.d, dtype=observe.BF16)
-        chosen = routing.select(s, self.bias, c.top_k)
+        chosen = routing.select(s, self.bias, c.top_k, self.nodes, c.nodes_per_token)
         if torch.is_grad_enabled() and c.balance_weight:
             balance = c.balance_weight * routing.imbalance(s, c.top_k, sequences)
         else:
@@ -100,14 +102,15 @@ class Model(nn.Module):
     of ranks starts from the same model.
     """
 
-    def __init__(self, c: Config, *, rank: int = 0, ranks: int = 1, seed: int = 0) -> None:
+    def __init__(self, c: Config, *, rank: int = 0, ranks: int = 1, nodes: int = 1, seed: int = 0) -> None:
         super().__init__()
         self.c, self.rank, self.ranks = c, rank, ranks
         c.local_experts(ranks)
+        c.check_nodes(nodes)
         torch.manual_seed(seed)
         self.embedding = nn.Embedding(c.vocabulary, c.d)
         self.layers = nn.ModuleList(
-            DenseLayer(c) if n < c.dense_layers else MoELayer(c, c.experts) for n in range(c.layers)
+            DenseLayer(c) if n < c.dense_layers else MoELayer(c, c.experts, nodes) for n in range(c.layers)
         )
         self.norm = nn.RMSNorm(c.d)
         self.head = nn.Linear(c.d, c.vocabulary, bias=False)

@@ -14,13 +14,22 @@ def affinities(u: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(u @ e.mT)
 
 
-def select(s: torch.Tensor, bias: torch.Tensor, top_k: int) -> torch.Tensor:
-    """The top_k experts by s + bias, equation 16; the bias steers selection alone.
+def select(s: torch.Tensor, bias: torch.Tensor, top_k: int, nodes: int = 1, at_most: int = 1) -> torch.Tensor:
+    """The top_k experts by s + bias, equation 16, on at most M nodes (section 2.1.2); the bias steers selection alone.
 
-    s: [tokens, experts]; bias: [experts]
+    A node's score is the sum of its top_k/M highest; the M nodes of highest score are open to a token.
+
+    s: [tokens, experts], node by node; bias: [experts]; nodes: equal parts of the experts; at_most: M
     returns: [tokens, top_k] int64
     """
-    return torch.topk(s.detach() + bias, top_k, dim=-1).indices
+    biased = s.detach() + bias
+    if at_most < nodes:
+        by_node = biased.reshape(len(s), nodes, -1)
+        counted = min(max(top_k // at_most, 1), by_node.shape[2])
+        open_nodes = by_node.topk(counted, dim=-1).values.sum(-1).topk(at_most, dim=-1).indices
+        closed = torch.ones(len(s), nodes, dtype=torch.bool).scatter_(1, open_nodes, False)
+        biased = by_node.masked_fill(closed.unsqueeze(-1), -torch.inf).reshape(s.shape)
+    return torch.topk(biased, top_k, dim=-1).indices
 
 
 def gates(s: torch.Tensor, chosen: torch.Tensor, scale: float = 1.0) -> torch.Tensor:

@@ -125,7 +125,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Finish what was asked for."""
+        """End the thread when the exchange under way has ended; what has not begun is dropped."""
 
 
 class CommunicationThread:
@@ -138,7 +138,7 @@ class CommunicationThread:
         return self._pool.submit(job)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def finished(value: T) -> Future[T]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from moescope.collectors import emit
 from moescope.instrumented_model.parallel.link import Link
+from moescope.instrumented_model.parallel.ranks import answering
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Hop:
     def counts(self, sent: torch.Tensor) -> torch.Tensor:
         """Tell every peer how many rows it will get. sent: [peers] int64; returns: the same from each peer"""
         received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=self.group)
+        with answering():
+            dist.all_to_all_single(received, sent, group=self.group)
         return received
 
     def there(self, wire: torch.Tensor, route: Route) -> torch.Tensor:
@@ -72,9 +74,11 @@ class Hop:
     def _move(self, wire: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
         start_ns = emit.clock_ns()
         output = wire.new_empty(sum(received), wire.shape[1])
-        dist.all_to_all_single(output, wire, received, sent, group=self.group)
+        with answering():
+            dist.all_to_all_single(output, wire, received, sent, group=self.group)
         outgoing, incoming = sum(sent) - sent[self.me], sum(received) - received[self.me]
-        self.link.hold("all_to_all", start_ns, outgoing * wire.shape[1], incoming * wire.shape[1])
+        what = "all_to_all" if self.name == "direct" else f"all_to_all:{self.name}"
+        self.link.hold(what, start_ns, outgoing * wire.shape[1], incoming * wire.shape[1])
         return output
 
 

@@ -22,6 +22,7 @@ from moescope.instrumented_model.parallel.exchange import (
     finished,
 )
 from moescope.instrumented_model.parallel.hop import Hop, Route, summed
+from moescope.instrumented_model.parallel.ranks import answering
 from moescope.instrumented_model.parallel.wire import column, pack_tokens, token_bytes, unpack_tokens
 
 
@@ -56,8 +57,12 @@ class HopExchange(Exchange):
             self._thread.close()
 
     def run(self, job: Callable[[], None]) -> Future[None]:
+        def guarded() -> None:
+            with answering():
+                job()
+
         if self._thread is not None:
-            return self._thread.submit(job)
+            return self._thread.submit(guarded)
         job()
         return finished(None)
 

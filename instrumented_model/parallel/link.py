@@ -20,6 +20,9 @@ _LINK = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)B/s(?::(\d+(?:\.\d+)?)(us|ms))?")
 DEFAULT_LINK = "20MB/s:300us"
 """Gives size tiny about 1:1 of communication to computation before overlap, as the report has (section 3.2.1)."""
 
+DEFAULT_INTRA_LINK = "64MB/s:100us"
+"""3.2 times as fast, as NVLink's 160 GB/s are to InfiniBand's 50 (section 3.2.2)."""
+
 
 @dataclass(frozen=True)
 class Link:

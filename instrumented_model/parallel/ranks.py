@@ -16,11 +16,33 @@ from moescope.instrumented_model.config import ConfigError
 
 @dataclass(frozen=True)
 class Ranks:
+    """One rank's place among all: rank = node * gpus + index."""
+
     rank: int
     count: int
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1 or self.count % self.nodes:
+            fits = [n for n in range(1, self.count + 1) if self.count % n == 0]
+            raise ConfigError(f"{self.nodes} nodes do not divide {self.count} ranks: use one of {fits}")
+
+    @property
+    def gpus(self) -> int:
+        """Ranks on a node."""
+        return self.count // self.nodes
+
+    @property
+    def node(self) -> int:
+        return self.rank // self.gpus
+
+    @property
+    def index(self) -> int:
+        """Place on the node."""
+        return self.rank % self.gpus
 
 
-def world() -> Ranks:
+def world(nodes: int = 1) -> Ranks:
     """This process's place by torchrun's environment; rank 0 of 1 without. Raises ConfigError for nonsense."""
     try:
         rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -28,7 +50,24 @@ def world() -> Ranks:
         raise ConfigError(f"RANK and WORLD_SIZE must be numbers: {error}") from None
     if not 0 <= rank < count:
         raise ConfigError(f"RANK {rank} is not below WORLD_SIZE {count}")
-    return Ranks(rank, count)
+    return Ranks(rank, count, nodes)
+
+
+class PeerError(RuntimeError):
+    """Another rank died or does not answer; one line that says what to do."""
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turns what `torch.distributed` raises inside, when a peer is lost, into a PeerError."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises no class of its own
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        raise PeerError(
+            f"a rank died or did not answer within --timeout ({first}): look at what the other ranks say, then start "
+            "all of them again"
+        ) from error
 
 
 @contextmanager
@@ -38,9 +77,11 @@ def joined(ranks: Ranks, timeout_s: float) -> Iterator[None]:
         yield
         return
     torch.set_num_threads(1)  # ranks share the cores: more threads than cores makes products 100 times slower
-    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+    with answering():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
     try:
         yield
-        dist.barrier()  # a rank that leaves early takes its connections with it
+        with answering():
+            dist.barrier()  # a rank that leaves early takes its connections with it
     finally:
         dist.destroy_process_group()

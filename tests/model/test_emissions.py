@@ -160,3 +160,46 @@ def test_quantisation_is_sampled_in_the_first_step_and_counts_every_element(fold
     elements = total(found, "elements", "tensor")
     assert elements[("mlp.up.x",)] == routed * C.d
     assert elements[("dispatch.x",)] == elements[("combine.dy",)] == RANKS * TOKENS * C.layers * C.d
+
+
+# Four ranks as two nodes of two: bytes to each rank, by the hop's group, counted beside the recording.
+HOPS_TARGET = """
+import json, os, sys
+import torch.distributed as dist
+from moescope.instrumented_model.__main__ import main
+sent, rank = [], int(os.environ["RANK"])
+all_to_all = dist.all_to_all_single
+def counted(output, source, incoming=None, outgoing=None, group=None):
+    members = dist.get_process_group_ranks(group)
+    hop = "internode" if members[1] - members[0] == 2 else "intranode"
+    row_bytes = source.element_size() * (source.numel() // source.shape[0] if source.shape[0] else 0)
+    for member, part in zip(members, outgoing or [source.shape[0] // 2] * 2):
+        sent.append([rank, member, hop, part * row_bytes])
+    return all_to_all(output, source, incoming, outgoing, group=group)
+dist.all_to_all_single = counted
+code = main(sys.argv[2:])
+with open(os.path.join(sys.argv[1], f"counted-{rank}.json"), "w") as file:
+    json.dump(sent, file)
+sys.exit(code)
+"""
+
+
+def test_bytes_of_two_hops_are_told_once_by_source_destination_and_hop(tmp_path: Path) -> None:
+    (tmp_path / "target.py").write_text(HOPS_TARGET)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    model = [tmp_path / "target.py", tmp_path, "train", "--steps=1", "--nodes=2"]
+    command = [sys.executable, "-m", "moescope", "run", "-o", "rec", "--", *launcher, *map(str, model)]
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=120)
+    expected: Counter[tuple[Any, ...]] = Counter()
+    for rank in range(4):
+        for src, dst, hop, size_bytes in json.loads((tmp_path / f"counted-{rank}.json").read_text()):
+            if src != dst and size_bytes:
+                expected[(src, dst, hop)] += size_bytes
+    inter = {(0, 2), (2, 0), (1, 3), (3, 1)}
+    intra = {(0, 1), (1, 0), (2, 3), (3, 2)}
+    assert set(expected) == {(*pair, "internode") for pair in inter} | {(*pair, "intranode") for pair in intra}
+    assert total(rows(tmp_path / "rec", "transfers"), "bytes", "src", "dst", "hop") == expected
+    waits = [row for row in rows(tmp_path / "rec", "kernels") if row["name"].startswith("emulated_link")]
+    assert {row["name"].rpartition(":")[2] for row in waits} == {"internode", "intranode"}
+    assert {row["evidence"] for row in waits} == {"modelled"}

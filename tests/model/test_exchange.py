@@ -5,12 +5,7 @@ Run as a program this file is one rank of the test.
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +21,7 @@ from moescope.instrumented_model.parallel.ranks import joined, world  # noqa: E4
 from moescope.instrumented_model.schedules.chain import MicroBatch  # noqa: E402
 from moescope.instrumented_model.training import data  # noqa: E402
 from moescope.instrumented_model.training.train import gradients, routed, sync, train  # noqa: E402
+from tests.model.ranks import run_ranks  # noqa: E402
 
 SMALL = replace(size("tiny"), name="test", d=160, d_expert=72, layers=2, sequences=2, sequence_length=24)
 PLAIN = replace(
@@ -177,37 +173,8 @@ def _rank_main() -> None:
                 exchange.close()
 
 
-def _run_ranks(command: list[str], count: int = 2) -> list[tuple[int, str, str]]:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(count),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**shared, "RANK": str(r)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(count)
-    ]
-    try:
-        outputs = [p.communicate(timeout=150) for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    return [(p.returncode, *o) for p, o in zip(processes, outputs, strict=True)]
-
-
 def test_two_ranks_equal_the_dense_mixture_and_both_schedules_agree() -> None:
-    for code, out, err in _run_ranks([str(Path(__file__))]):
+    for code, out, err in run_ranks(["-m", "tests.model.test_exchange"]):
         assert code == 0, err
         assert out.count("held") == len(CHECKS)
 
@@ -215,7 +182,7 @@ def test_two_ranks_equal_the_dense_mixture_and_both_schedules_agree() -> None:
 @pytest.mark.parametrize("stage", ["train", "prefill", "decode"])
 def test_the_program_runs_on_two_ranks_and_rank_0_alone_talks(stage: str) -> None:
     command = ["-m", "moescope.instrumented_model", stage, "--steps", "2", "--link", "1GB/s:10us"]
-    (code, out, err), (other_code, other_out, other_err) = _run_ranks(command)
+    (code, out, err), (other_code, other_out, other_err) = run_ranks(command)
     assert code == 0, err
     assert other_code == 0, other_err
     first = out.splitlines()[0]
@@ -234,7 +201,7 @@ def test_what_cannot_work_is_one_line_and_exit_2() -> None:
         (["--link", "fast"], 1, "1GB/s:50us"),
         (["--steps", "0"], 1, "--steps"),
     ):
-        for code, out, err in _run_ranks(model + arguments, count):
+        for code, out, err in run_ranks(model + arguments, count):
             assert code == 2
             assert out == ""
             assert len(err.splitlines()) == 1

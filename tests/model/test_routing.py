@@ -23,17 +23,41 @@ def test_the_bias_changes_who_is_chosen_but_not_the_weights_of_the_chosen() -> N
     assert g == pytest.approx({2: 0.1, 0: 0.9})
 
 
-def test_bias_updates_bring_a_skewed_load_near_balance() -> None:
+def _best(values: dict[int, float], count: int) -> set[int]:
+    return set(sorted(values, key=lambda i: -values[i])[:count])
+
+
+@pytest.mark.parametrize(
+    ("experts", "top_k", "nodes", "at_most"),
+    [(12, 3, 1, 1), (12, 4, 4, 2), (16, 8, 4, 4), (24, 5, 6, 3), (8, 4, 4, 2), (32, 8, 8, 4), (6, 2, 3, 2)],
+)
+def test_selection_is_the_best_experts_on_the_best_nodes(experts: int, top_k: int, nodes: int, at_most: int) -> None:
+    torch.manual_seed(experts)
+    s, bias, on_node = torch.rand(40, experts), torch.randn(experts) * 0.2, experts // nodes
+    chosen = routing.select(s, bias, top_k, nodes, at_most)
+    for row, got in zip((s + bias).tolist(), chosen.tolist(), strict=True):
+        value = dict(enumerate(row))
+        groups = [list(range(n * on_node, (n + 1) * on_node)) for n in range(nodes)]
+        scores = {n: sum(sorted((value[e] for e in g), reverse=True)[: top_k // at_most]) for n, g in enumerate(groups)}
+        allowed = {e for n in _best(scores, at_most) for e in groups[n]}
+        assert set(got) == _best({e: value[e] for e in allowed}, top_k)
+        assert len({e // on_node for e in got}) <= at_most
+
+
+@pytest.mark.parametrize(("nodes", "at_most"), [(1, 1), (4, 2)])
+def test_bias_updates_bring_the_load_of_a_hot_expert_from_ten_times_the_mean_near_it(nodes: int, at_most: int) -> None:
     torch.manual_seed(0)
-    u, e = torch.randn(2048, 16), torch.randn(32, 16) * 0.3
+    experts, top_k = 64, 4
+    u, e = torch.randn(2048, 16), torch.randn(experts, 16) * 0.3
     u += 2 * e[0] / e[0].norm()
-    s, bias, ratios = routing.affinities(u, e), torch.zeros(32), []
-    for _ in range(600):
-        load = torch.bincount(routing.select(s, bias, 4).reshape(-1), minlength=32)
+    e[0] *= 2  # its affinity is high for all
+    s, bias, ratios = routing.affinities(u, e), torch.zeros(experts), []
+    for _ in range(700):
+        load = torch.bincount(routing.select(s, bias, top_k, nodes, at_most).reshape(-1), minlength=experts)
         ratios.append(float(load.max() / load.float().mean()))
         bias = routing.updated_bias(bias, load, 0.001)
-    assert ratios[0] > 3
-    assert ratios[-1] < 1.2
+    assert 8 < ratios[0] < 16
+    assert ratios[-1] < 1.25
 
 
 def test_rows_that_travel_in_fp8_arrive_as_quantised_with_powers_of_2_and_in_bf16_as_rounded() -> None:
