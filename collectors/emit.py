@@ -180,3 +180,8 @@ def work(*, flops: int, bytes: int, dtype: str) -> None:
     Where operator shapes are not recorded, this is what the use of the matrix units is derived from.
     """
     _recorder().emit("work", {"flops": flops, "bytes": bytes, "dtype": dtype})
+
+
+def note(source: str, message: str, *, level: Literal["info", "warning", "error"] = "info") -> None:
+    """A line for the recording's log: what was chosen at start-up, and why."""
+    _recorder().emit("log", {"level": level, "source": source, "message": message})

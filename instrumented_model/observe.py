@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -55,14 +55,14 @@ def sample(on: bool) -> None:
     _METER.sampling = on and emit.active()
 
 
-def quantised(tensor: str, x: torch.Tensor, result: Quantised | E5M6Tiles) -> None:
+def quantised(tensor: str, x: torch.Tensor, result: Quantised | E5M6Tiles, groups: Sequence[int] | None = None) -> None:
     """Report, in a sampled step, what quantising `x` did.
 
-    tensor: `mlp.up.x`
+    tensor: `mlp.up.x`; groups: rows of each group where `quantise_columns` was given them
     """
     if not _METER.sampling:
         return
-    c = counts(x, result)
+    c = counts(x, result, groups)
     emit.quantisation(
         tensor=tensor,
         format=format_name(result),

@@ -13,6 +13,7 @@ import torch
 
 from moescope.instrumented_model.commands.configuration import DEFAULT_SIZE, configured
 from moescope.instrumented_model.config import SIZES, Config, ConfigError
+from moescope.instrumented_model.gemm.choice import NAMES, Choice, choose
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.parallel.link import DEFAULT_INTRA_LINK, DEFAULT_LINK, Link, parse_link
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_INTRA_LINK,
         help="the wire inside a node where there are several; --link is the one between them (default %(default)s)",
     )
+    run.add_argument("--gemm", metavar="NAME", help=f"{', '.join(NAMES)} (default: the first that works here)")
     run.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for a rank that does not answer")
 
 
@@ -98,9 +100,9 @@ class StepLog:
             self.run.say(f"median step {middle / 1e6:.1f} ms over {len(self.durations_ns)} steps")
 
 
-def _announce(run: Run) -> None:
+def _announce(run: Run, gemm: Choice) -> None:
     a, c, ranks = run.arguments, run.c, run.ranks
-    arithmetic = "E4M3 operands, dequantised, FP32 products" if c.fp8 else "FP32 products"
+    arithmetic = gemm.backend.arithmetic if c.fp8 else "FP32 products"
     exchange = described(ranks)
     wire = str(run.link) if ranks.count > 1 else "none, nothing travels"
     if ranks.nodes > 1:
@@ -110,6 +112,8 @@ def _announce(run: Run) -> None:
         f"backend cpu, {torch.get_num_threads()} thread(s) a rank | arithmetic {arithmetic} | ranks {ranks.count} | "
         f"exchange {exchange} | link {wire} | size {c.name}{changed} | {a.stage}, {a.schedule}"
     )
+    if c.fp8:
+        run.say(f"gemm {gemm}")
 
 
 def execute(a: argparse.Namespace, command: Callable[[Run], None]) -> int:
@@ -136,9 +140,10 @@ def _execute(a: argparse.Namespace, command: Callable[[Run], None]) -> None:
     intra_link = parse_link(a.intra_link)
     c.local_experts(ranks.count)
     c.check_nodes(ranks.nodes)
+    gemm = choose(a.gemm)
     with joined(ranks, a.timeout):
         run = Run(a, c, ranks, link, intra_link, open_exchange(c, ranks, link, intra_link, a.timeout))
-        _announce(run)
+        _announce(run, gemm)
         try:
             command(run)  # all that uses the process group is gone when it returns
         finally:

@@ -1,52 +1,28 @@
 """The three FP8 products of a linear layer: Fprop, Dgrad, Wgrad (arXiv 2412.19437 section 3.3.1, figure 6).
 
-Arithmetic of the CPU backend, exactly: both operands are E4M3 values times their FP32 scales, formed in FP32 and
-multiplied in one FP32 product with FP32 accumulation. It is what promotion after every addition would give; the
-14-bit accumulation of the tensor cores between promotions is not emulated here.
+All operands are E4M3; products go through the backend that was chosen at start-up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from moescope.instrumented_model import observe
-from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_blocks, quantise_tiles
-
-
-def fprop(x: Quantised, w: Quantised) -> torch.Tensor:
-    """Y = X W^T.
-
-    x: [m, k] in 1x128 tiles; w: [n, k] in 128x128 blocks
-    returns: [m, n] float32
-    """
-    return dequantise(x) @ dequantise(w).mT
-
-
-def dgrad(dy: Quantised, w: Quantised) -> torch.Tensor:
-    """dX = dY W; a 128x128 block serves both directions, so W is not quantised anew.
-
-    dy: [m, n] in 1x128 tiles; w: [n, k] in 128x128 blocks
-    returns: [m, k] float32
-    """
-    return dequantise(dy) @ dequantise(w)
-
-
-def wgrad(dy_t: Quantised, x_t: Quantised) -> torch.Tensor:
-    """dW = dY^T X, both in 128x1 tiles: 1x128 tiles of the transposed operands.
-
-    dy_t: [n, m]; x_t: [k, m]
-    returns: [n, k] float32
-    """
-    return dequantise(dy_t) @ dequantise(x_t).mT
-
-
-def transposed_tiles(x: torch.Tensor) -> Quantised:
-    """Quantise [m, k] in 128x1 tiles. returns: q [k, m], scale [k, ceil(m/128)]"""
-    return quantise_tiles(x.mT.contiguous())
+from moescope.instrumented_model.gemm import products
+from moescope.instrumented_model.numerics.e5m6 import E5M6Tiles, dequantise_e5m6, quantise_e5m6
+from moescope.instrumented_model.numerics.quantise import (
+    Quantised,
+    dequantise,
+    quantise_blocks,
+    quantise_columns,
+    quantise_tiles,
+    transposed,
+)
 
 
 class WeightGradients:
@@ -74,49 +50,53 @@ class WeightGradients:
 WEIGHT_GRADIENTS = WeightGradients()
 
 
-def _accumulate(weight: nn.Parameter, gradient: torch.Tensor) -> None:
-    weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+@dataclass(frozen=True)
+class Weights:
+    """E4M3 weights both ways: a 128x128 block serves both, so W is quantised once.
+
+    w: [groups, n, k], for Fprop; w_t: [groups, k, n], for Dgrad; without the first axis where there is one group
+    """
+
+    w: Quantised
+    w_t: Quantised
 
 
 class _Fp8Product(torch.autograd.Function):
-    """y[rows of e] = x[rows of e] W_e^T; x is kept for backward in FP8. W gets its gradient as a side effect."""
+    """y[rows of e] = x[rows of e] W_e^T; x is kept for backward quantised. W gets its gradient as a side effect."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: nn.Parameter, layer: Fp8Linear, rows: Sequence[int]) -> torch.Tensor:
-        xq = quantise_tiles(x)
-        observe.quantised(f"{layer.name}.x", x, xq)
-        ctx.save_for_backward(xq.q, xq.scale)
-        ctx.layer, ctx.rows = layer, rows
-        w = layer.dequantised()
-        y = [a @ w[e].mT for e, a in enumerate(torch.split(dequantise(xq), list(rows)))]
-        layer.count(rows)
-        return y[0] if len(y) == 1 else torch.cat(y)
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: nn.Parameter,
+        layer: Fp8Linear,
+        rows: Sequence[int],
+        wire: Quantised | None,
+        record: bool,
+    ) -> torch.Tensor:
+        xq = layer.quantised_input(x, rows) if wire is None else wire
+        ctx.layer, ctx.rows, ctx.k = layer, rows, None
+        if record:
+            if layer.keep == "e5m6" and wire is None:
+                stored = quantise_e5m6(x)
+                observe.quantised(f"{layer.name}.x", x, stored)
+                ctx.k = stored.k
+                ctx.save_for_backward(stored.packed, stored.scale)
+            else:
+                ctx.save_for_backward(xq.q, xq.scale)
+        return layer.fprop(xq, rows)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None, None]:
         layer: Fp8Linear = ctx.layer
-        rows = list(ctx.rows)
-        q, scale = ctx.saved_tensors
-
-        def weight_gradient() -> None:
-            """Read out, dequantise, transpose, quantise anew in 128x1 tiles, expert by expert (section 3.5.2)."""
-            x = torch.split(dequantise(Quantised(q, scale, 1)), rows)
-            parts = [
-                wgrad(transposed_tiles(g), transposed_tiles(a)) for g, a in zip(torch.split(dy, rows), x, strict=True)
-            ]
-            _accumulate(layer.weight, torch.stack(parts))
-            layer.count(rows)
-
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dyq = quantise_tiles(dy)
-            observe.quantised(f"{layer.name}.dy", dy, dyq)
-            w = layer.dequantised()
-            parts = [g @ w[e] for e, g in enumerate(torch.split(dequantise(dyq), rows))]
-            dx = parts[0] if len(parts) == 1 else torch.cat(parts)
-            layer.count(rows)
-        WEIGHT_GRADIENTS.put(weight_gradient)
-        return dx, None, None, None
+        rows, k = ctx.rows, ctx.k
+        kept, scale = ctx.saved_tensors
+        dx = layer.dgrad(dy, rows) if ctx.needs_input_grad[0] else None
+        if k is None:
+            layer.wgrad(dy, lambda: dequantise(Quantised(kept, scale, 1)), rows)
+        else:
+            layer.wgrad(dy, lambda: dequantise_e5m6(E5M6Tiles(kept, scale, k)), rows)
+        return dx, None, None, None, None, None
 
 
 class Fp8Linear(nn.Module):
@@ -125,25 +105,45 @@ class Fp8Linear(nn.Module):
     weight: [groups, n, k] float32, the master weights; groups is 1 but for experts
     name: what the profiler calls it
     fp8: False multiplies in FP32, to compare with
+    power_of_2_x, power_of_2_dy: scales of the input and of the gradient that comes in are powers of 2, so that 1x128
+        tiles become 128x1 tiles without further error (section 3.3.3)
+    keep: what the input is kept in for backward: as it is multiplied, or finer
     """
 
-    def __init__(self, name: str, k: int, n: int, *, groups: int = 1, fp8: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        k: int,
+        n: int,
+        *,
+        groups: int = 1,
+        fp8: bool = True,
+        power_of_2_x: bool = False,
+        power_of_2_dy: bool = False,
+        keep: Literal["e4m3", "e5m6"] = "e4m3",
+    ) -> None:
         super().__init__()
         self.name, self.k, self.n, self.fp8 = name, k, n, fp8
+        self.power_of_2_x, self.power_of_2_dy, self.keep = power_of_2_x, power_of_2_dy, keep
         self.weight = nn.Parameter(torch.randn(groups, n, k) * k**-0.5)
-        self._quantised: tuple[int, torch.Tensor] | None = None
+        self._weights: tuple[int, Weights] | None = None
+
+    def weights(self) -> Weights:
+        """The weights in E4M3, quantised once for each update."""
+        version = self.weight._version
+        if self._weights is None or self._weights[0] != version:
+            w = self.weight.detach()
+            wq = quantise_blocks(w)
+            observe.quantised(f"{self.name}.w", w, wq)
+            if wq.q.shape[0] == 1:
+                wq = Quantised(wq.q[0], wq.scale[0], wq.rows)
+            _ = wq.dequantised if w.device.type == "cpu" else None  # before the transposed view, which then shares it
+            self._weights = (version, Weights(wq, transposed(wq)))
+        return self._weights[1]
 
     def dequantised(self) -> torch.Tensor:
-        """The weights as E4M3 holds them, quantised once for each update. returns: [groups, n, k] float32"""
-        version = self.weight._version
-        if self._quantised is None or self._quantised[0] != version:
-            w = self.weight.detach()
-            if self.fp8:
-                wq = quantise_blocks(w)
-                observe.quantised(f"{self.name}.w", w, wq)
-                w = dequantise(wq)
-            self._quantised = (version, w)
-        return self._quantised[1]
+        """The weights as E4M3 holds them. returns: [groups, n, k] float32"""
+        return self.weights().w.dequantised.view_as(self.weight) if self.fp8 else self.weight.detach()
 
     def count(self, rows: Sequence[int]) -> None:
         """Tell the profiler of one product for each group that has rows."""
@@ -152,15 +152,85 @@ class Fp8Linear(nn.Module):
             if m:
                 observe.product(m, self.n, self.k, dtype=dtype)
 
-    def forward(self, x: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
+    def quantised_input(self, x: torch.Tensor, rows: Sequence[int]) -> Quantised:
+        """x: [m, k] float32; returns: in 1x128 tiles, reported"""
+        xq = quantise_tiles(x, power_of_2=self.power_of_2_x)
+        observe.quantised(f"{self.name}.x", x, xq)
+        return xq
+
+    def fprop(self, x: Quantised, rows: Sequence[int]) -> torch.Tensor:
+        """Y = X W^T. x: [m, k] in 1x128 tiles; returns: [m, n] float32"""
+        y = self._product(x, self.weights().w, rows)
+        self.count(rows)
+        return y
+
+    def dgrad(self, dy: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """dX = dY W. dy: [m, n] float32; returns: [m, k] float32"""
+        dyq = quantise_tiles(dy, power_of_2=self.power_of_2_dy)
+        observe.quantised(f"{self.name}.dy", dy, dyq)
+        dx = self._product(dyq, self.weights().w_t, rows)
+        self.count(rows)
+        return dx
+
+    def wgrad(self, dy: torch.Tensor, x: Callable[[], torch.Tensor], rows: Sequence[int]) -> None:
+        """dW += dY^T X, put off where `WEIGHT_GRADIENTS` says so.
+
+        dy: [m, n] float32; x: gives the input back, [m, k] float32
+        """
+
+        def compute() -> None:
+            """Read out, dequantise, quantise anew in 128x1 tiles, expert by expert (section 3.5.2)."""
+            again = x()
+            dy_t = quantise_columns(dy, groups=rows, power_of_2=self.power_of_2_dy)
+            x_t = quantise_columns(again, groups=rows, power_of_2=self.power_of_2_x)
+            observe.quantised(f"{self.name}.dy", dy, dy_t, rows)
+            observe.quantised(f"{self.name}.x", again, x_t, rows)
+            gradient = products.grouped_k(transposed(dy_t), transposed(x_t), rows)
+            self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
+            self.count(rows)
+
+        WEIGHT_GRADIENTS.put(compute)
+
+    def forward(
+        self, x: torch.Tensor, rows: Sequence[int] | None = None, *, wire: Quantised | None = None
+    ) -> torch.Tensor:
         """x: [m, k] float32, ordered by group; rows: [groups], how many each group has, summing to m
+        wire: x in 1x128 tiles already, as it came from another rank; x then stands for it in the graph alone
 
         returns: [m, n] float32
+        raises: ValueError on shapes that do not multiply
         """
-        rows = [x.shape[0]] if rows is None else rows
+        rows = self.checked(x, rows)
         if not self.fp8:
-            self.count(rows)
-            y = [a @ self.weight[e].mT for e, a in enumerate(torch.split(x, list(rows)))]
-            return y[0] if len(y) == 1 else torch.cat(y)
-        result: torch.Tensor = _Fp8Product.apply(x, self.weight, self, rows)  # type: ignore[no-untyped-call]
+            return self.unquantised(x, rows)
+        if wire is not None and wire.q.shape != x.shape:
+            raise ValueError(
+                f"{self.name}: wire {list(wire.q.shape)} does not stand for x {list(x.shape)}: give one of it"
+            )
+        record = torch.is_grad_enabled()
+        result: torch.Tensor = _Fp8Product.apply(x, self.weight, self, rows, wire, record)  # type: ignore[no-untyped-call]
         return result
+
+    def checked(self, x: torch.Tensor, rows: Sequence[int] | None) -> Sequence[int]:
+        """The rows of each group. Raises ValueError where they or x do not fit the weights."""
+        if x.dim() != 2 or x.shape[1] != self.k:
+            raise ValueError(
+                f"{self.name}: input {list(x.shape)} does not multiply with weights [{self.n}, {self.k}]: "
+                f"give [rows, {self.k}]"
+            )
+        rows = [x.shape[0]] if rows is None else rows
+        if len(rows) != self.weight.shape[0] or sum(rows) != x.shape[0]:
+            raise ValueError(
+                f"{self.name}: rows {list(rows)} do not share out {x.shape[0]} rows over "
+                f"{self.weight.shape[0]} groups: give one number a group"
+            )
+        return rows
+
+    def unquantised(self, x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Y = X W^T in FP32, to compare with."""
+        self.count(rows)
+        y = [a @ self.weight[e].mT for e, a in enumerate(torch.split(x, list(rows)))]
+        return y[0] if len(y) == 1 else torch.cat(y)
+
+    def _product(self, a: Quantised, w: Quantised, rows: Sequence[int]) -> torch.Tensor:
+        return products.dense(a, w) if w.q.dim() == 2 else products.grouped_m(a, w, rows)

@@ -46,7 +46,7 @@ class LatentAttention(nn.Module):
         self.down = Fp8Linear("attn.kv_a", c.d, c.d_latent + c.d_rope, fp8=c.fp8)
         self.norm = nn.RMSNorm(c.d_latent)
         self.up = Fp8Linear("attn.kv_b", c.d_latent, c.heads * 2 * c.d_head, fp8=c.fp8)
-        self.out = Fp8Linear("attn.o", c.heads * c.d_head, c.d, fp8=c.fp8)
+        self.out = Fp8Linear("attn.o", c.heads * c.d_head, c.d, fp8=c.fp8, power_of_2_x=True, keep="e5m6")
 
     def forward(self, x: torch.Tensor, sequences: int, cache: LayerCache | None = None) -> torch.Tensor:
         """x: [tokens, d] float32, sequence after sequence: of one length without a cache, else as its spans tell

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from moescope.instrumented_model.gemm.linear import Fp8Linear
+from moescope.instrumented_model.gemm.swiglu import swiglu_linear
 
 
 class Experts(nn.Module):
@@ -20,8 +20,9 @@ class Experts(nn.Module):
 
     def __init__(self, name: str, d: int, d_expert: int, groups: int, fp8: bool) -> None:
         super().__init__()
-        self.gate_up = Fp8Linear(f"{name}.up", d, 2 * d_expert, groups=groups, fp8=fp8)
-        self.down = Fp8Linear(f"{name}.down", d_expert, d, groups=groups, fp8=fp8)
+        travels = name == "mlp"  # its input and its gradient come over the wire, with power-of-2 scales (section 3.3.3)
+        self.gate_up = Fp8Linear(f"{name}.up", d, 2 * d_expert, groups=groups, fp8=fp8, power_of_2_x=travels)
+        self.down = Fp8Linear(f"{name}.down", d_expert, d, groups=groups, fp8=fp8, power_of_2_dy=travels)
 
     def forward(
         self, x: torch.Tensor, rows: Sequence[int] | None = None, gates: torch.Tensor | None = None
@@ -31,6 +32,5 @@ class Experts(nn.Module):
 
         returns: [m, d] float32
         """
-        a, b = self.gate_up(x, rows).chunk(2, dim=-1)
-        y: torch.Tensor = self.down(F.silu(a) * b, rows)
+        y = swiglu_linear(self.gate_up(x, rows), self.down, rows)
         return y if gates is None else y * gates.unsqueeze(-1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from moescope.instrumented_model.numerics.e5m6 import E5M6Tiles, unpack
 from moescope.instrumented_model.numerics.formats import E4M3_FORMAT, E5M6_FORMAT, TILE, Format, to_float32
-from moescope.instrumented_model.numerics.quantise import Quantised, expanded_scale
+from moescope.instrumented_model.numerics.quantise import Quantised, expanded_scale, group_starts
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,19 @@ class Counts:
     elements: int
 
 
-def counts(x: torch.Tensor, quantised: Quantised | E5M6Tiles) -> Counts:
+def counts(x: torch.Tensor, quantised: Quantised | E5M6Tiles, groups: Sequence[int] | None = None) -> Counts:
     """Count what quantising `x` to `quantised` changed.
 
     x: [..., n, k], the tensor that was quantised, as it was before
+    groups: rows of each group where `quantise_columns` was given them; what it filled up is not counted
     """
     original = x.float()
     if original.numel() == 0:
         return Counts(0.0, 0.0, 0.0, 0, 0, 0, 0)
     format, scale, after = _parts(quantised)
+    if groups is not None:
+        at = torch.cat([torch.arange(s, s + n) for s, n in zip(group_starts(groups), groups, strict=True)])
+        scale, after = scale[at], after[at]
     finite = torch.isfinite(original)
     return Counts(
         amax=float(torch.where(finite, original.abs(), 0.0).amax()),

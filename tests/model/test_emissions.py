@@ -145,21 +145,33 @@ def test_work_is_the_products_of_the_model(folder: Path) -> None:
 def test_quantisation_is_sampled_in_the_first_step_and_counts_every_element(folder: Path) -> None:
     found = rows(folder / "rec", "quantisation")
     assert {row["step"] for row in found} == {0}
-    assert {row["format"] for row in found} == {"e4m3 1x128", "e4m3 128x128"}
+    assert {row["format"] for row in found} == {"e4m3 1x128", "e4m3 128x1", "e4m3 128x128", "e5m6 1x128"}
+    assert {row["tensor"] for row in found if row["format"] == "e5m6 1x128"} == {"attn.o.x"}
+    powers_of_2 = {"attn.o.x", "mlp.up.x", "mlp.down.dy", "dispatch.x", "combine.dy"}
     for row in found:
         assert 0 <= row["scale_min"] <= row["scale_max"]
-        largest = row["amax"] / 448
-        if row["tensor"] in ("dispatch.x", "combine.dy"):  # powers of 2, rounded up
-            assert largest <= row["scale_max"] < 2 * largest
-            assert {math.frexp(row["scale_min"])[0], math.frexp(row["scale_max"])[0]} == {0.5}
-        else:  # A block of zeros is given the scale 1.
-            assert row["scale_max"] == 1.0 or row["scale_max"] == pytest.approx(largest, rel=1e-5)
+        largest = row["amax"] / (65024 if row["format"].startswith("e5m6") else 448)
+        if row["tensor"] in powers_of_2:
+            assert math.frexp(row["scale_max"])[0] == 0.5
+            assert row["scale_max"] == 1.0 or largest * 0.99999 <= row["scale_max"] < 2 * largest
+        else:
+            # A block of zeros is given the scale 1.
+            assert row["scale_max"] == 1.0 or row["scale_max"] == pytest.approx(largest, rel=1e-5), row
         assert 0 <= row["flushed"] <= row["elements"]
         assert row["nonfinite"] == 0
     routed = sum(row["tokens"] for row in rows(folder / "rec", "experts") if row["step"] == 0)
-    elements = total(found, "elements", "tensor")
-    assert elements[("mlp.up.x",)] == routed * C.d
-    assert elements[("dispatch.x",)] == elements[("combine.dy",)] == RANKS * TOKENS * C.layers * C.d
+    elements = total(found, "elements", "tensor", "format")
+    assert elements[("mlp.up.x", "e4m3 1x128")] == routed * C.d
+    assert elements[("mlp.up.x", "e4m3 128x1")] == routed * C.d
+    assert elements[("mlp.down.ab", "e4m3 1x128")] == routed * 2 * C.d_expert
+    for sent in ("dispatch.x", "combine.dy"):
+        assert elements[(sent, "e4m3 1x128")] == RANKS * TOKENS * C.layers * C.d
+
+
+def test_the_log_says_which_backend_multiplies_and_why_no_other(folder: Path) -> None:
+    lines = [row["message"] for row in rows(folder / "rec", "log") if row["source"] == "gemm"]
+    assert len(lines) == RANKS
+    assert all(line.startswith("cpu: ") and "not deepgemm: " in line for line in lines)
 
 
 # Four ranks as two nodes of two: bytes to each rank, by the hop's group, counted beside the recording.

@@ -1,0 +1,1 @@
+"""Ways to compute products in FP8, one a module."""

@@ -1,0 +1,89 @@
+"""SwiGLU and the Linear after it as one: the two inputs are kept in FP8, the product is computed anew in backward.
+
+(arXiv 2412.19437 sections 3.2.3 and 3.3.3.) Kept are 2 bytes and two scales for each element of silu(a) * b; neither it
+nor its FP8 form for Wgrad is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moescope.instrumented_model import observe
+from moescope.instrumented_model.gemm.linear import Fp8Linear
+from moescope.instrumented_model.numerics.formats import TILE
+from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles
+
+
+def swiglu(ab: torch.Tensor) -> torch.Tensor:
+    """silu(a) * b. ab: [m, 2 f], a then b; returns: [m, f]"""
+    a, b = ab.chunk(2, dim=-1)
+    return F.silu(a) * b
+
+
+def swiglu_gradient(ab: torch.Tensor, dx: torch.Tensor) -> torch.Tensor:
+    """Gradient of `swiglu` at ab. ab: [m, 2 f]; dx: [m, f]; returns: [m, 2 f]"""
+    a, b = ab.chunk(2, dim=-1)
+    sigmoid = torch.sigmoid(a)
+    silu = a * sigmoid
+    return torch.cat([dx * b * (sigmoid + silu * (1 - sigmoid)), dx * silu], dim=-1)
+
+
+def swiglu_linear(ab: torch.Tensor, down: Fp8Linear, rows: Sequence[int] | None = None) -> torch.Tensor:
+    """W (silu(a) * b) for each group of rows.
+
+    ab: [m, 2 f] float32, a then b; down: f to n; rows: [groups], summing to m
+    returns: [m, n] float32
+    raises: ValueError on shapes that do not multiply
+    """
+    if ab.dim() != 2 or ab.shape[1] != 2 * down.k:
+        raise ValueError(
+            f"{down.name}: input {list(ab.shape)} is not two times [rows, {down.k}]: give [rows, {2 * down.k}]"
+        )
+    if not down.fp8:
+        x = swiglu(ab)
+        return down.unquantised(x, down.checked(x, rows))
+    rows = down.checked(ab[:, : down.k], rows)
+    record = torch.is_grad_enabled()
+    result: torch.Tensor = _SwigluProduct.apply(ab, down.weight, down, rows, record)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _SwigluProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, ab: torch.Tensor, weight: nn.Parameter, down: Fp8Linear, rows: Sequence[int], record: bool
+    ) -> torch.Tensor:
+        ctx.down, ctx.rows = down, rows
+        if record:
+            kept = quantise_tiles(_tile_aligned(ab))
+            observe.quantised(f"{down.name}.ab", _tile_aligned(ab), kept)
+            ctx.save_for_backward(kept.q, kept.scale)
+        return down.fprop(down.quantised_input(swiglu(ab), rows), rows)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        down: Fp8Linear = ctx.down
+        q, scale = ctx.saved_tensors
+
+        def again() -> torch.Tensor:
+            """The inputs as FP8 holds them. returns: [m, 2 f] float32"""
+            return _from_tile_aligned(dequantise(Quantised(q, scale, 1)), 2 * down.k)
+
+        dab = swiglu_gradient(again(), down.dgrad(dy, ctx.rows)) if ctx.needs_input_grad[0] else None
+        down.wgrad(dy, lambda: swiglu(again()), ctx.rows)
+        return dab, None, None, None, None
+
+
+def _tile_aligned(ab: torch.Tensor) -> torch.Tensor:
+    """a and b one after the other along the rows where no tile may hold both: [m, 2 f], or [2 m, f]"""
+    return ab if ab.shape[1] // 2 % TILE == 0 else torch.cat(ab.chunk(2, dim=-1))
+
+
+def _from_tile_aligned(ab: torch.Tensor, width: int) -> torch.Tensor:
+    """Inverse of `_tile_aligned`. returns: [m, width]"""
+    return ab if ab.shape[1] == width else torch.cat(ab.chunk(2), dim=-1)
