@@ -1,4 +1,4 @@
-"""python -m moescope.instrumented_model train|prefill|decode|all, alone or under torchrun."""
+"""python -m moescope.instrumented_model train|prefill|decode|generate|all, alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from moescope.instrumented_model.commands import all as all_stages
-from moescope.instrumented_model.commands import common, decode, prefill, train
+from moescope.instrumented_model.commands import common, decode, generate, prefill, train
 
-COMMANDS = {"train": train, "prefill": prefill, "decode": decode, "all": all_stages}
+COMMANDS = {"train": train, "prefill": prefill, "decode": decode, "generate": generate, "all": all_stages}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     a = parser().parse_args(argv)
-    return common.execute(a, COMMANDS[a.stage].run)
+    module = COMMANDS[a.stage]
+    return common.execute(a, module.run, getattr(module, "configuration", common.configuration))
 
 
 if __name__ == "__main__":

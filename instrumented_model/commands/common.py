@@ -116,12 +116,21 @@ def _announce(run: Run, gemm: Choice) -> None:
         run.say(f"gemm {gemm}")
 
 
-def execute(a: argparse.Namespace, command: Callable[[Run], None]) -> int:
+def configuration(a: argparse.Namespace) -> Config:
+    """By --size, --config and --set. Raises ConfigError."""
+    return configured(a.size, a.config, a.settings)
+
+
+def execute(
+    a: argparse.Namespace,
+    command: Callable[[Run], None],
+    configuration: Callable[[argparse.Namespace], Config] = configuration,
+) -> int:
     """Join the ranks, announce, run. returns: exit code; what the user can put right is one line on stderr and 2,
     a lost rank one line and 1
     """
     try:
-        _execute(a, command)
+        _execute(a, command, configuration)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -131,12 +140,14 @@ def execute(a: argparse.Namespace, command: Callable[[Run], None]) -> int:
     return 0
 
 
-def _execute(a: argparse.Namespace, command: Callable[[Run], None]) -> None:
+def _execute(
+    a: argparse.Namespace, command: Callable[[Run], None], configuration: Callable[[argparse.Namespace], Config]
+) -> None:
     for name in ("steps", "print_every", "timeout"):
         value = getattr(a, name, 1)
         if value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be above 0")
-    c, link, ranks = configured(a.size, a.config, a.settings), parse_link(a.link), world(a.nodes)
+    c, link, ranks = configuration(a), parse_link(a.link), world(a.nodes)
     intra_link = parse_link(a.intra_link)
     c.local_experts(ranks.count)
     c.check_nodes(ranks.nodes)

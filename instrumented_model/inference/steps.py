@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from moescope.collectors import emit
 from moescope.instrumented_model import observe
-from moescope.instrumented_model.layers.cache import ContiguousCache, LayerCache
+from moescope.instrumented_model.config import Config
+from moescope.instrumented_model.layers.cache import BLOCK, ContiguousCache, LatentCache, LayerCache, PagedCache
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.schedules.chain import MicroBatch, forward
@@ -21,14 +23,25 @@ DECODE_WINDOW = 64
 """Positions decoded after a prompt before the same prompt starts over, which bounds the caches."""
 
 
+CacheKind = Literal["contiguous", "paged"]
+CACHES: tuple[CacheKind, ...] = ("contiguous", "paged")
+
+
 @dataclass(frozen=True)
 class InferenceStep:
-    """logits: a micro-batch each, of the last position [sequences, vocabulary]; tokens: processed by this rank"""
+    """What one pass of this rank's micro-batches did; lists are a micro-batch each.
+
+    tokens: processed by this rank; logits: of each sequence's last position [sequences, vocabulary]
+    ends: [sequences], positions of each with the new ones; empty without caches
+    served: [layers with experts][local experts], tokens that this rank's experts got from all ranks
+    """
 
     step: int
     dur_ns: int
     tokens: int
     logits: tuple[torch.Tensor, ...]
+    ends: tuple[tuple[int, ...], ...]
+    served: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 def infer(
@@ -41,7 +54,8 @@ def infer(
 ) -> InferenceStep:
     """One pass of all micro-batches.
 
-    tokens: a micro-batch each, [sequences, positions] int64; caches: a micro-batch each, [layers], filled further
+    tokens: a micro-batch each, [sequences, positions] int64, or [tokens] of sequences as the caches' spans tell
+    caches: a micro-batch each, [layers], opened for this pass
     """
     start_ns = emit.clock_ns()
     with emit.step(step):
@@ -50,7 +64,9 @@ def infer(
         SCHEDULES[schedule]([forward(model, exchange, mb) for mb in micro_batches])
         report_routing(model, routed(micro_batches))
     logits = tuple(mb.result for mb in micro_batches if mb.result is not None)
-    return InferenceStep(step, emit.clock_ns() - start_ns, sum(t.numel() for t in tokens), logits)
+    ends = tuple(layers[0].spans.ends for layers in caches or [])
+    served = tuple(tuple(mb.served) for mb in micro_batches)
+    return InferenceStep(step, emit.clock_ns() - start_ns, sum(t.numel() for t in tokens), logits, ends, served)
 
 
 def prompts(model: Model, text: torch.Tensor, *, step: int, sequences: int, seed: int) -> list[torch.Tensor]:
@@ -70,14 +86,23 @@ def prompts(model: Model, text: torch.Tensor, *, step: int, sequences: int, seed
     ]
 
 
-def new_cache(model: Model, sequences: int, capacity: int) -> tuple[ContiguousCache, list[list[int]]]:
-    """A cache for all micro-batches. returns: it, and the numbers of its sequences [micro-batches][sequences]"""
-    c = model.c
-    cache = ContiguousCache(c, c.micro_batches * sequences, capacity)
+def new_cache(
+    c: Config, sequences: int, capacity: int, kind: CacheKind = "contiguous"
+) -> tuple[LatentCache, list[list[int]]]:
+    """A cache for all micro-batches, with room for as many `sequences` of `capacity` positions in each.
+
+    returns: it, and the numbers of its sequences [micro-batches][sequences]
+    """
+    count = c.micro_batches * sequences
+    cache: LatentCache
+    if kind == "contiguous":
+        cache = ContiguousCache(c, count, capacity)
+    else:
+        cache = PagedCache(c, count * -(-capacity // BLOCK))
     return cache, [[cache.add() for _ in range(sequences)] for _ in range(c.micro_batches)]
 
 
-def opened(cache: ContiguousCache, sequences: list[list[int]], tokens: list[torch.Tensor]) -> list[list[LayerCache]]:
+def opened(cache: LatentCache, sequences: list[list[int]], tokens: list[torch.Tensor]) -> list[list[LayerCache]]:
     """The layers of the cache for one pass of `tokens`. returns: [micro-batches][layers]"""
     return [cache.open(s, [t.shape[1]] * len(s)) for s, t in zip(sequences, tokens, strict=True)]
 
@@ -88,24 +113,32 @@ def prefill(model: Model, exchange: Exchange, *, steps: int, schedule: Schedule,
     emit.stage("prefill")
     for step in range(steps):
         tokens = prompts(model, text, step=step, sequences=model.c.sequences, seed=seed)
-        cache, sequences = new_cache(model, model.c.sequences, model.c.sequence_length)
+        cache, sequences = new_cache(model.c, model.c.sequences, model.c.sequence_length)
         yield infer(model, exchange, tokens, opened(cache, sequences, tokens), schedule, step)
 
 
-def decode(model: Model, exchange: Exchange, *, steps: int, schedule: Schedule, seed: int) -> Iterator[InferenceStep]:
+def decode(
+    model: Model,
+    exchange: Exchange,
+    *,
+    steps: int,
+    schedule: Schedule,
+    seed: int,
+    cache: CacheKind = "contiguous",
+) -> Iterator[InferenceStep]:
     """Prefill one prompt, then `steps` greedy steps of one token a sequence from the latent cache."""
     c, text = model.c, data.corpus()
     emit.stage("prefill")
-    cache, sequences = new_cache(model, c.decode_sequences, c.sequence_length + DECODE_WINDOW)
+    kept, sequences = new_cache(c, c.decode_sequences, c.sequence_length + DECODE_WINDOW, cache)
     tokens = prompts(model, text, step=0, sequences=c.decode_sequences, seed=seed)
-    first = infer(model, exchange, tokens, opened(cache, sequences, tokens), schedule, 0)
+    first = infer(model, exchange, tokens, opened(kept, sequences, tokens), schedule, 0)
     emit.stage("decode")
     last = first
     for step in range(steps):
         if step and step % DECODE_WINDOW == 0:
             for sequence in (s for numbers in sequences for s in numbers):
-                cache.truncate(sequence, c.sequence_length)
+                kept.truncate(sequence, c.sequence_length)
             last = first
         next_tokens = [logits.argmax(-1, keepdim=True) for logits in last.logits]
-        last = infer(model, exchange, next_tokens, opened(cache, sequences, next_tokens), schedule, step)
+        last = infer(model, exchange, next_tokens, opened(kept, sequences, next_tokens), schedule, step)
         yield replace(last, step=step)

@@ -78,6 +78,7 @@ class MicroBatch:
     tokens: [sequences, positions] int64; targets: the same shape, or None for inference
     caches: [layers], opened for this pass; they tell the sequences, then, and tokens may be [tokens], one after another
     chosen: [layers with experts][experts] int64, tokens this rank routed to each expert
+    served: [layers with experts][local experts], rows that this rank's experts got
     balance: sum of the layers' balance losses, weighted; a part of the loss that `result` leaves out
     """
 
@@ -87,6 +88,7 @@ class MicroBatch:
     record: bool = True  # keep what backward needs, where there are targets
     caches: list[LayerCache] | None = None
     chosen: list[torch.Tensor] = field(default_factory=list)
+    served: list[tuple[int, ...]] = field(default_factory=list)
     tape: list[LayerTape] = field(default_factory=list)
     embedded: torch.Tensor | None = None
     head: Chunk | None = None
@@ -127,6 +129,7 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
             yield Next("mlp(F)", n, there)
             with observe.phase("mlp(F)", n, m):
                 arrived = there.result()
+                mb.served.append(arrived.counts)
                 mlp = Chunk(
                     lambda x, a, g, at=layer, rows=arrived.counts: at.mlp(x, a, g, rows),
                     x,

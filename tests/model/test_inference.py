@@ -22,7 +22,7 @@ def test_the_model_decodes_what_a_prefill_of_the_longer_prompt_gives() -> None:
     model, exchange = Model(EXACT, seed=1), open_exchange(EXACT, Ranks(0, 1), NO_LINK)
     try:
         tokens = [torch.randint(256, (2, 12)) for _ in range(2)]
-        cache, sequences = new_cache(model, 2, 12)
+        cache, sequences = new_cache(EXACT, 2, 12)
         for start, end in ((0, 6), (6, 11), (11, 12)):
             part = [t[:, start:end] for t in tokens]
             decoded = infer(model, exchange, part, opened(cache, sequences, part), "overlapped", 0)
