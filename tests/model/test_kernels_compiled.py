@@ -136,6 +136,15 @@ def test_products_are_four_fp8_tensor_core_steps_between_promotions(name: str) -
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
+def test_a_record_begins_before_the_product_and_ends_after_it(name: str) -> None:
+    """The compiler moves neither read of the clock across the work that it times."""
+    machine = _machine(name, True)
+    clock = [i for i, operands in enumerate(machine.operands) if "SR_GLOBALTIMERLO" in operands]
+    steps = [i for i, operation in enumerate(_operations(machine)) if operation == "QGMMA"]
+    assert clock[0] < steps[0] < steps[-1] < clock[1]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
 def test_each_block_starts_from_zero_and_is_added_outside_the_tensor_core(name: str) -> None:
     """The first of four steps ignores its accumulator (`!UPT`): nothing runs on in 14 bits past 128 elements."""
     machine = _machine(name)
