@@ -100,14 +100,16 @@ def quantise_columns(x: torch.Tensor, *, groups: Sequence[int] | None = None, po
     returns: q [m, k] or [128 * sum of ceil(rows/128), k], scale [ceil(m/128) or sum of ceil(rows/128), k]
     """
     rows, k = x.shape
-    if groups is None:
-        padded = F.pad(x.float(), (0, 0, 0, -rows % TILE))
+    if groups is not None and sum(groups) != rows:
+        raise ValueError(f"groups of {list(groups)} rows do not sum to the {rows} rows of x: give what each has")
+    if groups is None or len(groups) == 1:
+        missing = -rows % TILE
+        padded = F.pad(x.float(), (0, 0, 0, missing)) if missing else x.float()
     else:
-        if sum(groups) != rows:
-            raise ValueError(f"groups of {list(groups)} rows do not sum to the {rows} rows of x: give what each has")
         padded = x.new_zeros(padded_rows(groups), k, dtype=torch.float32)
         for part, start in zip(torch.split(x, list(groups)), group_starts(groups), strict=True):
             padded[start : start + part.shape[0]] = part
+    if groups is not None:
         rows = padded.shape[0]
     tiled = padded.reshape(-1, TILE, k)
     scale = scale_of(_finite_amax(tiled, (1,)), power_of_2)
