@@ -12,6 +12,7 @@ from moescope.instrumented_model.layers import routing
 from moescope.instrumented_model.layers.attention import LatentAttention
 from moescope.instrumented_model.layers.cache import LayerCache
 from moescope.instrumented_model.layers.experts import Experts
+from moescope.instrumented_model.layers.mtp import MtpModule
 
 
 class Layer(nn.Module):
@@ -114,18 +115,28 @@ class Model(nn.Module):
         )
         self.norm = nn.RMSNorm(c.d)
         self.head = nn.Linear(c.d, c.vocabulary, bias=False)
+        self.mtp = nn.ModuleList(MtpModule(c, k + 1, MoELayer(c, c.experts)) for k in range(c.mtp_depth))
         for layer in self.moe_layers().values():
             for linear in (layer.experts.gate_up, layer.experts.down):
                 linear.weight = nn.Parameter(linear.weight.detach().chunk(ranks)[rank].clone())
 
     def layer(self, number: int) -> DenseLayer | MoELayer:
+        """Those of multi-token prediction come after the last."""
+        if number >= self.c.layers:
+            return self.mtp_module(number - self.c.layers + 1).layer
         layer = self.layers[number]
         assert isinstance(layer, DenseLayer | MoELayer)
         return layer
 
+    def mtp_module(self, k: int) -> MtpModule:
+        """k: 1 to D"""
+        module = self.mtp[k - 1]
+        assert isinstance(module, MtpModule)
+        return module
+
     def moe_layers(self) -> dict[int, MoELayer]:
-        """Those with routed experts, by number, in order."""
-        layers = ((n, self.layer(n)) for n in range(self.c.layers))
+        """Those with routed experts, by number, in order; those of multi-token prediction last."""
+        layers = ((n, self.layer(n)) for n in range(self.c.layers + self.c.mtp_depth))
         return {n: layer for n, layer in layers if isinstance(layer, MoELayer)}
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ Chunks of a layer with experts, in the report's names (arXiv 2412.19437 section 
     backward  combine(B) mlp(B) dispatch(B) mlp(W) attn(B) attn(W)
 dispatch and combine only start their exchange; the chunk that needs it waits: mlp(F), the next attn(F) or head(F);
 mlp(B), attn(B). A dense layer has attn(F) mlp(F) and mlp(B) mlp(W) attn(B) attn(W), and no exchange. Embedding and head
-belong to the first and last steps of a chain.
+belong to the first and last steps of a chain; multi-token prediction adds a layer and a head for each depth.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 
 from moescope.instrumented_model import observe
+from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS
 from moescope.instrumented_model.layers.cache import LayerCache, Spans
 from moescope.instrumented_model.layers.model import DenseLayer, Model
@@ -80,6 +81,8 @@ class MicroBatch:
     chosen: [layers with experts][experts] int64, tokens this rank routed to each expert
     served: [layers with experts][local experts], rows that this rank's experts got
     balance: sum of the layers' balance losses, weighted; a part of the loss that `result` leaves out
+    embedded: of tokens, and with multi-token prediction of targets; heads, merges: of the model and each further depth
+    further: sum of the losses of multi-token prediction, unweighted
     """
 
     number: int
@@ -90,117 +93,177 @@ class MicroBatch:
     chosen: list[torch.Tensor] = field(default_factory=list)
     served: list[tuple[int, ...]] = field(default_factory=list)
     tape: list[LayerTape] = field(default_factory=list)
-    embedded: torch.Tensor | None = None
-    head: Chunk | None = None
+    embedded: list[torch.Tensor] = field(default_factory=list)
+    heads: list[Chunk] = field(default_factory=list)
+    merges: list[Chunk] = field(default_factory=list)
     balance: float = 0.0
+    further: float = 0.0
     result: torch.Tensor | None = None  # loss [], or logits of the last position [sequences, vocabulary]
 
 
 def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
     """Run `mb` through the model; with targets the tape for `backward` is kept."""
     record, m, c = mb.record and mb.targets is not None, mb.number, model.c
-    sequences = mb.tokens.shape[0]
     with observe.phase("embed(F)", micro_batch=m), torch.set_grad_enabled(record):
-        mb.embedded = model.embed(mb.tokens)
-        h = mb.embedded.detach()
-    balances: list[torch.Tensor] = []
-    back: Handle[torch.Tensor] | None = None
+        mb.embedded = [model.embed(mb.tokens)]
+        if record and c.mtp_depth and mb.targets is not None:
+            mb.embedded.append(model.embed(mb.targets))
+    h, back = mb.embedded[0].detach(), None
     for n in range(c.layers):
-        layer = model.layer(n)
-        cache = None if mb.caches is None else mb.caches[n]
-        yield Next("attn(F)", n, back)
-        h = _joined(h, back, n - 1, m)
-        if isinstance(layer, DenseLayer):
-            with observe.phase("attn(F)", n, m):
-                attend = Chunk(lambda h, at=layer, cache=cache: at.attended(h, sequences, cache), h, record=record)
-            yield Next("mlp(F)", n)
-            with observe.phase("mlp(F)", n, m):
-                mlp = Chunk(layer.mlp, *attend.outputs, record=record)
-                (h,), back, arrived = mlp.outputs, None, None
-        else:
-            with observe.phase("attn(F)", n, m):
-                attend = Chunk(lambda h, at=layer, cache=cache: at.attend(h, sequences, cache), h, record=record)
-                residual, x, gates, balance, chosen = attend.outputs
-                balances.append(balance)
-            yield Next("dispatch(F)", n)
-            with observe.phase("permute(F)", n, m):
-                mb.chosen.append(torch.bincount(chosen.reshape(-1), minlength=c.experts))
-                there = exchange.dispatch(x, exchange.plan(chosen, gates), phase="dispatch(F)", layer=n, micro_batch=m)
-            yield Next("mlp(F)", n, there)
-            with observe.phase("mlp(F)", n, m):
-                arrived = there.result()
-                mb.served.append(arrived.counts)
-                mlp = Chunk(
-                    lambda x, a, g, at=layer, rows=arrived.counts: at.mlp(x, a, g, rows),
-                    x,
-                    arrived.rows,
-                    arrived.gates,
-                    record=record,
-                )
-                routed, *shared = mlp.outputs
-                h = residual + shared[0] if shared else residual
-            yield Next("combine(F)", n)
-            with observe.phase("unpermute(F)", n, m):
-                back = exchange.combine(routed, arrived, phase="combine(F)", layer=n, micro_batch=m)
-        if record:
-            mb.tape.append(LayerTape(attend, mlp, arrived))
+        h, back = yield from _layer_ahead(model, exchange, mb, n, h, back)
     yield Next("head(F)", c.layers, back)
     h = _joined(h, back, c.layers - 1, m)
     with observe.phase("head(F)", micro_batch=m):
         if mb.targets is not None:
-            mb.head = Chunk(lambda h, targets=mb.targets: model.loss(h, targets), h, record=record)
-            (mb.result,) = mb.head.outputs
-            mb.balance = float(sum(balances))
+            head = Chunk(lambda h, targets=mb.targets: model.loss(h, targets), h, record=record)
+            mb.heads.append(head)
+            (mb.result,) = head.outputs
         else:
             with torch.no_grad():
                 spans = mb.caches[0].spans if mb.caches else Spans.uncached(*mb.tokens.shape)
                 mb.result = model.logits(h[spans.last])
+    if record:
+        yield from _predict_further(model, exchange, mb, h)
+
+
+def _predict_further(model: Model, exchange: Exchange, mb: MicroBatch, h: torch.Tensor) -> Chain:
+    """The chain of multi-token prediction, depth by depth. h: [tokens, d], of the last layer"""
+    m, sequences = mb.number, mb.tokens.shape[0]
+    for k in range(1, model.c.mtp_depth + 1):
+        module, n = model.mtp_module(k), model.c.layers + k - 1
+        with observe.phase("mtp(F)", n, m):
+            following = mb.embedded[1].detach()
+            merge = Chunk(lambda h, e, at=module: at.merge(h, e, sequences), h, following, record=True)
+            mb.merges.append(merge)
+            (h,) = merge.outputs
+        h, back = yield from _layer_ahead(model, exchange, mb, n, h, None)
+        yield Next("head(F)", n + 1, back)
+        h = _joined(h, back, n, m)
+        with observe.phase("head(F)", n, m):
+            head = Chunk(lambda h, at=module: at.loss(h, mb.targets, model.head), h, record=True)
+            mb.heads.append(head)
+            mb.further += float(head.outputs[0])
+
+
+Returned = tuple[torch.Tensor, Handle[torch.Tensor] | None]
+"""What a layer hands on: residual and shared experts' part, and the routed experts' that is still under way."""
+
+
+def _layer_ahead(
+    model: Model, exchange: Exchange, mb: MicroBatch, n: int, h: torch.Tensor, back: Handle[torch.Tensor] | None
+) -> Generator[Next, None, Returned]:
+    """Layer `n` forward. h, back: what the layer before handed on"""
+    record, m, sequences = mb.record and mb.targets is not None, mb.number, mb.tokens.shape[0]
+    layer = model.layer(n)
+    cache = None if mb.caches is None else mb.caches[n]
+    yield Next("attn(F)", n, back)
+    h = _joined(h, back, n - 1, m)
+    if isinstance(layer, DenseLayer):
+        with observe.phase("attn(F)", n, m):
+            attend = Chunk(lambda h, at=layer: at.attended(h, sequences, cache), h, record=record)
+        yield Next("mlp(F)", n)
+        with observe.phase("mlp(F)", n, m):
+            mlp = Chunk(layer.mlp, *attend.outputs, record=record)
+            (h,), back, arrived = mlp.outputs, None, None
+    else:
+        with observe.phase("attn(F)", n, m):
+            attend = Chunk(lambda h, at=layer: at.attend(h, sequences, cache), h, record=record)
+            residual, x, gates, balance, chosen = attend.outputs
+            mb.balance += float(balance)
+        yield Next("dispatch(F)", n)
+        with observe.phase("permute(F)", n, m):
+            mb.chosen.append(torch.bincount(chosen.reshape(-1), minlength=model.c.experts))
+            there = exchange.dispatch(x, exchange.plan(chosen, gates), phase="dispatch(F)", layer=n, micro_batch=m)
+        yield Next("mlp(F)", n, there)
+        with observe.phase("mlp(F)", n, m):
+            arrived = there.result()
+            counts = arrived.counts
+            mb.served.append(counts)
+            mlp = Chunk(
+                lambda x, a, g, at=layer: at.mlp(x, a, g, counts), x, arrived.rows, arrived.gates, record=record
+            )
+            routed, *shared = mlp.outputs
+            h = residual + shared[0] if shared else residual
+        yield Next("combine(F)", n)
+        with observe.phase("unpermute(F)", n, m):
+            back = exchange.combine(routed, arrived, phase="combine(F)", layer=n, micro_batch=m)
+    if record:
+        mb.tape.append(LayerTape(attend, mlp, arrived))
+    return h, back
 
 
 def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) -> Chain:
-    """Gradients of `weight * (loss + balance loss)` into the parameters' `.grad`.
+    """Gradients of `weight * (loss + balance loss + mtp_weight * mean further loss)` into the parameters' `.grad`.
 
     Weight gradients of FP8 layers are chunks of their own (W), which need nothing of the exchange under way.
-    Frees the tape as it goes.
+    Frees the tape as it goes. What micro-batches share outside layers, head and embedding, gets its gradients at the
+    first and the last step of the chain alone, so that they add up in the order of the micro-batches.
     """
-    m = mb.number
-    if mb.head is None or mb.embedded is None:
+    m, c = mb.number, model.c
+    if not mb.tape:
         raise ValueError(f"micro-batch {m} has no tape: run forward with targets first")
     scale = torch.tensor(weight)
     with observe.phase("head(B)", micro_batch=m):
-        (dh,) = mb.head.backward(scale)
-    for n in reversed(range(model.c.layers)):
-        tape = mb.tape.pop()
-        arrived = tape.arrived
-        if arrived is None:
-            yield Next("mlp(B)", n)
-            with observe.phase("mlp(B)", n, m), _deferred() as pending:
-                of_attend = tape.mlp.backward(dh)
-            yield Next("mlp(W)", n)
-            _run(pending, "mlp(W)", n, m)
-            yield Next("attn(B)", n)
-        else:
-            yield Next("combine(B)", n)
-            with observe.phase("unpermute(B)", n, m):
-                there = exchange.dispatch_again(dh, arrived, phase="combine(B)", layer=n, micro_batch=m)
-            yield Next("mlp(B)", n, there)
-            with observe.phase("mlp(B)", n, m), _deferred() as pending:
-                dx, drows, dgates = tape.mlp.backward(there.result(), dh)
-            yield Next("dispatch(B)", n)
-            with observe.phase("permute(B)", n, m):
-                back = exchange.combine_gradients(drows, dgates, arrived, phase="dispatch(B)", layer=n, micro_batch=m)
-            yield Next("mlp(W)", n)
-            _run(pending, "mlp(W)", n, m)
-            yield Next("attn(B)", n, back)
-            with observe.phase("permute(B)", n, m):
-                copies, dgates = back.result()
-                of_attend = [dh, dx.add_(copies), dgates, scale]
-        with observe.phase("attn(B)", n, m), _deferred() as pending:
-            (dh,) = tape.attend.backward(*of_attend)
-        yield Next("attn(W)", n)
-        _run(pending, "attn(W)", n, m)
+        of_heads = [head.backward(scale if k == 0 else scale * _share(c))[0] for k, head in enumerate(mb.heads)]
+        mb.heads.clear()
+    gradients = [torch.zeros_like(embedded) for embedded in mb.embedded]
+    for k in reversed(range(1, c.mtp_depth + 1)):
+        dh = yield from _layer_back(model, exchange, mb, c.layers + k - 1, of_heads[k], scale)
+        with observe.phase("mtp(B)", c.layers + k - 1, m):
+            dbefore, dfollowing = mb.merges.pop().backward(dh)
+            of_heads[k - 1] += dbefore
+            gradients[1] += dfollowing
+    dh = of_heads[0]
+    for n in reversed(range(c.layers)):
+        dh = yield from _layer_back(model, exchange, mb, n, dh, scale)
+    gradients[0] = dh
     with observe.phase("embed(B)", micro_batch=m):
-        torch.autograd.backward(mb.embedded, dh)
+        torch.autograd.backward(mb.embedded, gradients)
+        mb.embedded.clear()
+
+
+def _share(c: Config) -> float:
+    """Weight of one depth's loss: lambda / D, equation 25."""
+    return c.mtp_weight / c.mtp_depth
+
+
+def _layer_back(
+    model: Model, exchange: Exchange, mb: MicroBatch, n: int, dh: torch.Tensor, scale: torch.Tensor
+) -> Generator[Next, None, torch.Tensor]:
+    """Layer `n` backward. dh: [tokens, d], gradient of what it handed on; scale: [], gradient of the balance loss
+
+    returns: gradient of what it was given
+    """
+    m, tape = mb.number, mb.tape.pop()
+    arrived = tape.arrived
+    if arrived is None:
+        yield Next("mlp(B)", n)
+        with observe.phase("mlp(B)", n, m), _deferred() as pending:
+            of_attend = tape.mlp.backward(dh)
+        yield Next("mlp(W)", n)
+        _run(pending, "mlp(W)", n, m)
+        yield Next("attn(B)", n)
+    else:
+        yield Next("combine(B)", n)
+        with observe.phase("unpermute(B)", n, m):
+            there = exchange.dispatch_again(dh, arrived, phase="combine(B)", layer=n, micro_batch=m)
+        yield Next("mlp(B)", n, there)
+        with observe.phase("mlp(B)", n, m), _deferred() as pending:
+            dx, drows, dgates = tape.mlp.backward(there.result(), dh)
+        yield Next("dispatch(B)", n)
+        with observe.phase("permute(B)", n, m):
+            back = exchange.combine_gradients(drows, dgates, arrived, phase="dispatch(B)", layer=n, micro_batch=m)
+        yield Next("mlp(W)", n)
+        _run(pending, "mlp(W)", n, m)
+        yield Next("attn(B)", n, back)
+        with observe.phase("permute(B)", n, m):
+            copies, dgates = back.result()
+            of_attend = [dh, dx.add_(copies), dgates, scale]
+    with observe.phase("attn(B)", n, m), _deferred() as pending:
+        (dh,) = tape.attend.backward(*of_attend)
+    yield Next("attn(W)", n)
+    _run(pending, "attn(W)", n, m)
+    return dh
 
 
 def _joined(h: torch.Tensor, back: Handle[torch.Tensor] | None, layer: int, micro_batch: int) -> torch.Tensor:

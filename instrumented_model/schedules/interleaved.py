@@ -41,27 +41,28 @@ class _Track:
             self.next.waits_for.wait()
         self.next = next(self._chain, None)
 
+    def advance_if(self, chunk: str) -> None:
+        if self.next is not None and self.next.chunk == chunk:
+            self.advance()
+
     def finish(self) -> None:
         while self.next is not None:
             self.advance()
 
 
-def beside(ahead: Chain, back: Chain) -> None:
+def beside(forward: Chain, backward: Chain) -> None:
     """A micro-batch's forward beside another's backward, layer by layer; a dense layer leaves out what it has not.
 
-    Chunks outside layers, embedding and head, run where the chains have them.
+    Heads stand before the layers that follow them (multi-token prediction), and at the end.
     """
-    tracks = _Track(back), _Track(ahead)
-    while all(track.next is not None for track in tracks):
-        before = [track.next for track in tracks]
+    back, ahead = _Track(backward), _Track(forward)
+    while ahead.next is not None and back.next is not None:
+        ahead.advance_if("head(F)")
         for chunk in ORDER:
-            for track in tracks:
-                if track.next is not None and track.next.chunk == chunk:
-                    track.advance()
-        if before == [track.next for track in tracks]:
-            break  # what is next stands in no layer: the head
-    for track in tracks:
-        track.finish()
+            back.advance_if(chunk)
+            ahead.advance_if(chunk)
+    back.finish()
+    ahead.finish()
 
 
 def interleaved(ahead: Sequence[Chain], back: Sequence[Chain]) -> None:

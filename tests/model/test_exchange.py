@@ -112,11 +112,12 @@ def _check_dense(rank: int, exchange: Exchange) -> None:
 
 
 def _check_schedules(rank: int, exchange: Exchange) -> None:
-    """Five micro-batches, so that the interleaved schedule has a steady state."""
+    """Five micro-batches, so that the interleaved schedule has a steady state; with multi-token prediction."""
+    c = replace(SMALL, mtp_depth=2)
     text, shape = data.corpus(), {"sequences": 1, "positions": 24, "seed": 5}
     found = []
     for schedule in ("serial", "overlapped", "interleaved"):
-        model = Model(SMALL, rank=rank, ranks=2, seed=3)
+        model = Model(c, rank=rank, ranks=2, seed=3)
         mine = [MicroBatch(m, *data.batch(text, step=0, rank=rank, micro_batch=m, **shape)) for m in range(5)]
         found.append((gradients(model, exchange, mine, schedule), {n: p.grad for n, p in model.named_parameters()}))
     loss, serial = found[0]

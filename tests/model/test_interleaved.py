@@ -70,3 +70,11 @@ def test_every_chunk_runs_once_with_dense_layers_and_any_number_of_micro_batches
     plain = {(chunk, n, m) for chunk in without for n in range(dense) for m in range(count)}
     assert len(ran) == len(set(ran))
     assert set(ran) == moe | plain | {("head(F)", 3, m) for m in range(count)}
+
+
+def test_layers_of_multi_token_prediction_pair_up_as_all_others_do() -> None:
+    ran = [chunk for chunk, _, m in _run(replace(C, mtp_depth=2), 2)]
+    alone = [*(["attn(F)", "dispatch(F)", "mlp(F)", "combine(F)"] * 3), "head(F)"]
+    alone += ["attn(F)", "dispatch(F)", "mlp(F)", "combine(F)", "head(F)"] * 2
+    further = ["head(F)", *PUBLISHED]
+    assert ran[len(alone) : len(alone) + 53] == [*PUBLISHED * 3, *further * 2, "head(F)"]
