@@ -115,7 +115,7 @@ class Model(nn.Module):
         )
         self.norm = nn.RMSNorm(c.d)
         self.head = nn.Linear(c.d, c.vocabulary, bias=False)
-        self.mtp = nn.ModuleList(MtpModule(c, k + 1, MoELayer(c, c.experts)) for k in range(c.mtp_depth))
+        self.mtp = nn.ModuleList(MtpModule(c, k + 1, MoELayer(c, c.experts, nodes)) for k in range(c.mtp_depth))
         for layer in self.moe_layers().values():
             for linear in (layer.experts.gate_up, layer.experts.down):
                 linear.weight = nn.Parameter(linear.weight.detach().chunk(ranks)[rank].clone())
