@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 from pathlib import Path
 
 from moescope.collectors import emit
@@ -90,6 +91,8 @@ def _run(run: Run, trainer: Trainer) -> None:
     if a.checkpoints is not None and (saved != trainer.step or trainer.step == 0):
         _save(run, trainer)
     log.close()
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    run.say(f"peak memory {peak_bytes / 1e6:.0f} MB of rank 0, the interpreter and torch among it")
 
 
 def _save(run: Run, trainer: Trainer) -> int:
