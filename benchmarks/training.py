@@ -1,6 +1,6 @@
 """Training of size tiny: what the interleaved schedule hides, step time and peak memory by ranks, what averaging costs.
 
-python -m benchmarks.training [--pairs 5] [--steps 16] [--accumulate 2]
+python -m benchmarks.training [--pairs 3] [--steps 12] [--accumulate 4]
 
 Schedules: runs of each in turn, two ranks, and four as two nodes of two, under moescope at its default budget. The wire
 is emulated (modelled). Step times are medians over all recorded steps of all ranks; exposed and hidden communication
@@ -108,9 +108,9 @@ def averaging(steps: int) -> dict[str, float]:
 def main() -> None:
     """Prints and keeps the result."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--accumulate", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--accumulate", type=int, default=4)
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
     a = parser.parse_args()
     side = averaging(4 * a.steps)

@@ -1,10 +1,12 @@
 """The training schedule of the report: a forward chunk of one micro-batch beside a backward chunk of another.
 
 arXiv 2412.19437 section 3.2.1, figure 4, and the profile that DeepSeek published: F forward, B gradient of inputs,
-W gradient of weights. While one of the pair waits for dispatch or combine, the other computes:
+W gradient of weights. `ORDER` is that of the launches there. A GPU's host launches ahead, so each dispatch or combine
+runs as soon as the one chunk that it hangs on has ended, beside whatever computes by then. Here the thread that would
+launch computes, so an exchange is begun at that very point; computation and communication each keep their order:
 
-    computation    attn(F)   mlp(B)   mlp(W)  mlp(F)   attn(B)  attn(W)
-    communication  combine(B) dispatch(F) dispatch(B)      combine(F)
+    computation     attn(F)     mlp(B)  mlp(W)  mlp(F)       attn(B)  attn(W)
+    communication   combine(B)  dispatch(F)  dispatch(B)     combine(F)
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ ORDER = (
     "attn(W)",
     "combine(F)",
 )
-"""Of one layer forward and one backward. A dispatch or combine starts here and is waited for by the chunk in need."""
+"""Of one layer forward and one backward."""
+COMPUTATION = tuple(chunk for chunk in ORDER if chunk.startswith(("attn", "mlp")))
+COMMUNICATION = tuple(chunk for chunk in ORDER if chunk not in COMPUTATION)
 
 
 class _Track:
@@ -34,12 +38,18 @@ class _Track:
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
         self.next: Next | None = next(chain, None)
+        self._begin()
 
     def advance(self) -> None:
-        """Run the next chunk, when what it needs has come."""
+        """Run the next chunk, when what it needs has come, and begin the exchange that hangs on it."""
         if self.next is not None and self.next.waits_for is not None:
             self.next.waits_for.wait()
         self.next = next(self._chain, None)
+        self._begin()
+
+    def _begin(self) -> None:
+        while self.next is not None and self.next.chunk in COMMUNICATION:
+            self.next = next(self._chain, None)
 
     def advance_if(self, chunk: str) -> None:
         if self.next is not None and self.next.chunk == chunk:
@@ -58,7 +68,7 @@ def beside(forward: Chain, backward: Chain) -> None:
     back, ahead = _Track(backward), _Track(forward)
     while ahead.next is not None and back.next is not None:
         ahead.advance_if("head(F)")
-        for chunk in ORDER:
+        for chunk in COMPUTATION:
             back.advance_if(chunk)
             ahead.advance_if(chunk)
     back.finish()
