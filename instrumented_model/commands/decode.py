@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from moescope.instrumented_model.commands import peaks
+from moescope.instrumented_model.commands import peaks, redundant
 from moescope.instrumented_model.commands.common import Run, StepLog, add_step_arguments
 from moescope.instrumented_model.config import ConfigError
 from moescope.instrumented_model.inference.batching import Limits, Server
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this command alone."""
     add_step_arguments(parser)
     peaks.add_arguments(parser)
+    redundant.add_arguments(parser)
     parser.add_argument("--cache", choices=list(CACHES), default="contiguous", help="(default %(default)s)")
     serving = parser.add_argument_group("continuous batching")
     serving.add_argument(
@@ -50,9 +51,11 @@ def stage(run: Run, model: Model) -> None:
     a, log = run.arguments, StepLog(run)
     machine = _machine(run)
     kind: CacheKind = getattr(a, "cache", "contiguous")  # `all` has no choice of it
-    for s in decode(model, run.exchange, steps=a.steps, schedule=a.schedule, seed=a.seed, cache=kind):
+    exchange = redundant.planned_exchange(run, model)
+    for s in decode(model, exchange, steps=a.steps, schedule=a.schedule, seed=a.seed, cache=kind):
         log(s.step, s.dur_ns, f"{s.tokens} tokens{terms(run, machine, s)}")
     log.close()
+    redundant.close(run, exchange)
 
 
 def _machine(run: Run) -> Peaks | None:
@@ -94,7 +97,8 @@ def _serve(run: Run, model: Model) -> None:
         raise ConfigError(f"--requests {a.requests} must be at least 1")
     requests = drawn(a.requests, c, data.corpus(), max_new=a.max_new, spacing=2, seed=a.seed)
     cache = PagedCache(c, a.cache_blocks)
-    server = Server(model, run.exchange, cache, requests, limits=server_limits(a), schedule=a.schedule, seed=a.seed)
+    exchange = redundant.planned_exchange(run, model)
+    server = Server(model, exchange, cache, requests, limits=server_limits(a), schedule=a.schedule, seed=a.seed)
     machine, served, generated = _machine(run), 0, 0
     for s in server.run():
         served, generated = served + len(s.finished), generated + sum(len(f.tokens) for f in s.finished)
@@ -104,4 +108,5 @@ def _serve(run: Run, model: Model) -> None:
             what = f"{s.active} active, {s.waiting} waiting  {s.prompt_tokens} prompt + {s.decode_tokens} tokens  "
             log(s.step, s.inference.dur_ns, f"{what}{cached}{roof}")
     log.close()
+    redundant.close(run, exchange)
     run.say(f"served {served} requests of this rank, {generated} tokens generated")

@@ -1,6 +1,9 @@
-"""Which exchange a run uses."""
+"""Which exchange a run uses, and why."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
 
 import torch
 
@@ -8,17 +11,19 @@ from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.parallel.hop import Hop
 from moescope.instrumented_model.parallel.hops import HopExchange
 from moescope.instrumented_model.parallel.link import NO_LINK, Link
+from moescope.instrumented_model.parallel.placement import Placement
+from moescope.instrumented_model.parallel.planned import PlannedExchange
 from moescope.instrumented_model.parallel.ranks import Ranks
 from moescope.instrumented_model.parallel.two_hop import two_hops
 
 
 def described(ranks: Ranks) -> str:
-    """The choice of `open_exchange` and its reason, for people."""
+    """What `open_exchange` takes and the reason, for people: the stack's ranks compute on CPUs."""
     if ranks.count == 1:
         return "none, one rank"
-    if ranks.nodes == 1:
-        return "gloo all-to-all, one hop on one node"
-    return f"gloo all-to-all, two hops over {ranks.nodes} nodes x {ranks.gpus} ranks"
+    hops = "one hop on one node" if ranks.nodes == 1 else f"two hops over {ranks.nodes} nodes x {ranks.gpus} ranks"
+    installed = "needs tensors on a GPU" if find_spec("deep_ep") else "is not installed"
+    return f"gloo all-to-all, {hops} (DeepEP {installed})"
 
 
 def open_exchange(
@@ -30,13 +35,34 @@ def open_exchange(
     timeout_s: for a rank that does not answer, in groups that are made here
     """
     local = c.local_experts(ranks.count)
-    slot = torch.arange(c.experts)
-    first = ranks.rank * local
-    local_of = torch.where((slot >= first) & (slot < first + local), slot - first, local)
+    hops = _hops(c.experts, ranks, link, intra_link, timeout_s)
+    return HopExchange(hops, _local_of(c.experts, ranks), local, c.d, c.fp8)
+
+
+def open_planned(
+    c: Config,
+    ranks: Ranks,
+    placements: Mapping[int, Placement],
+    link: Link,
+    intra_link: Link = NO_LINK,
+    timeout_s: float = 120.0,
+) -> PlannedExchange:
+    """The same with redundant experts, for inference; placements: by layer, for `place_experts` too."""
+    slots = len(next(iter(placements.values())).expert_of)
+    hops = _hops(slots, ranks, link, intra_link, timeout_s)
+    return PlannedExchange(hops, _local_of(slots, ranks), placements, c.experts, ranks.rank, c.d, c.fp8)
+
+
+def _hops(slots: int, ranks: Ranks, link: Link, intra_link: Link, timeout_s: float) -> list[Hop]:
     if ranks.nodes > 1:
-        hops = two_hops(c.experts, ranks, link, intra_link, timeout_s)
-    elif ranks.count > 1:
-        hops = [Hop("direct", slot // local, ranks.count, ranks.rank, link)]
-    else:
-        hops = []
-    return HopExchange(hops, local_of, local, c.d, c.fp8)
+        return two_hops(slots, ranks, link, intra_link, timeout_s)
+    if ranks.count > 1:
+        return [Hop("direct", torch.arange(slots) // (slots // ranks.count), ranks.count, ranks.rank, link)]
+    return []
+
+
+def _local_of(slots: int, ranks: Ranks) -> torch.Tensor:
+    """Number on this rank of each slot, or how many there are on it where the slot is another's. returns: [slots]"""
+    local = slots // ranks.count
+    slot = torch.arange(slots)
+    return torch.where(slot // local == ranks.rank, slot % local, local)

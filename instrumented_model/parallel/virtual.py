@@ -1,0 +1,150 @@
+"""Virtual ranks: R ranks in one process and one memory, so that an exchange is real where there is one device.
+
+Tokens and experts are dealt out to the ranks in equal parts; rows are copied from one rank's part of a buffer to
+another's and added up on the way back. On a GPU the copying is done by kernels on a set number of SMs
+(`kernels/exchange.py`, passed as a `Mover`), on the CPU by indexing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from moescope.collectors import emit
+from moescope.instrumented_model import observe
+from moescope.instrumented_model.config import Config, ConfigError
+from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles
+from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, finished
+
+
+class Mover(Protocol):
+    """Copies rows between the buffers of ranks; `moescope.instrumented_model.kernels.exchange` is one."""
+
+    def dispatch(
+        self, q: torch.Tensor, scale: torch.Tensor | None, source: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """to[i] = q[source[i]], its scales with it.
+
+        q: [n, d] float8_e4m3fn or uint8; scale: [n, tiles] float32; source: [rows] int32, all at least 0
+        """
+
+    def combine(self, rows: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+        """y[t] = sum over j of rows[slot[t, j]]. rows: [n, d] bfloat16; slot: [tokens, top_k] int32; y: bfloat16"""
+
+
+class IndexingMover:
+    """`Mover` in plain torch, on any device."""
+
+    def dispatch(
+        self, q: torch.Tensor, scale: torch.Tensor | None, source: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        to = q.view(torch.uint8).index_select(0, source).view(q.dtype)
+        return to, None if scale is None else scale.index_select(0, source)
+
+    def combine(self, rows: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+        return rows.float().index_select(0, slot.reshape(-1)).reshape(*slot.shape, -1).sum(1).bfloat16()
+
+
+@dataclass(frozen=True)
+class VirtualWay:
+    """source: [arrived] int32, token of each row; pair: [arrived] int64, token * top_k + k of it
+    slot: [tokens, top_k] int32, row of each pair; moved: [ranks * ranks] int64, rows from rank to rank
+    """
+
+    source: torch.Tensor
+    pair: torch.Tensor
+    slot: torch.Tensor
+    moved: torch.Tensor
+
+
+class VirtualExchange(Exchange):
+    """An exchange whose model holds the experts of all ranks, in order; a batch of tokens is all ranks' tokens.
+
+    Emits the bytes of each pair of virtual ranks as transfers, with the host's times; on a GPU, where these say nothing
+    of the device, none. The path over a GPU's kernels is not yet run on a GPU.
+    """
+
+    def __init__(self, c: Config, ranks: int, mover: Mover | None = None) -> None:
+        self.c, self.ranks, self.local = c, ranks, c.local_experts(ranks)
+        self.mover: Mover = IndexingMover() if mover is None else mover
+
+    def close(self) -> None:
+        return None
+
+    def run(self, job: Callable[[], None]) -> Future[None]:
+        job()
+        return finished(None)
+
+    def dispatch(self, x: torch.Tensor, plan: Plan, *, phase: str, layer: int, micro_batch: int) -> Handle[Arrived]:
+        tokens, top_k = plan.slots.shape
+        if tokens % self.ranks:
+            raise ConfigError(f"{tokens} tokens are not dealt out evenly to {self.ranks} virtual ranks")
+        flat = plan.slots.reshape(-1)
+        pair = torch.argsort(flat, stable=True)
+        place = torch.empty_like(pair)
+        place[pair] = torch.arange(len(pair), device=pair.device)
+        to_rank = torch.arange(tokens, device=flat.device).repeat_interleave(top_k) // (tokens // self.ranks)
+        between = torch.bincount(to_rank * self.ranks + flat // self.local, minlength=self.ranks**2)
+        way = VirtualWay((pair // top_k).int(), pair, place.reshape(tokens, top_k).int(), between)
+        counts = torch.bincount(flat, minlength=self.c.experts)
+        rows = self._copied(x, way, "dispatch.x", phase, layer, micro_batch)
+        gates = plan.gates.reshape(-1).index_select(0, pair)
+        return Handle(finished(Arrived(rows, gates, tuple(counts.tolist()), way)), lambda arrived: arrived)
+
+    def dispatch_again(
+        self, x: torch.Tensor, arrived: Arrived, *, phase: str, layer: int, micro_batch: int
+    ) -> Handle[torch.Tensor]:
+        rows = self._copied(x, arrived.way, "combine.dy", phase, layer, micro_batch)
+        return Handle(finished(rows), lambda rows: rows)
+
+    def combine(
+        self, rows: torch.Tensor, arrived: Arrived, *, phase: str, layer: int, micro_batch: int
+    ) -> Handle[torch.Tensor]:
+        return Handle(finished(self._summed(rows, arrived.way, phase, layer, micro_batch)), lambda sums: sums)
+
+    def combine_gradients(
+        self, rows: torch.Tensor, gates: torch.Tensor, arrived: Arrived, *, phase: str, layer: int, micro_batch: int
+    ) -> Handle[tuple[torch.Tensor, torch.Tensor]]:
+        way: VirtualWay = arrived.way
+        sums = self._summed(rows, way, phase, layer, micro_batch)
+        of_gates = gates.index_select(0, way.slot.reshape(-1)).reshape(way.slot.shape)
+        return Handle(finished((sums, of_gates)), lambda both: both)
+
+    def _copied(
+        self, x: torch.Tensor, way: VirtualWay, name: str, phase: str, layer: int, micro_batch: int
+    ) -> torch.Tensor:
+        if not self.c.fp8:
+            with emit.phase(phase, layer=layer, micro_batch=micro_batch):
+                start_ns = emit.clock_ns()
+                bits, _ = self.mover.dispatch(x.bfloat16().view(torch.uint8), None, way.source)
+                self._told("dispatch", way.moved, 2 * self.c.d, start_ns, x.device)
+            return bits.view(torch.bfloat16).float()
+        xq = quantise_tiles(x, power_of_2=True)
+        observe.quantised(name, x, xq)
+        with emit.phase(phase, layer=layer, micro_batch=micro_batch):
+            start_ns = emit.clock_ns()
+            q, scale = self.mover.dispatch(xq.q, xq.scale, way.source)
+            self._told("dispatch", way.moved, self.c.d + 4 * xq.scale.shape[1], start_ns, x.device)
+        assert scale is not None
+        return dequantise(Quantised(q, scale, 1))
+
+    def _summed(self, rows: torch.Tensor, way: VirtualWay, phase: str, layer: int, micro_batch: int) -> torch.Tensor:
+        with emit.phase(phase, layer=layer, micro_batch=micro_batch):
+            start_ns = emit.clock_ns()
+            sums = self.mover.combine(rows.bfloat16(), way.slot)
+            self._told("combine", way.moved.reshape(self.ranks, -1).mT, 2 * self.c.d, start_ns, rows.device)
+        return sums.float()
+
+    def _told(self, op: str, moved: torch.Tensor, row_bytes: int, start_ns: int, device: torch.device) -> None:
+        """moved: [ranks, ranks], rows from rank to rank"""
+        if not emit.active() or device.type != "cpu":
+            return
+        dur_ns = emit.clock_ns() - start_ns
+        for number, rows in enumerate(moved.reshape(-1).tolist()):
+            src, dst = divmod(number, self.ranks)
+            if rows and src != dst:
+                emit.transfer(op=op, src=src, dst=dst, bytes=rows * row_bytes, start_ns=start_ns, dur_ns=dur_ns)
