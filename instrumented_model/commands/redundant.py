@@ -50,8 +50,13 @@ def planned_exchange(run: Run, model: Model) -> Exchange:
 
 
 def balance(exchange: PlannedExchange) -> tuple[float, float, float]:
-    """returns: mean max/mean load of the ranks without and with replicas; us of making a plan, on average"""
-    plans = list(exchange.plans)
+    """Of the last plans that had rows at all, 1 where there were none.
+
+    returns: mean max/mean load of the ranks without and with replicas; us of making a plan, on average
+    """
+    plans = [p for p in exchange.plans if sum(p.before)]
+    if not plans:
+        return 1.0, 1.0, 0.0
 
     def ratio(loads: tuple[int, ...]) -> float:
         return max(loads) * len(loads) / sum(loads)

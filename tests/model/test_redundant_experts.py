@@ -137,9 +137,13 @@ def test_all_ranks_hash_the_same_plan_and_logits_are_those_without_replicas() ->
         assert out == "held\n"
 
 
-def test_the_prefill_command_uses_replicas_and_says_what_they_did() -> None:
-    options = ["--steps", "1", "--redundant-experts", "1", "--link", "none"]
-    (code, out, err), (_, other, _) = run_ranks(["-m", "moescope.instrumented_model", "prefill", *options])
+@pytest.mark.parametrize(
+    "command",
+    [["prefill", "--steps", "1"], ["decode", "--requests", "3", "--max-new", "2"]],  # which has passes without a token
+)
+def test_commands_use_replicas_and_say_what_they_did(command: list[str]) -> None:
+    options = ["--redundant-experts", "1", "--link", "none"]
+    (code, out, err), (_, other, _) = run_ranks(["-m", "moescope.instrumented_model", *command, *options])
     assert code == 0, err
     assert "with replicas; a plan takes" in out
     assert other == ""
