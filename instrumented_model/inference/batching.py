@@ -25,6 +25,9 @@ from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.schedules.order import Schedule
 
+_NOTHING, _WAIT, _PASS = range(3)
+"""What a rank has to do in a step: no request left, none that has arrived, a pass."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -140,18 +143,25 @@ class Server:
 
     def run(self) -> Iterator[ServeStep]:
         """Steps until no rank has a request left."""
-        while self._any(bool(self.waiting or self.active)):
-            yield self.step()
+        while (step := self.step()) is not None:
+            yield step
 
-    def step(self) -> ServeStep:
-        """Admit, run a pass, draw tokens, let go what is finished; called by all ranks alike."""
-        step, self.step_number = self.step_number, self.step_number + 1
+    def step(self) -> ServeStep | None:
+        """Admit, run a pass, draw tokens, let go what is finished; called by all ranks alike.
+
+        returns: None where no rank has a request left
+        """
+        step = self.step_number
         self._admit(step)
         batch = self._chosen()
+        todo = self._agreed(_PASS if batch else _WAIT if self.waiting else _NOTHING)
+        if todo == _NOTHING:
+            return None
+        self.step_number += 1
         prompt_tokens = sum(n for a, n in batch if not a.generated)
         decode_tokens = sum(n for a, n in batch if a.generated)
         result = None
-        if self._any(bool(batch)):
+        if todo == _PASS:
             emit.stage("prefill" if prompt_tokens else "decode")
             result = self._pass(batch, step)
         active, used = len(self.active), self.cache.used_bytes
@@ -211,18 +221,18 @@ class Server:
                 self.reserved_blocks -= self.cache.blocks_for(request.longest)
                 yield Finished(request, tuple(a.generated), a.admitted, a.first_token, step)
 
-    def _any(self, mine: bool) -> bool:
-        """Whether any rank has something to do: all must agree on the passes they make."""
+    def _agreed(self, mine: int) -> int:
+        """The most that any rank has to do: all must make the same passes."""
         if self.model.ranks == 1:
             return mine
-        flag = torch.tensor([int(mine)])
+        most = torch.tensor([mine])
 
         def job() -> None:
             with emit.phase("agree"):
-                dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+                dist.all_reduce(most, op=dist.ReduceOp.MAX)
 
         self.exchange.run(job).result()
-        return bool(flag)
+        return int(most)
 
 
 def split(batch: list[tuple[Active, int]], micro_batches: int) -> list[list[tuple[Active, int]]]:

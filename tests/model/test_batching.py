@@ -25,6 +25,7 @@ from moescope.instrumented_model.layers.model import Model  # noqa: E402
 from moescope.instrumented_model.parallel.link import NO_LINK  # noqa: E402
 from moescope.instrumented_model.parallel.open import open_exchange  # noqa: E402
 from moescope.instrumented_model.parallel.ranks import Ranks, joined, world  # noqa: E402
+from moescope.instrumented_model.schedules.order import Schedule  # noqa: E402
 
 EXACT = replace(size("tiny"), fp8=False, d=96, d_expert=64, heads=2, sequence_length=40)
 REQUESTS = drawn(9, EXACT, torch.arange(251).repeat(9).to(torch.uint8), max_new=9, spacing=3, seed=4)
@@ -36,6 +37,7 @@ def serve(
     blocks: int = 40,
     sampling: Sampling = GREEDY,
     ranks: Ranks = Ranks(0, 1),
+    schedule: Schedule = "overlapped",
     **limits: int,
 ) -> list[ServeStep]:
     """All steps of this rank; the cache must be empty at the end."""
@@ -43,7 +45,9 @@ def serve(
     try:
         cache = PagedCache(EXACT, blocks, 4, torch.float32)
         model = Model(EXACT, rank=ranks.rank, ranks=ranks.count, seed=2)
-        server = Server(model, exchange, cache, requests, limits=Limits(**limits), sampling=sampling, seed=3)
+        server = Server(
+            model, exchange, cache, requests, limits=Limits(**limits), sampling=sampling, schedule=schedule, seed=3
+        )
         steps = list(server.run())
         assert (cache.free_blocks, server.reserved_blocks) == (blocks, 0)
     finally:
@@ -152,7 +156,7 @@ def test_requests_are_read_from_json_lines_and_errors_name_the_line(tmp_path: Pa
         read(file, EXACT, 8)
 
 
-def test_two_ranks_serve_what_one_does_though_one_of_them_has_less_to_do() -> None:
+def test_two_ranks_serve_what_one_does_though_one_has_less_to_do_and_overlap_changes_no_bit() -> None:
     from tests.model.ranks import run_ranks
 
     for code, out, err in run_ranks([str(Path(__file__))]):
@@ -165,7 +169,14 @@ def _rank_main() -> None:
     with joined(ranks, 60.0):
         # Rank 1 has one request, which leaves early: its experts must serve rank 0 to the end.
         requests = [r for r in REQUESTS if r.number % 2 == 0] + [replace(REQUESTS[1], max_new=2)]
-        mine = finished(serve(requests, ranks=ranks, sequences=3, tokens=15))
+        steps = serve(requests, ranks=ranks, sequences=3, tokens=15)
+        serial = serve(requests, ranks=ranks, sequences=3, tokens=15, schedule="serial")
+        for step, other in zip(steps, serial, strict=True):
+            assert step.inference is not None
+            assert other.inference is not None
+            for a, b in zip(step.inference.logits, other.inference.logits, strict=True):
+                assert torch.equal(a, b), step.step
+        mine = finished(steps)
         wanted = finished(serve(requests))
         assert sorted(mine) == [
             r.number for r in sorted(requests, key=lambda r: r.number) if r.number % 2 == ranks.rank
