@@ -34,11 +34,13 @@ class Next(NamedTuple):
 
     chunk: `attn(F)`, `dispatch(B)`, `head(F)`; layer: its number
     waits_for: the exchange that this chunk needs and would wait for; None where it can go on at once
+    beside: an exchange under way that this chunk does not need
     """
 
     chunk: str
     layer: int
     waits_for: Waits | None = None
+    beside: Waits | None = None
 
 
 Chain = Generator[Next, None, None]
@@ -253,7 +255,7 @@ def _layer_back(
         yield Next("dispatch(B)", n)
         with observe.phase("permute(B)", n, m):
             back = exchange.combine_gradients(drows, dgates, arrived, phase="dispatch(B)", layer=n, micro_batch=m)
-        yield Next("mlp(W)", n)
+        yield Next("mlp(W)", n, beside=back)
         _run(pending, "mlp(W)", n, m)
         yield Next("attn(B)", n, back)
         with observe.phase("permute(B)", n, m):

@@ -12,11 +12,12 @@ Schedule = Literal["serial", "overlapped", "interleaved"]
 
 
 def serial(chains: Sequence[Chain]) -> None:
-    """One micro-batch after another; every exchange is waited for."""
+    """One micro-batch after another; every exchange is waited for at once, so that nothing runs beside it."""
     for chain in chains:
         for pause in chain:
-            if pause.waits_for is not None:
-                pause.waits_for.wait()
+            under_way = pause.waits_for or pause.beside
+            if under_way is not None:
+                under_way.wait()
 
 
 def overlapped(chains: Sequence[Chain]) -> None:
