@@ -1,6 +1,6 @@
 """What recording costs the demo's training step: paired runs with and without moescope, interleaved.
 
-    python -m benchmarks.overhead [--pairs 20] [--steps 20]
+    python -m benchmarks.overhead [--pairs 20] [--steps 30]
 
 Each run's first steps are left out (imports, first allocations). The ratio of a pair is the median step with moescope
 over the median step of the run beside it without; the order inside a pair alternates.
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--full-pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=30)
     a = parser.parse_args()
     rows = [paired(a.pairs, a.steps, "2%")]
     if a.full_pairs >= 2:
