@@ -1,4 +1,4 @@
-"""What a model says about itself: phases, steps, tokens per expert, quantisation, transfers.
+"""What a model says about itself: phases, steps, tokens per expert, quantisation, transfers, gauges.
 
 Any model can call these. Under `moescope run` the events reach the recording; otherwise every call is a cheap no-op.
 Only the standard library is imported, and nothing here raises for want of a recorder.
@@ -25,6 +25,7 @@ AGENT_MODULE = "_moescope_agent"
 """Name under which the injected agent stands in `sys.modules`."""
 
 Stage = Literal["train", "prefill", "decode"]
+Evidence = Literal["measured", "derived", "inferred", "modelled"]
 
 
 class Recorder(Protocol):
@@ -180,6 +181,19 @@ def work(*, flops: int, bytes: int, dtype: str) -> None:
     Where operator shapes are not recorded, this is what the use of the matrix units is derived from.
     """
     _recorder().emit("work", {"flops": flops, "bytes": bytes, "dtype": dtype})
+
+
+def gauge(name: str, value: float, *, unit: str, evidence: Evidence) -> None:
+    """One value of this step that no other call is for, such as the time that a roofline allows it.
+
+    unit: `s`, `bytes`, `share` for 0..1; evidence: `modelled` where a formula is among what it comes from
+    """
+    gauges([(name, value, unit, evidence)])
+
+
+def gauges(values: Sequence[tuple[str, float, str, Evidence]]) -> None:
+    """Several values at the cost of one: name, value, unit and evidence of each, as `gauge` takes them."""
+    _recorder().emit("gauges", {"values": [tuple(value) for value in values]})
 
 
 def note(source: str, message: str, *, level: Literal["info", "warning", "error"] = "info") -> None:

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 _UNFINISHED: Final = {"live": "the recorder was killed", "unsaved": "the recorder could not store everything"}
 """States of a recording whose rings may still hold something, once its recorder is gone."""
 
-_TIME: Final = {"log": "t_ns", "experts": "t_ns", "quantisation": "t_ns", "work": "t_ns", "collectives": "issue_ns"}
+_TIME: Final = {
+    "log": "t_ns",
+    "experts": "t_ns",
+    "quantisation": "t_ns",
+    "work": "t_ns",
+    "gauges": "t_ns",
+    "collectives": "issue_ns",
+}
 """Column that orders a table's rows where it is not `start_ns`."""
 
 

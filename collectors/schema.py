@@ -169,6 +169,16 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("bytes", "int64", "bytes they read and write"),
         ("dtype", "string", "operand type the model stands for (`fp8_e4m3`, `bf16`)"),
     ),
+    "gauges": _columns(
+        ("rank", "int32", "rank that told it"),
+        ("t_ns", "int64", "when, ns since the epoch"),
+        ("stage", "string", "stage; null where not told"),
+        ("step", "int64", "step number; null where not told"),
+        ("name", "string", "what the value is of: `roofline_time`, `cache_bytes`, whatever a model names"),
+        ("value", "float64", "the value"),
+        ("unit", "string", "its unit: `s`, `bytes`, `share` (0..1) …"),
+        ("evidence", "string", "label of the value"),
+    ),
     "windows": _columns(
         ("rank", "int32", "rank"),
         ("source", "string", "`itt`, `kineto`, `import`: where operators came from"),

@@ -32,6 +32,7 @@ OPTIONAL_FILES: Final = {
     "quantisation": "quantisation.csv",
     "device_samples": "devices.csv",
     "work": "work.csv",
+    "gauges": "gauges.csv",
     "windows": "windows.csv",
     "log": "log.csv",
 }

@@ -35,7 +35,7 @@ TIME_COLUMNS: Final = {
     "windows": "start_ns",
     "log": "t_ns",
 }
-"""Every table but `kernels`, and a time column of it that is never null."""
+"""Every table but `kernels` (and `gauges`, which no view reads), and a time column of it that is never null."""
 
 
 @dataclass(frozen=True, slots=True)

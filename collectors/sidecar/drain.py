@@ -418,6 +418,11 @@ class ProcessDrain:
     def _blob_work(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
         batch.add("work", self._stamped(record, "step", "stage") | {"phase_id": self._id(record["a"])} | payload)
 
+    def _blob_gauges(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        head = self._stamped(record, "step", "stage")
+        for name, value, unit, evidence in payload["values"]:
+            batch.add("gauges", head | {"name": name, "value": float(value), "unit": unit, "evidence": evidence})
+
     def _blob_transfers(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
         row = payload | {"rank": self.rank, "evidence": "measured", "start_ns": self._epoch(payload["start_ns"])}
         batch.add("transfers", row)
@@ -438,6 +443,7 @@ _BLOBS: dict[str, Callable[[ProcessDrain, int, Any, Any, Batch], None]] = {
     "experts": ProcessDrain._blob_experts,
     "quantisation": ProcessDrain._blob_quantisation,
     "work": ProcessDrain._blob_work,
+    "gauges": ProcessDrain._blob_gauges,
     "transfers": ProcessDrain._blob_transfers,
     "kernel": ProcessDrain._blob_kernel,
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from moescope.collectors import emit
 from moescope.instrumented_model.commands import peaks, redundant
 from moescope.instrumented_model.commands.common import Run, StepLog, add_step_arguments
 from moescope.instrumented_model.config import ConfigError
 from moescope.instrumented_model.inference.batching import Limits, Server
 from moescope.instrumented_model.inference.requests import drawn
-from moescope.instrumented_model.inference.roofline import Peaks, ridge_tokens, roofline
+from moescope.instrumented_model.inference.roofline import Peaks, report, ridge_tokens, roofline
 from moescope.instrumented_model.inference.steps import CACHES, CacheKind, InferenceStep, decode
 from moescope.instrumented_model.layers.cache import PagedCache
 from moescope.instrumented_model.layers.model import Model
@@ -63,6 +64,8 @@ def _machine(run: Run) -> Peaks | None:
     if machine is None:
         run.say("roofline – (no peaks of this machine: run `moescope calibrate`, or give --peaks)")
     else:
+        peak = f"{machine.flops_per_s:.4g} FLOP/s, {machine.bytes_per_s:.4g} B/s"
+        emit.note("roofline", f"modelled for {peak} ({machine.source})")
         run.say(
             f"roofline of {machine.source}: {machine.flops_per_s / 1e9:.0f} GFLOP/s, {machine.bytes_per_s / 1e9:.1f} "
             f"GB/s, weights of {machine.weight_bytes:g} bytes: bound by memory below {ridge_tokens(machine):.0f} "
@@ -72,10 +75,11 @@ def _machine(run: Run) -> Peaks | None:
 
 
 def terms(run: Run, machine: Peaks | None, s: InferenceStep) -> str:
-    """The step's roofline terms, in words."""
+    """The step's roofline terms, in words; the recording is told them too."""
     if machine is None:
         return ""
     r = roofline(run.c, machine, zip(s.ends, s.served, strict=True))
+    report(r, s.dur_ns)
     return (
         f"  {r.tokens_per_expert:.1f} an expert  experts {r.expert_weight_bytes / 1e6:.1f} MB  other weights "
         f"{r.other_weight_bytes / 1e6:.1f} MB  cache {r.cache_bytes / 1e6:.2f} MB  {r.flops / 1e6:.0f} MFLOP  "

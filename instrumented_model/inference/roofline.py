@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from moescope.collectors import emit
 from moescope.instrumented_model.config import Config, ConfigError
 
 
@@ -140,4 +141,19 @@ def roofline(c: Config, peaks: Peaks, passes: Iterable[tuple[Sequence[int], Sequ
         cache_bytes=sum(part.cache_bytes for part in found),
         flops=sum(part.flops for part in found),
         time_s=sum(part.time_s(peaks) for part in found),
+    )
+
+
+def report(r: Roofline, dur_ns: int) -> None:
+    """Tell the recording the terms of the step that ran last. dur_ns: of the step, measured"""
+    emit.gauges(
+        [
+            ("tokens_per_expert", r.tokens_per_expert, "tokens", "derived"),
+            ("expert_weight_bytes", r.expert_weight_bytes, "bytes", "modelled"),
+            ("other_weight_bytes", r.other_weight_bytes, "bytes", "modelled"),
+            ("cache_bytes", r.cache_bytes, "bytes", "modelled"),
+            ("flops", r.flops, "FLOP", "modelled"),
+            ("roofline_time", r.time_s, "s", "modelled"),
+            ("roofline_achieved", r.achieved(dur_ns / 1e9), "share", "modelled"),
+        ]
     )

@@ -174,6 +174,56 @@ def test_the_log_says_which_backend_multiplies_and_why_no_other(folder: Path) ->
     assert all(line.startswith("cpu: ") and "not deepgemm: " in line for line in lines)
 
 
+ALONE_TARGET = """
+import sys
+from moescope.instrumented_model.__main__ import main
+sys.exit(main(["decode", "--steps=3", "--peaks=2TFLOPS:4GB/s", "--schedule=serial"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recording of one rank that decodes."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "target.py").write_text(ALONE_TARGET)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    command = [sys.executable, "-m", "moescope", "run", "-o", "rec", "--", sys.executable, "target.py"]
+    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=120)
+    return folder / "rec"
+
+
+def test_a_decode_step_tells_its_roofline_terms_each_with_its_unit_and_evidence(alone: Path) -> None:
+    gauges = {(row["step"], row["name"]): row for row in rows(alone, "gauges")}
+    steps = {row["step"]: row for row in rows(alone, "steps") if row["stage"] == "decode"}
+    assert {step for step, _ in gauges} == set(steps) == {0, 1, 2}
+    assert {(row["rank"], row["stage"]) for row in gauges.values()} == {(0, "decode")}
+    units = {row["name"]: (row["unit"], row["evidence"]) for row in gauges.values()}
+    assert units == {
+        "tokens_per_expert": ("tokens", "derived"),
+        "expert_weight_bytes": ("bytes", "modelled"),
+        "other_weight_bytes": ("bytes", "modelled"),
+        "cache_bytes": ("bytes", "modelled"),
+        "flops": ("FLOP", "modelled"),
+        "roofline_time": ("s", "modelled"),
+        "roofline_achieved": ("share", "modelled"),
+    }
+    for step, ran in steps.items():
+        value = {name: row["value"] for (s, name), row in gauges.items() if s == step}
+        # The latent and the rotary key of every position so far, in BF16, for each layer and sequence.
+        positions = C.sequence_length + step + 1
+        sequences = C.micro_batches * C.decode_sequences
+        assert value["cache_bytes"] == C.layers * sequences * positions * (C.d_latent + C.d_rope) * 2
+        assert value["expert_weight_bytes"] % (3 * C.d * C.d_expert) == 0
+        read = value["expert_weight_bytes"] + value["other_weight_bytes"] + value["cache_bytes"]
+        # Every part of so few tokens is bound by memory on such a machine.
+        assert value["roofline_time"] == pytest.approx(read / 4e9) > value["flops"] / 2e12
+        # The step that the share is of holds the one recorded, which ends before its logits are gathered.
+        assert 0 < value["roofline_achieved"] <= value["roofline_time"] / (ran["dur_ns"] / 1e9)
+    assert any(
+        "2e+12 FLOP/s, 4e+09 B/s (given)" in row["message"] for row in rows(alone, "log") if row["source"] == "roofline"
+    )
+
+
 # Four ranks as two nodes of two: bytes to each rank, by the hop's group, counted beside the recording.
 HOPS_TARGET = """
 import json, os, sys
