@@ -24,6 +24,9 @@ from typing import Any, Literal, Protocol, cast
 AGENT_MODULE = "_moescope_agent"
 """Name under which the injected agent stands in `sys.modules`."""
 
+_INTERVALS_AT_ONCE = 1024
+"""At most 51 bytes each in JSON, and an event must fit into 64 KiB."""
+
 Stage = Literal["train", "prefill", "decode"]
 Evidence = Literal["measured", "derived", "inferred", "modelled"]
 
@@ -143,6 +146,29 @@ def transfer(*, op: str, src: int, dst: int, bytes: int, start_ns: int, dur_ns: 
         "transfers",
         {"op": op, "src": src, "dst": dst, "bytes": bytes, "start_ns": start_ns, "dur_ns": dur_ns, "hop": hop},
     )
+
+
+def unit_intervals(
+    *,
+    launch: int,
+    role: Literal["compute", "comm", "other"],
+    units: Sequence[int],
+    start_ns: Sequence[int],
+    end_ns: Sequence[int],
+    evidence: str = "measured",
+) -> None:
+    """Which execution units (SMs) one launch of a kernel held, from when to when; for kernels that record themselves.
+
+    launch: a number of its own within the process; units, start_ns, end_ns: [intervals], on `clock_ns()`'s clock
+    raises: ValueError where they are not equally many
+    """
+    if not len(units) == len(start_ns) == len(end_ns):
+        raise ValueError(f"{len(units)} units, {len(start_ns)} starts and {len(end_ns)} ends: give as many of each")
+    recorder = _recorder()
+    for first in range(0, len(units), _INTERVALS_AT_ONCE):
+        part = slice(first, first + _INTERVALS_AT_ONCE)
+        row = {"launch": launch, "role": role, "evidence": evidence, "units": list(units[part])}
+        recorder.emit("unit_intervals", row | {"start_ns": list(start_ns[part]), "end_ns": list(end_ns[part])})
 
 
 def kernel(

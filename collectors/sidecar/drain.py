@@ -427,6 +427,12 @@ class ProcessDrain:
         row = payload | {"rank": self.rank, "evidence": "measured", "start_ns": self._epoch(payload["start_ns"])}
         batch.add("transfers", row)
 
+    def _blob_unit_intervals(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
+        head = {"rank": self.rank} | {key: payload[key] for key in ("launch", "role", "evidence")}
+        for unit, start, end in zip(payload["units"], payload["start_ns"], payload["end_ns"], strict=True):
+            times = {"start_ns": self._epoch(start), "end_ns": self._epoch(end)}
+            batch.add("unit_intervals", head | {"unit": unit} | times)
+
     def _blob_kernel(self, tid: int, record: Any, payload: Any, batch: Batch) -> None:
         row = payload | {"rank": self.rank, "device": self._device, "stream": self._label(tid)}
         row |= {"start_ns": self._epoch(payload["start_ns"]), "phase_id": self._id(record["a"])}
@@ -445,6 +451,7 @@ _BLOBS: dict[str, Callable[[ProcessDrain, int, Any, Any, Batch], None]] = {
     "work": ProcessDrain._blob_work,
     "gauges": ProcessDrain._blob_gauges,
     "transfers": ProcessDrain._blob_transfers,
+    "unit_intervals": ProcessDrain._blob_unit_intervals,
     "kernel": ProcessDrain._blob_kernel,
 }
 
