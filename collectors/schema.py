@@ -51,11 +51,17 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("block", "string", "thread block `x,y,z`; null on the CPU backend"),
         ("registers", "int32", "registers a thread; null on the CPU backend"),
         ("shared_bytes", "int64", "shared memory a block, bytes; null on the CPU backend"),
-        ("shapes", "string", "operand shapes where cheap, `64,128;128,256`; null where not recorded"),
+        (
+            "shapes",
+            "string",
+            "operand shapes, `64,128;128,256`, a plain value as `=True`; null where not recorded",
+        ),
         ("flops", "int64", "floating-point operations; null where not known"),
         ("bytes", "int64", "bytes moved; null where not known"),
         ("dtype", "string", "operand type of a matrix product (`bf16`, `fp8_e4m3`); null where not known"),
         ("evidence", "string", "label of the times"),
+        ("op", "string", "operator whose call launched it, `aten::addmm`; null where not known"),
+        ("op_call", "int64", "that call, unique in a rank: one call can launch several; null where not known"),
     ),
     "phases": _columns(
         ("rank", "int32", "rank of the process"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from moescope.profiler.kineto_file import Args, Event, TraceFile, args_of, integer, to_ns
+from moescope.profiler.kineto_ops import launching_operators
 from moescope.profiler.nesting import Nest, leaves
 
 KERNELS: Final = frozenset({"kernel", "Kernel"})
@@ -186,8 +187,23 @@ def _device_kernels(
             )  # fmt: skip
             for key, value in zip(collectives, row, strict=True):
                 collectives[key].append(value)
-    kernels["phase_id"] = _phases_of_kernels(events, base_ns, nests, kernels)
+    launched = _launches(events, base_ns)
+    kernels["phase_id"] = _phases_of_kernels(events, launched, nests, kernels)
+    operators = [((event.pid, event.tid), *_times(event, base_ns), event) for event in events.operators]
+    found = launching_operators(operators, launched, kernels["correlation"])
+    kernels |= {"op": found.op, "op_call": found.op_call, "shapes": found.shapes}
+    kernels["dtype"] = [told or of_op for told, of_op in zip(kernels["dtype"], found.dtype, strict=True)]
     return kernels, collectives
+
+
+def _launches(events: _Sorted, base_ns: int) -> dict[int, tuple[Thread, int]]:
+    """Thread and time of each launch by its correlation."""
+    launched: dict[int, tuple[Thread, int]] = {}
+    for event in events.launches:
+        correlation = integer(args_of(event).correlation)
+        if correlation is not None:
+            launched[correlation] = ((event.pid, event.tid), _times(event, base_ns)[0])
+    return launched
 
 
 def _triple(value: object) -> str | None:
@@ -203,7 +219,7 @@ def _bytes(args: Args) -> int | None:
 
 
 def _phases_of_kernels(
-    events: _Sorted, base_ns: int, nests: dict[Thread, Nest], kernels: dict[str, list[Any]]
+    events: _Sorted, launched: dict[int, tuple[Thread, int]], nests: dict[Thread, Nest], kernels: dict[str, list[Any]]
 ) -> list[int | None]:
     """The innermost annotation around each kernel's launch: on its thread, else on another thread of the process.
 
@@ -212,11 +228,6 @@ def _phases_of_kernels(
     """
     if not nests:
         return [None] * len(kernels["name"])
-    launched: dict[int, tuple[Thread, int]] = {}
-    for event in events.launches:
-        correlation = integer(args_of(event).correlation)
-        if correlation is not None:
-            launched[correlation] = ((event.pid, event.tid), _times(event, base_ns)[0])
     on_host = any(_is_phase(event) for event in events.annotations)
     found: list[int | None] = []
     for event, correlation, start in zip(events.device, kernels["correlation"], kernels["start_ns"], strict=True):
