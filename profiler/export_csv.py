@@ -46,6 +46,7 @@ _CONTROLS: Final = r"[\x00-\x1f\x7f]"
 def export_csv(source: Source, folder: Path, window: tuple[int, int] | None = None) -> list[Path]:
     """Write the timelines of a source into a folder, which is made where it is missing.
 
+    An optional file of an earlier export that this one has no rows for is removed: it would pass for this run's.
     window: ns since the epoch: rows that touch it; returns the files written
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,20 @@ def export_csv(source: Source, folder: Path, window: tuple[int, int] | None = No
         table = _within(source.table(name), name, window)
         if table.num_rows:
             written.append(_write(table, folder / file))
+        elif _is_export(folder / file, name):
+            (folder / file).unlink()
     return written
+
+
+def _is_export(path: Path, name: str) -> bool:
+    """Whether a file is there and has the header that an export of the table writes: nobody else's file is removed."""
+    import csv
+
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return next(csv.reader(file), []) == [column.name for column in TABLES[name]]
+    except (OSError, csv.Error):
+        return False
 
 
 def kernels_table(source: Source, window: tuple[int, int] | None = None) -> pa.Table:

@@ -74,9 +74,25 @@ def no_kernels(source: Source) -> str:
     """That nothing was recorded, with what the log says about it."""
     said = [f"{line['source']}: {line['message']}" for line in _log(source)["lines"] if line["level"] == "error"]
     return "\n".join(
-        [f"{source.name}: no kernels recorded; record again with `moescope run`, `moescope doctor` tells more"]
-        + [f"  its log says: {text}" for text in said[:3]]
+        [f"{source.name}: no kernels recorded; {_remedy(source)}"] + [f"  its log says: {text}" for text in said[:3]]
     )
+
+
+def _remedy(source: Source) -> str:
+    """What to do about a source without kernels: the option that kept them out, where one did."""
+    if source.state == "trace":
+        return "trace again with torch.profiler and ProfilerActivity.CUDA (or CPU), or name another file"
+    options = source.meta.get("options")
+    options = options if isinstance(options, dict) else {}
+    collect = options.get("collect")
+    if isinstance(collect, list) and "kernels" not in collect:
+        given = ",".join(map(str, collect))
+        return f"--collect {given} left them out: record again with kernels in --collect, or without it"
+    if options.get("steps"):
+        return f"--steps {options['steps']} kept to steps that did not come: record again with others, or without it"
+    if options.get("ranks"):
+        return f"--ranks {options['ranks']} kept to ranks that were not there: record again with others, or without it"
+    return "record again with `moescope run`, `moescope doctor` tells more"
 
 
 def _us(ns: int) -> float | int:

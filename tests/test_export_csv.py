@@ -103,3 +103,14 @@ def test_any_name_survives_and_every_row_stays_one_line(tmp_path_factory, names)
 
 def test_the_data_dictionary_is_current():
     assert (ROOT / "docs" / "data-dictionary.md").read_text(encoding="utf-8") == dictionary()
+
+
+def test_a_file_of_an_earlier_export_does_not_pass_for_this_run_s_and_nobody_else_s_is_touched(tmp_path):
+    kernels = [kernel(0, 50)]
+    earlier = MemorySource().add("kernels", kernels).add("windows", [window(0, 100)])
+    earlier.add("work", [{"rank": 0, "t_ns": 5, "name": "mm", "flops": 1}])
+    assert {tmp_path / "windows.csv", tmp_path / "work.csv"} <= set(export_csv(earlier, tmp_path))
+    (tmp_path / "steps.csv").write_text("mine,not yours\n1,2\n")
+    written = export_csv(MemorySource().add("kernels", kernels), tmp_path)
+    assert set(tmp_path.iterdir()) == {*written, tmp_path / "steps.csv"}
+    assert (tmp_path / "steps.csv").read_text() == "mine,not yours\n1,2\n"

@@ -76,6 +76,7 @@ class Keeper:
             "sidecar_pid": os.getpid(),
             "sidecar_start": started(os.getpid()),
             "budget": options.budget,
+            "options": {"collect": collect, "steps": options.steps, "ranks": options.ranks},
             "keep_ns": None if options.keep_s is None else int(options.keep_s * 1e9),
             "clock": {"offset_ns": clock.offset_ns, "error_ns": clock.error_ns},
             "ring_dir": str(ring_dir),

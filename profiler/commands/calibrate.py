@@ -11,11 +11,13 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Measure this machine's peaks, so that use is shown as a share of what was reached here.
+    """Measure this machine's peaks: matrix products by type, and memory bandwidth.
 
-    Takes a few seconds; best on a machine that does nothing else.
+    Recordings made from then on show use as a share of them. Takes a few seconds; best on a machine that does nothing
+    else.
     """
     from moescope.collectors.calibrate import CalibrationError, calibrate, peaks_file
+    from moescope.profiler.commands.following import say_next
 
     try:
         peaks = calibrate()
@@ -33,10 +35,12 @@ def command(as_json: bool) -> None:
     click.echo(
         f"copy  {copy['value'] / 1e9:8.1f} GB/s read and written, {copy['one_thread'] / 1e9:.1f} on one  [measured]"
     )
-    if any(peaks[dtype]["disturbed"] for dtype in ("bf16", "f32")):
+    disturbed = any(peaks[dtype]["disturbed"] for dtype in ("bf16", "f32"))
+    if disturbed:
         click.echo(
             "moescope: all threads together reached less than one alone: other work ran meanwhile. Call `moescope "
             "calibrate` again on an idle machine; until then shares of peak may be too high.",
             err=True,
         )
-    click.echo(f"kept in {peaks_file()}", err=True)
+    click.echo(f"moescope: kept in {peaks_file()}", err=True)
+    say_next("moescope calibrate" if disturbed else "moescope run -- python train.py")

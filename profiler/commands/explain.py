@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
+
+from moescope.profiler.commands.options import RULES, take_rules
 
 
 @click.command()
 @click.argument("name", metavar="KERNEL_NAME")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--rules", type=click.Path(path_type=Path), help="TOML file of classifier rules that go before ours.")
+@RULES
 def command(name: str, as_json: bool, rules: Path | None) -> None:
-    """Say what KERNEL_NAME is taken for, by which rule, and why."""
+    """Say what a kernel of this name is taken for, by which rule, and why.
+
+    \b
+      moescope explain 'ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)'
+    """
     from moescope.profiler.classify import classify, rule_named
-    from moescope.profiler.commands.summary import take_rules
+    from moescope.profiler.commands.following import say_next
 
     take_rules(rules)
     found = classify(name)
@@ -27,3 +34,5 @@ def command(name: str, as_json: bool, rules: Path | None) -> None:
         click.echo(json.dumps(answer, ensure_ascii=False))
         return
     click.echo(f"kind      {found.kind}\noperator  {found.operator}\nrule      {found.rule}\nbecause   {reason}")
+    if rule is None:
+        say_next(f"moescope explain {shlex.quote(name)} --rules FILE.toml")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from moescope.profiler.commands.later import Format
+from moescope.profiler.commands.options import RULES, take_rules
 from moescope.profiler.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -15,17 +17,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE…")
-@click.option("--to", "form", type=click.Choice(["csv"]), required=True, help="Format.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write to.  [default: <source>-csv]")
-@click.option("--window", help="Only rows that touch A:B, in seconds from the start of the run.")
-@click.option("--rules", type=click.Path(path_type=Path), help="TOML file of classifier rules that go before ours.")
-@click.option("-f", "--force", is_flag=True, help="Write into a folder that already holds something.")
+@click.option("--to", "form", type=Format(["csv"]), required=True, help="Format.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder to write to.  [default: <source>-csv, here]",
+)
+@click.option(
+    "--window",
+    metavar="A:B",
+    help="Only rows that touch this time, in seconds from the first kernel: 1.5:2, 10: for the rest.",
+)
+@RULES
+@click.option(
+    "-f", "--force", is_flag=True, help="Write into a folder that holds something; an earlier export is replaced."
+)
 def command(
     sources: tuple[Path, ...], form: str, output: Path | None, window: str | None, rules: Path | None, force: bool
 ) -> None:
-    """Write the timelines of SOURCE: a recording, a folder of traces, or trace files."""
+    """Write the timelines of a run: a table a file, with a header, times in ns; they load in pandas and DuckDB.
+
+    SOURCE is a recording, PyTorch trace files (`*.json`, `*.json.gz`), or a folder of such. docs/data-dictionary.md
+    tells each column.
+    """
+    from moescope.profiler.commands.following import say_next, words
     from moescope.profiler.commands.opening import open_for_reading
-    from moescope.profiler.commands.summary import take_rules
     from moescope.profiler.errors import NoData
     from moescope.profiler.export_csv import export_csv
     from moescope.profiler.summary import no_kernels
@@ -42,6 +60,7 @@ def command(
         raise UsageProblem(f"{folder}: holds files already; choose another folder with -o, or write over them with -f")
     for path in export_csv(source, folder, _chosen(source, window) if window else None):
         click.echo(str(path))
+    say_next(f"column -s, -t {words([folder / 'overlap.csv'])} | less -S")
 
 
 def _chosen(source: Source, window: str) -> tuple[int, int]:

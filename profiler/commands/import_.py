@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("traces", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TRACE…")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the recording.")
+@click.option(
+    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Where the recording goes."
+)
 @click.option("-f", "--force", is_flag=True, help="Replace the recording that is there.")
 def command(traces: tuple[Path, ...], output: Path, force: bool) -> None:
-    """Turn TRACE, PyTorch (Kineto) trace files or a folder of them, into a recording."""
+    """Turn PyTorch (Kineto) traces, `*.json` or `*.json.gz` or a folder of them, into a recording.
+
+    So that it need not be parsed again; `top`, `summary` and `export` read traces, too.
+    """
+    from moescope.profiler.commands.following import say_next, words
     from moescope.profiler.source import is_recording, open_source
 
     if output.exists() and not (force and is_recording(output)) and not (output.is_dir() and not any(output.iterdir())):
@@ -30,7 +36,8 @@ def command(traces: tuple[Path, ...], output: Path, force: bool) -> None:
     if output.exists():
         _clear(output)
     write_recording(source, output)
-    click.echo(f"moescope summary {output}")
+    click.echo(str(output))
+    say_next(f"moescope summary {words([output])}")
 
 
 def _clear(folder: Path) -> None:

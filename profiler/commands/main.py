@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -12,48 +11,47 @@ from typing import Any, Final, NoReturn
 import click
 
 COMMANDS: Final = {
-    "run": "run",
-    "demo": "demo",
-    "top": "top",
-    "summary": "summary",
-    "export": "export",
-    "import": "import_",
-    "explain": "explain",
-    "compare": "compare",
-    "whatif": "whatif",
-    "doctor": "doctor",
-    "calibrate": "calibrate",
+    "Record": {
+        "run": "Run a command and record what its processes do.",
+        "demo": "Record the built-in mixture-of-experts model, and show the answer.",
+        "import": "Turn PyTorch traces into a recording.",
+    },
+    "Look": {
+        "top": "Open the dashboard, while the run goes on or afterwards.",
+        "summary": "Say where the time goes, and what to try.",
+        "export": "Write the timelines as CSV files.",
+        "explain": "Say what a kernel name is taken for, by which rule, and why.",
+    },
+    "This machine": {
+        "doctor": "Say what can be recorded here, and why not the rest.",
+        "calibrate": "Measure the peaks that use is a share of.",
+    },
 }
-"""Subcommand to module of this package; the module's `command` is the click command."""
+"""Subcommands by what they are for, each with a line of help; `profiler.commands.<name>.command` is the command."""
 
-SHORT_HELP: Final = {
-    "run": "Run a command and record it.",
-    "demo": "Run and record the built-in FP8 mixture-of-experts model.",
-    "top": "Watch a recording in the terminal, live or finished.",
-    "summary": "Say where the time goes: compute, communication, what is hidden.",
-    "export": "Write the timelines as files.",
-    "import": "Turn traces of other tools into a recording.",
-    "explain": "Say how a kernel name is classified, and why.",
-    "compare": "Compare two runs.",
-    "whatif": "Estimate what a change would bring.",
-    "doctor": "Say which collectors work here, and why others do not.",
-    "calibrate": "Measure this machine's peaks.",
-}
+_MODULES: Final = {"import": "import_"}
+_EXAMPLES: Final = (
+    ("moescope demo", "see it at work, in under a minute"),
+    ("moescope run -- python train.py", "record a run of your own"),
+    ("moescope summary trace.json.gz", "the same answer from a PyTorch trace"),
+)
 
 
 class _Lazy(click.Group):
-    """Lists what is installed and imports only what is called, so that `moescope --help` is quick."""
+    """Lists what there is and imports only what is called, so that `moescope --help` is quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name, module in COMMANDS.items() if _installed(module)]
+        return [name for room in COMMANDS.values() for name in room]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = COMMANDS.get(cmd_name)
-        if module is None or not _installed(module):
-            return None
-        command = importlib.import_module(f"moescope.profiler.commands.{module}").command
-        assert isinstance(command, click.Command)
-        return command
+        if cmd_name in self.list_commands(ctx):
+            module = _MODULES.get(cmd_name, cmd_name)
+            command = importlib.import_module(f"moescope.profiler.commands.{module}").command
+            assert isinstance(command, click.Command)
+            return command
+        from moescope.profiler.commands import later
+
+        return later.command(cmd_name) if cmd_name in later.COMMANDS else None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -62,12 +60,15 @@ class _Lazy(click.Group):
             _leave_quietly()
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, SHORT_HELP[name]) for name in self.list_commands(ctx)])
-
-
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(f"moescope.profiler.commands.{module}") is not None
+        widest = max(map(len, self.list_commands(ctx)))
+        for room, commands in COMMANDS.items():
+            with formatter.section(room):
+                formatter.write_dl([(name.ljust(widest), text) for name, text in commands.items()])
+        with formatter.section("Begin with"):
+            formatter.write_dl(_EXAMPLES, col_max=36)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text("`moescope COMMAND --help` tells more about each.")
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -83,7 +84,11 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
 )
 def cli() -> None:
-    """Profiler and observability for FP8 mixture-of-experts training and inference."""
+    """Profiler for FP8 mixture-of-experts training and inference.
+
+    Records a run with no change to its code, and says whether communication is hidden behind compute, how many cores or
+    SMs it holds, how well the matrix units are used, and which rank, link or expert is to blame.
+    """
 
 
 def _leave_quietly() -> NoReturn:

@@ -66,29 +66,55 @@ def default_folder(command: tuple[str, ...], env: dict[str, str] | os._Environ[s
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the recording.")
-@click.option("-f", "--force", is_flag=True, help="Overwrite an existing recording.")
-@click.option("--tui", is_flag=True, help="Open the dashboard; the command's output goes into a pane and a file.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where the recording goes.  [default: moescope-<script>-<date>-<time>, here]",
+)
+@click.option("-f", "--force", is_flag=True, help="Replace the recording that is there.")
+@click.option(
+    "--tui",
+    is_flag=True,
+    help="Open the dashboard at once: q leaves it and the run goes on, ^C interrupts the run. The command's output "
+    "goes into a pane and into FOLDER/target.log; it has no input.",
+)
 @click.option(
     "--budget",
     type=Budget(),
     default="2%",
     show_default=True,
-    help="Share of the run's time that recording may cost, or full.",
+    help="Share of the run's time that recording operators may cost; full records every one at any cost.",
 )
 @click.option(
     "--steps",
+    metavar="A:B",
     default="",
     callback=_pattern(r"\d*:\d*", "a range such as 10:20"),
-    help="Record operators of steps A to B only.",
+    help="Record operators from step A to step B only.",
 )
 @click.option(
-    "--ranks", default="", callback=_pattern(r"\d+(,\d+)*", "a list such as 0,3"), help="Record these ranks only."
+    "--ranks",
+    metavar="LIST",
+    default="",
+    callback=_pattern(r"\d+(,\d+)*", "a list such as 0,3"),
+    help="Record these ranks only, such as 0,3.",
 )
 @click.option(
-    "--collect", default="", help="Collectors, separated by commas: kernels,phases,communication,units,links,device."
+    "--collect",
+    metavar="LIST",
+    default="",
+    help="Record these only, separated by commas, of: kernels (operators), phases, communication (calls of "
+    "torch.distributed), units (which core ran which thread), links (bytes through network interfaces), device (CPU "
+    "use, memory).  [default: all]",
 )
-@click.option("--keep", type=Duration(), help="Keep only the last part of a long run, such as 10m.")
+@click.option(
+    "--keep",
+    metavar="TIME",
+    type=Duration(),
+    help="Keep only the last part of a long run: 30s, 10m, 2h.  [default: all]",
+)
 @click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND…")
 def command(
     output: Path | None,
@@ -101,10 +127,16 @@ def command(
     keep: float | None,
     command_line: tuple[str, ...],
 ) -> None:
-    """Run COMMAND and record what its ranks do.
+    """Run COMMAND and record what its processes do.
 
-    Every Python process that imports torch is recorded, with no change to its code. Output, terminal, signals and exit
-    code stay the command's own.
+    Every Python process that imports torch is recorded, children included, with no change to its code. Output,
+    terminal, signals and exit code stay the command's own.
+
+    \b
+      moescope run -- python train.py
+      moescope run -- torchrun --nproc-per-node 8 train.py
+
+    Operators are recorded in short windows that keep to the budget; phases, steps and communication always.
     """
     from moescope.collectors.sidecar.run import ALL_COLLECTORS, RunOptions
 

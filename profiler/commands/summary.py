@@ -6,13 +6,18 @@ from pathlib import Path
 
 import click
 
+from moescope.profiler.commands.options import RULES, take_rules
+
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE…")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (schema 1).")
-@click.option("--rules", type=click.Path(path_type=Path), help="TOML file of classifier rules that go before ours.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (schema 1), times in µs.")
+@RULES
 def command(sources: tuple[Path, ...], as_json: bool, rules: Path | None) -> None:
-    """Say where the time of SOURCE goes: a recording, a folder of traces, or trace files."""
+    """Say where the time of a run goes: compute, communication, what hides it, what lies exposed, and what to try.
+
+    SOURCE is a recording, PyTorch trace files (`*.json`, `*.json.gz`), or a folder of such.
+    """
     from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.summary import render_text, summarise
 
@@ -24,13 +29,7 @@ def command(sources: tuple[Path, ...], as_json: bool, rules: Path | None) -> Non
         click.echo(json.dumps(answer, ensure_ascii=False, allow_nan=False))
         return
     from moescope.profiler.commands.console import PlainConsole
+    from moescope.profiler.commands.following import say_next, words
 
     render_text(answer, PlainConsole())
-
-
-def take_rules(rules: Path | None) -> None:
-    """Put a user's rules before the built-in ones."""
-    if rules is not None:
-        from moescope.profiler.classify import read_rules, use_rules
-
-        use_rules(read_rules(rules))
+    say_next(f"moescope top {words(sources, rules)}")
