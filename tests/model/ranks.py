@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[str]]:
-    """Python on `command` in `count` processes of one thread each; the caller ends them."""
+def _meeting_point(count: int) -> dict[str, str]:
+    """The environment that `count` ranks share, as torchrun sets it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(count),
-        "OMP_NUM_THREADS": "1",
-    }
+        port = str(s.getsockname()[1])
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+
+
+def start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[str]]:
+    """Python on `command` in `count` processes of one thread each; the caller ends them."""
+    shared = os.environ | _meeting_point(count)
     return [
         subprocess.Popen(
             [sys.executable, *command],
@@ -49,3 +51,53 @@ def finish_ranks(processes: list[subprocess.Popen[str]], timeout_s: float = 150)
 def run_ranks(command: Sequence[str], count: int = 2) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each of `count` ranks."""
     return finish_ranks(start_ranks(command, count))
+
+
+class ForkedRank:
+    """A rank that runs the model's command line in a process of its own, forked from one that has imported it."""
+
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["moescope.instrumented_model.__main__"])
+        out, its_out = context.Pipe(duplex=False)
+        err, its_err = context.Pipe(duplex=False)
+        self.process = context.Process(target=_run_forked, args=(list(arguments), environment, its_out, its_err))
+        self.process.start()
+        its_out.close()
+        its_err.close()
+        self._out, self._err = (os.fdopen(os.dup(end.fileno())) for end in (out, err))
+
+    def read_until(self, beginning: str) -> None:
+        """Read what it prints up to a line that begins so. Raises AssertionError where it ends before."""
+        for line in self._out:
+            if line.startswith(beginning):
+                return
+        raise AssertionError(self._err.read())
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def finish(self, timeout_s: float = 60) -> tuple[int | None, str, str]:
+        """Exit code, rest of stdout, stderr; None, and it is killed, where it takes longer."""
+        self.process.join(timeout_s)
+        code = self.process.exitcode
+        self.process.kill()
+        self.process.join()
+        with self._out, self._err:
+            return code, self._out.read(), self._err.read()
+
+
+def fork_ranks(arguments: Sequence[str], count: int) -> list[ForkedRank]:
+    """`python -m moescope.instrumented_model ARGUMENTS…` on `count` ranks; the caller finishes them all."""
+    shared = _meeting_point(count)
+    return [ForkedRank(arguments, shared | {"RANK": str(r)}) for r in range(count)]
+
+
+def _run_forked(arguments: list[str], environment: dict[str, str], out: Connection, err: Connection) -> None:
+    os.environ.update(environment)
+    os.dup2(out.fileno(), 1)
+    os.dup2(err.fileno(), 2)
+    from moescope.instrumented_model.__main__ import main
+
+    sys.exit(main(arguments))
