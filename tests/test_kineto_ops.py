@@ -47,10 +47,7 @@ def test_kernels_bear_the_operator_that_launched_them_and_its_shapes(dlrm):
         dims = [",".join(map(str, shape)) for shape in operator["args"]["Input Dims"]]
         assert row["shapes"].split(";") == dims[: max(at for at, text in enumerate(dims) if text) + 1]
         first = next(at for at, text in enumerate(dims) if text)
-        assert (
-            row["dtype"]
-            == {"float": "fp32", "int": "int32", "long int": "int64"}[operator["args"]["Input type"][first]]
-        )
+        assert row["dtype"] == {"float": "f32", "int": "i32", "long int": "i64"}[operator["args"]["Input type"][first]]
 
 
 def test_kernels_of_one_call_share_it_and_calls_do_not_share_kernels(dlrm):

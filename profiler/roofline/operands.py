@@ -15,21 +15,28 @@ Shape = tuple[int, ...]
 
 _MOST_SLOTS: Final = 64
 _LONGEST_VALUE: Final = 32
-_DTYPES: Final = {
-    "bfloat16": "bf16", "bf16": "bf16", "half": "fp16", "float16": "fp16", "fp16": "fp16", "f16": "fp16",
-    "float": "fp32", "float32": "fp32", "fp32": "fp32", "f32": "fp32", "double": "fp64", "float64": "fp64",
-    "fp64": "fp64", "f64": "fp64", "tf32": "tf32", "float8_e4m3fn": "fp8_e4m3", "float8_e4m3fnuz": "fp8_e4m3",
-    "float8_e4m3": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e4m3fn": "fp8_e4m3", "e4m3": "fp8_e4m3",
-    "float8_e5m2": "fp8_e5m2", "float8_e5m2fnuz": "fp8_e5m2", "fp8_e5m2": "fp8_e5m2", "e5m2": "fp8_e5m2",
-    "fp8": "fp8", "float8": "fp8", "float4_e2m1fn_x2": "fp4", "fp4": "fp4", "nvfp4": "fp4", "mxfp4": "fp4",
-    "signed char": "int8", "char": "int8", "int8": "int8", "unsigned char": "uint8", "byte": "uint8",
-    "uint8": "uint8", "int": "int32", "int32": "int32", "long int": "int64", "long": "int64", "int64": "int64",
+_NAMES: Final = {
+    "f64": "double float64 fp64 f64",
+    "f32": "float float32 fp32 f32",
+    "tf32": "tf32",
+    "f16": "half float16 fp16 f16",
+    "bf16": "bfloat16 bf16",
+    "fp8_e4m3": "float8_e4m3fn float8_e4m3fnuz float8_e4m3 fp8_e4m3 fp8_e4m3fn e4m3",
+    "fp8_e5m2": "float8_e5m2 float8_e5m2fnuz fp8_e5m2 e5m2",
+    "fp8": "fp8 float8",
+    "fp4": "float4_e2m1fn_x2 fp4_e2m1x2 fp4 nvfp4 mxfp4",
+    "i64": "long longint int64 i64",
+    "i32": "int int32 i32",
+    "i16": "short shortint int16 i16",
+    "i8": "char signedchar int8 i8",
+    "u8": "byte unsignedchar uint8 u8",
     "bool": "bool",
-}  # fmt: skip
+}
+_DTYPES: Final = {alias: name for name, aliases in _NAMES.items() for alias in aliases.split()}
 
 ITEM_BYTES: Final = {
-    "bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "tf32": 4.0, "fp64": 8.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "fp8": 1.0,
-    "fp4": 0.5, "int8": 1.0, "uint8": 1.0, "int32": 4.0, "int64": 8.0, "bool": 1.0,
+    "f64": 8.0, "f32": 4.0, "tf32": 4.0, "f16": 2.0, "bf16": 2.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "fp8": 1.0,
+    "fp4": 0.5, "i64": 8.0, "i32": 4.0, "i16": 2.0, "i8": 1.0, "u8": 1.0, "bool": 1.0,
 }  # fmt: skip
 """Bytes of an element in memory by type."""
 
@@ -66,7 +73,7 @@ def dtype_named(name: object) -> str | None:
     """
     if not isinstance(name, str):
         return None
-    return _DTYPES.get(name.strip().lower().removeprefix("c10::").removeprefix("torch."))
+    return _DTYPES.get(name.strip().lower().removeprefix("c10::").removeprefix("torch.").replace(" ", ""))
 
 
 def operand_text(dims: object, values: object = None) -> str | None:
