@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from moescope.profiler.advice import advice
 from moescope.profiler.snapshot import (
     CollectiveRow,
     ExpertRow,
@@ -16,6 +17,7 @@ from moescope.profiler.snapshot import (
     Shares,
     View,
 )
+from moescope.profiler.steps import Steps, noun_of
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -35,8 +37,9 @@ SHORT_KERNEL_NS: Final = 5_000
 class Aggregates:
     """What the findings are drawn from, all over one window.
 
-    shares: summed over devices, unscaled; step_ns: mean step, None where no step is known; rank_compute: how long each
-    rank computes, over the mean time that ranks were looked at; worst_exposed_ns: start of the longest exposed stretch
+    shares: summed over devices, unscaled; step_ns: mean step, None where no step is known or they are not alike;
+    rank_compute: how long each rank computes, over the mean time that ranks were looked at; worst_exposed_ns: start of
+    the longest exposed stretch; stage: what advice is for, empty where it is not known or more than one
     """
 
     shares: Shares
@@ -53,6 +56,8 @@ class Aggregates:
     finished: bool
     short_kernels: int
     worst_exposed_ns: int | None
+    stage: str = ""
+    steps: Steps = field(default=Steps())
 
 
 def aggregates_of(source: Source) -> Aggregates:
@@ -119,9 +124,8 @@ def _exposed(seen: Aggregates) -> Iterator[Finding]:
         what=f"Communication is exposed for {share:.1%} of the recorded time{where}",
         evidence=f"{_time(exposed)} exposed of {_time(communication)} communication, "
         f"within {_time(span)} recorded over all devices [derived]{detail}",
-        advice="issue it earlier or on its own stream so that compute runs beside it: shared experts during dispatch, "
-        "two micro-batches in turn during combine, weight gradients during the backward exchange",
-        gain=_bound(share, seen.step_ns, "if all of it is hidden"),
+        advice=advice("exposed-communication", seen.stage),
+        gain=_bound(share, seen, "if all of it is hidden"),
         start_ns=seen.worst_exposed_ns,
     )
 
@@ -137,9 +141,8 @@ def _idle(seen: Aggregates) -> Iterator[Finding]:
         severity=_severity(share, 0.30, 0.20),
         what=f"No kernel runs for {share:.1%} of the recorded time",
         evidence=f"{_time(idle)} idle of {_time(span)} recorded over all devices [derived]{short}",
-        advice="look in the timeline for what the gaps wait on: launches (capture a graph, compile, fuse kernels), "
-        "data loading, or synchronisation with the host",
-        gain=_bound(share, seen.step_ns, "if every gap closes"),
+        advice=advice("idle", seen.stage),
+        gain=_bound(share, seen, "if every gap closes"),
     )
 
 
@@ -155,8 +158,8 @@ def _straggler(seen: Aggregates) -> Iterator[Finding]:
         evidence="compute by rank: "
         + ", ".join(f"{number}: {share:.1%}" for number, share in sorted(seen.rank_compute.items())[:16])
         + " [derived]",
-        advice="compare its experts' load, its clocks and what else runs on its host with another rank's",
-        gain=_bound(excess, seen.step_ns, "if it computes as long as the median rank"),
+        advice=advice("straggler", seen.stage),
+        gain=_bound(excess, seen, "if it computes as long as the median rank"),
     )
 
 
@@ -183,16 +186,14 @@ def _experts(seen: Aggregates) -> Iterator[Finding]:
         by_rank = f"; the heaviest rank gets {heaviest:.2f} times the mean, experts taken as spread in equal runs"
         grouped = sum(kernel.total_ns for kernel in seen.kernels if kernel.operator == "grouped_gemm")
         if grouped and seen.shares.span_ns:
-            gain = _bound(
-                grouped / seen.shares.span_ns * (1 - 1 / heaviest), seen.step_ns, "if the ranks' load is even"
-            )
+            gain = _bound(grouped / seen.shares.span_ns * (1 - 1 / heaviest), seen, "if the ranks' load is even")
     yield Finding(
         id="experts-unbalanced",
         severity=severity,
         what=f"Expert {hottest} of layer {row.layer} gets {ratio:.1f} times the mean tokens",
         evidence=f"{max(row.tokens)} of {sum(row.tokens)} tokens over {len(row.tokens)} experts; "
         f"{above} of {len(uneven)} layers above {UNBALANCED} [derived]{by_rank}",
-        advice="replicate or move hot experts (EPLB), or strengthen the router's balancing",
+        advice=advice("experts-unbalanced", seen.stage),
         gain=gain,
     )
 
@@ -287,8 +288,8 @@ def _severity(value: float, high: float, medium: float) -> Severity:
     return "high" if value >= high else "medium" if value >= medium else "low"
 
 
-def _bound(share: float, step_ns: float | None, condition: str) -> str:
-    per_step = f", {_time(share * step_ns)} a step" if step_ns else ""
+def _bound(share: float, seen: Aggregates, condition: str) -> str:
+    per_step = f", {_time(share * seen.step_ns)} a {noun_of(seen.stage)}" if seen.step_ns else ""
     return f"at most {share:.1%} of the time{per_step}, {condition}"
 
 

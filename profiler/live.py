@@ -32,13 +32,13 @@ from moescope.profiler.live_rows import (
     log_rows,
     quantisation_rows,
     rank_tokens,
-    recent_steps,
     traffic,
 )
 from moescope.profiler.live_state import LiveState
 from moescope.profiler.live_track import EVER, Times
 from moescope.profiler.live_units import all_units, rank_units
 from moescope.profiler.snapshot import Figure, RankRow, Shares, Snapshot, Timeline, TimelineView, View
+from moescope.profiler.steps import Steps, noun_of, quantile_step, steps_in
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -126,8 +126,11 @@ class _Window:
             for rank in self.everyone
         }
         self.shares = total_shares([self.by_rank[rank] for rank in self.ranks if rank in self.by_rank])
-        self.steps_ns = recent_steps(state.tables["steps"], self.filter, self.window)
-        self.step_ns = float(np.mean(self.steps_ns)) if self.steps_ns else None
+        self.steps = steps_in(state.tables["steps"], state.names, self.filter, self.window)
+        self.step_ns = float(np.mean(self.steps.durations_ns)) if self.steps.alike else None
+        self.step, stage = latest_step(state.tables["steps"], state.names, self.window)
+        self.stage = view.stage or (self.steps.stage if self.steps.stages else stage)
+        self.latest_stage = stage
         self.coverage = self._coverage(self.ranks)
         self.kernels, self.short_kernels = kernel_rows(state, self.ranks, self.window)
         self.phases = phase_rows(state, self.ranks, self.window)
@@ -185,6 +188,8 @@ class _Window:
             finished=self.state.source.state != "live",
             short_kernels=self.short_kernels,
             worst_exposed_ns=_longest_exposed(self.state, self.ranks, self.window),
+            stage=self.stage,
+            steps=self.steps,
         )
 
     def shares_note(self) -> str:
@@ -192,9 +197,11 @@ class _Window:
         who = "all ranks" if self.filter is None else f"rank {self.ranks[0]}"
         if self.filter is None and len(self.everyone) == 1:
             who = f"rank {self.everyone[0]}"
-        if self.steps_ns:
-            count = len(self.steps_ns)
-            parts = [f"mean of {count} step{'s' if count != 1 else ''}", who]
+        count = len(self.steps.durations_ns)
+        if self.steps.alike:
+            parts = [f"mean of {count} {noun_of(self.stage)}{'s' if count != 1 else ''}", who]
+        elif count:
+            parts = [f"sum over {count} steps of {len(self.steps.stages)} stages", who]
         else:
             parts = ["sum over the window", who]
         if self.period:
@@ -210,7 +217,7 @@ class _Window:
         held = state.ranks.get(rank)
         shares = self.by_rank[rank]
         info = _rank_info(state.source.meta, rank)
-        steps = recent_steps(state.tables["steps"], [rank], self.window)
+        steps = steps_in(state.tables["steps"], state.names, [rank], self.window)
         devices = sorted(state.names.text(device) for device in held.devices) if held is not None else []
         pid = info.get("pid")
         return RankRow(
@@ -223,7 +230,7 @@ class _Window:
             overlap_fraction=overlap_fraction(shares),
             matrix_use=matrix_use(state, [rank], self.window).share,
             units=rank_units(state, rank, self.window),
-            step_ns=Figure(float(np.median(steps))) if steps else Figure(None, reason="no step of this rank is known"),
+            step_ns=_quantile(steps, 0.5),
             kernels=kernel_counts(state, [rank], self.window)[rank],
             dropped=_dropped(state, [rank]),
             coverage=self._coverage([rank]),
@@ -238,21 +245,20 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
     matrix = matrix_use(state, seen.ranks, seen.window)
     links = link_rows(state.tables["link_samples"], state.names, seen.window)
     engines = engine_rows(state, matrix, units, links, seen.window)
-    step, stage = latest_step(state.tables["steps"], state.names, seen.window)
     slowest = straggler(seen.rank_compute())
     shares = per_step(seen.shares, seen.step_ns) if seen.step_ns is not None else seen.shares
     return Snapshot(
         target=_target(meta, state.source.name),
         devices=_devices(state, meta),
-        stage=stage,
-        step=step,
+        stage=seen.latest_stage,
+        step=seen.step,
         state=state.source.state,
         start_ns=seen.span[0],
         end_ns=seen.span[1],
         rank_choice=view.rank,
         headline=headline(
             seen.shares,
-            stage,
+            seen.stage,
             units,
             matrix.share,
             memory_figure(engines),
@@ -261,10 +267,14 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
         ),
         shares=shares,
         shares_note=seen.shares_note(),
-        steps_ns=seen.steps_ns[-STEPS_SHOWN:],
+        noun=noun_of(seen.stage),
+        steps_ns=seen.steps.durations_ns[-STEPS_SHOWN:] if seen.steps.alike else (),
+        step_median=_quantile(seen.steps, 0.5),
+        step_p99=_quantile(seen.steps, 0.99),
         straggler=f"rank {slowest[0]} computes +{slowest[1]:.1%} of the time" if slowest else "",
         ranks=ranks,
         engines=engines,
+        engines_note=seen.period or "all steps",
         phases=seen.phases,
         kernels=seen.kernels,
         links=links,
@@ -305,6 +315,12 @@ def _steps_span(state: LiveState) -> tuple[int, int] | None:
     first = int(steps["start_ns"][known].min())
     last = int((steps["start_ns"] + steps["dur_ns"])[known].max())
     return max(start, first), min(end, last)
+
+
+def _quantile(steps: Steps, share: float) -> Figure:
+    """A typical or late step, where steps are alike."""
+    found = quantile_step(steps.durations_ns, share) if steps.alike else None
+    return Figure(None, "derived", steps.why_not()) if found is None else Figure(float(found), "derived")
 
 
 def _enough_kernels(state: LiveState) -> int:

@@ -14,9 +14,6 @@ from moescope.profiler.live_kernels import NOT_RECORDED
 from moescope.profiler.live_state import LiveState
 from moescope.profiler.snapshot import Engine, Evidence, Figure, LinkRow, Units
 
-RECENT_NS: Final = 2_000_000_000
-"""Gauges show what was used over the last two seconds of the window."""
-
 
 @dataclass(frozen=True, slots=True)
 class Peak:
@@ -184,7 +181,10 @@ def engine_rows(
     links: Sequence[LinkRow],
     window: tuple[int, int],
 ) -> tuple[Engine, ...]:
-    """Every gauge that this source feeds; a gauge without a source is left out or says why it is empty."""
+    """Every gauge that this source feeds, all over the one window; one without a source is left out or says why.
+
+    Rates and shares are means over the window; what is filled, as memory, is told at its end.
+    """
     samples = state.tables["device_samples"]
     known = peaks(state.source.meta)
     on_cpu = state.unit_kind == "core"
@@ -227,7 +227,12 @@ def engine_rows(
     if memory is not None:
         rows.append(
             Engine(
-                "Memory", Figure(memory[0]), Figure(memory[1]), "bytes", Figure(memory[0] / memory[1]), "memory in use"
+                "Memory",
+                Figure(memory[0]),
+                Figure(memory[1]),
+                "bytes",
+                Figure(memory[0] / memory[1]),
+                "memory in use at the end",
             )
         )
     rows += [_link_engine(link) for link in links if link.peak_bytes_per_s.value]
@@ -256,17 +261,16 @@ def _device_names(state: LiveState, samples: Columns) -> list[str]:
     return sorted(state.names.text(code) for code in np.unique(samples["device"]).tolist())
 
 
-def _recent(
+def _samples(
     state: LiveState, samples: Columns, devices: Sequence[str], column: str, window: tuple[int, int]
 ) -> dict[tuple[int, int], list[float]]:
-    """Known values of each host's devices over the window's last two seconds of samples."""
+    """Known values of each host's devices over the window's samples, the oldest first."""
     values = samples[column]
     codes = [state.names.code(device) for device in devices]
     pick = np.isin(samples["device"], codes) & (samples["t_ns"] >= window[0]) & (samples["t_ns"] < window[1])
     pick &= ~np.isnan(values) if values.dtype == np.float64 else values != NULL
     if not pick.any():
         return {}
-    pick &= samples["t_ns"] >= samples["t_ns"][pick].max() - RECENT_NS
     found: dict[tuple[int, int], list[float]] = {}
     for host, device, value in zip(
         samples["host"][pick].tolist(), samples["device"][pick].tolist(), values[pick].tolist(), strict=True
@@ -278,15 +282,15 @@ def _recent(
 def _mean(
     state: LiveState, samples: Columns, devices: Sequence[str], column: str, window: tuple[int, int]
 ) -> float | None:
-    found = _recent(state, samples, devices, column, window)
+    found = _samples(state, samples, devices, column, window)
     return float(np.mean([np.mean(values) for values in found.values()])) if found else None
 
 
 def _filled(
     state: LiveState, samples: Columns, devices: Sequence[str], used: str, whole: str, window: tuple[int, int]
 ) -> tuple[float, float] | None:
-    held = _recent(state, samples, devices, used, window)
-    there = _recent(state, samples, devices, whole, window)
+    held = _samples(state, samples, devices, used, window)
+    there = _samples(state, samples, devices, whole, window)
     both = held.keys() & there.keys()
     total = sum(there[key][-1] for key in both)
     return (sum(held[key][-1] for key in both), total) if total > 0 else None

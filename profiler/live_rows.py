@@ -21,7 +21,6 @@ from moescope.profiler.snapshot import (
 
 EXPERT_STEPS: Final = 32
 LINK_HISTORY: Final = 60
-LINK_RATE_NS: Final = 1_000_000_000
 LOG_LINES: Final = 200
 STEPS_SHOWN: Final = 128
 
@@ -62,26 +61,6 @@ def sums(numbers: NDArray[np.int64], values: Column, count: int) -> NDArray[np.i
     return total
 
 
-def recent_steps(steps: Columns, ranks: Sequence[int] | None, window: tuple[int, int]) -> tuple[int, ...]:
-    """Duration of the steps that end in the window, the median over ranks of each, oldest first, ns."""
-    ends = steps["start_ns"] + steps["dur_ns"]
-    pick = chosen(steps["rank"], ranks) & (ends > window[0]) & (ends <= window[1]) & (steps["dur_ns"] >= 0)
-    if not pick.any():
-        return ()
-    numbers, durations, ends = steps["step"][pick], steps["dur_ns"][pick], ends[pick]
-    stages = steps["stage"][pick]
-    number, _ = groups(stages, numbers)
-    order = np.lexsort((durations, number))
-    number, durations = number[order], durations[order]
-    edges = np.flatnonzero(np.diff(number, prepend=-1))
-    counts = np.diff(np.append(edges, len(number)))
-    medians = durations[edges + (counts - 1) // 2]
-    last = np.zeros(len(edges), np.int64)
-    np.maximum.at(last, number, ends[order])
-    by_time = np.argsort(last, kind="stable")
-    return tuple(int(value) for value in medians[by_time])
-
-
 def latest_step(steps: Columns, names: Names, window: tuple[int, int]) -> tuple[int | None, str]:
     """Number and stage of the last step that began in the window."""
     pick = np.flatnonzero(inside(steps["start_ns"], window))
@@ -93,7 +72,10 @@ def latest_step(steps: Columns, names: Names, window: tuple[int, int]) -> tuple[
 
 
 def link_rows(samples: Columns, names: Names, window: tuple[int, int]) -> tuple[LinkRow, ...]:
-    """Each link's rate over the last second of the window, and its history sample by sample."""
+    """Each link's rate over the window's samples, and its history up to the window's end, sample by sample.
+
+    A window too short for two samples has the rate between the last two before its end.
+    """
     rows: list[LinkRow] = []
     number, first = groups(samples["host"], samples["link"])
     for group, example in enumerate(first):
@@ -104,8 +86,7 @@ def link_rows(samples: Columns, names: Names, window: tuple[int, int]) -> tuple[
         if not len(at):
             continue
         tx, rx = _increments(samples["tx_bytes"][at]), _increments(samples["rx_bytes"][at])
-        since = max(window[0], int(times[-1]) - LINK_RATE_NS)
-        begin = min(int(np.searchsorted(times, since, side="left")), max(len(times) - 2, 0))
+        begin = min(int(np.searchsorted(times, window[0], side="left")), max(len(times) - 2, 0))
         elapsed = int(times[-1] - times[begin])
         in_window = int(np.searchsorted(times, window[0], side="right"))
         steps = np.maximum(np.diff(times), 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from moescope.profiler.steps import noun_of
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -69,12 +71,15 @@ def headline(summary: dict[str, Any]) -> str:
 
 def steps_line(steps: dict[str, Any]) -> str:
     """The steps alone: starting up is part of the recording, and hides what a step looks like."""
+    stages, count = steps["stages"], steps["count"]
+    noun = noun_of(stages[0]) if len(stages) == 1 else "step"
+    which = f"of {', '.join(stages)}" if steps["median_us"] is None else f"(median {_time(steps['median_us'])})"
     hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
-    return (
-        f"Within its {steps['count']} step{'s' if steps['count'] != 1 else ''} "
-        f"(median {_time(steps['median_us'])}): {hidden}{_share(steps['exposed_comm_us'], steps['span_us'])} exposed, "
-        f"{_share(steps['compute_us'], steps['span_us'])} compute, {_share(steps['idle_us'], steps['span_us'])} idle."
+    shares = ", ".join(
+        f"{_share(steps[key], steps['span_us'])} {word}"
+        for key, word in (("exposed_comm_us", "exposed"), ("compute_us", "compute"), ("idle_us", "idle"))
     )
+    return f"Within its {count} {noun}{'s' if count != 1 else ''} {which}: {hidden}{shares}."
 
 
 def _parts(total: dict[str, Any]) -> list[float]:

@@ -113,7 +113,7 @@ class KernelRow:
 
 @dataclass(frozen=True, slots=True)
 class LinkRow:
-    """One link: bytes a second over the last samples, against its line rate."""
+    """One link: bytes a second over the window, against its line rate."""
 
     host: str
     link: str
@@ -250,7 +250,11 @@ class LogRow:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that one frame shows, for the chosen ranks and window."""
+    """Everything that one frame shows, for the chosen ranks and window.
+
+    shares_note, engines_note: which time they are of; noun: what one step of the stage is called; steps_ns: the newest
+    steps, the oldest of them first, empty where they are not alike; step_median, step_p99: of every step of the window
+    """
 
     target: str
     devices: str
@@ -263,10 +267,14 @@ class Snapshot:
     headline: tuple[HeadlinePart, ...]
     shares: Shares
     shares_note: str
+    noun: Literal["step", "token"]
     steps_ns: tuple[int, ...]
+    step_median: Figure
+    step_p99: Figure
     straggler: str
     ranks: tuple[RankRow, ...]
     engines: tuple[Engine, ...]
+    engines_note: str
     phases: tuple[PhaseRow, ...]
     kernels: tuple[KernelRow, ...]
     links: tuple[LinkRow, ...]
@@ -285,11 +293,15 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the dashboard asks for: ranks, window and size; the analysis answers with a `Snapshot`."""
+    """What the dashboard asks for: ranks, window and size; the analysis answers with a `Snapshot`.
+
+    stage: whose words and advice to use; empty for the run's own
+    """
 
     rank: int | None = None
     window: tuple[int, int] | None = None
     scrubber_cells: int = 60
+    stage: str = ""
 
 
 @dataclass(frozen=True, slots=True)

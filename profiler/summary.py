@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import TYPE_CHECKING, Any, Final
 
 from moescope.collectors.schema import EVIDENCE
@@ -20,6 +19,7 @@ from moescope.profiler.overlap import (
 )
 from moescope.profiler.phases import phase_times, ranges_of
 from moescope.profiler.report import render_text
+from moescope.profiler.steps import Steps, quantile_step
 from moescope.profiler.units import UnitUse, units_used
 
 if TYPE_CHECKING:
@@ -110,16 +110,17 @@ def _steps(source: Source, seen: Aggregates) -> dict[str, Any]:
 
     `findings` are of this time where there is one.
     """
-    steps = source.table("steps")
-    durations = [ns for ns in steps.column("dur_ns").to_pylist() if ns]
-    if not durations or not seen.shares.span_ns:
-        reason = "nothing was recorded inside steps" if durations else "neither the run nor an optimizer names a step"
+    steps = seen.steps
+    if not steps.durations_ns or not seen.shares.span_ns:
+        known = bool(source.table("steps").num_rows)
+        reason = "nothing was recorded inside steps" if known else "neither the run nor an optimizer names a step"
         return {"steps": None, "steps_reason": reason}
     shares = seen.shares
     comm = shares.overlapped_ns + shares.exposed_ns
     steps_alone = {
-        "count": len(set(zip(steps.column("stage").to_pylist(), steps.column("step").to_pylist(), strict=True))),
-        "median_us": _us(statistics.median_low(durations)),
+        "count": len(steps.durations_ns),
+        "stages": [stage for stage in steps.stages if stage],
+        **_median_step(steps),
         "span_us": _us(shares.span_ns),
         "compute_us": _us(shares.compute_only_ns + shares.overlapped_ns),
         "comm_us": _us(comm),
@@ -131,6 +132,11 @@ def _steps(source: Source, seen: Aggregates) -> dict[str, Any]:
         "evidence": "derived",
     }
     return {"steps": steps_alone}
+
+
+def _median_step(steps: Steps) -> dict[str, Any]:
+    median = quantile_step(steps.durations_ns) if steps.alike else None
+    return {"median_us": None, "median_us_reason": steps.why_not()} if median is None else {"median_us": _us(median)}
 
 
 def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:

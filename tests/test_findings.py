@@ -69,6 +69,30 @@ def test_exposed_communication_names_its_worst_phase_and_bounds_the_gain_by_its_
     assert "2.5 ms a step" in finding.gain
 
 
+TRAINING_ONLY = ("gradient", "backward", "data loading", "strengthen the router")
+
+
+@pytest.mark.parametrize("stage", ["train", "prefill", "decode", ""])
+def test_advice_fits_the_stage(stage: str) -> None:
+    seen = replace(
+        HEALTHY,
+        shares=Shares(100 * MS, 30 * MS, 10 * MS, 30 * MS, 0, 30 * MS),
+        rank_compute={0: 0.5, 1: 0.5, 2: 0.9},
+        experts=(ExpertRow(0, (90, 10)),),
+        stage=stage,
+    )
+    found = findings(seen)
+    assert {finding.id for finding in found} == {"exposed-communication", "idle", "straggler", "experts-unbalanced"}
+    advice = " ".join(finding.advice for finding in found)
+    if stage == "train":
+        assert all(word in advice for word in TRAINING_ONLY)
+    elif stage:
+        assert not [word for word in TRAINING_ONLY if word in advice]
+    noun, other = ("a token", "a step") if stage == "decode" else ("a step", "a token")
+    gains = " ".join(finding.gain for finding in found)
+    assert (noun in gains, other in gains) == (True, False)
+
+
 def test_gaps_are_found_from_a_tenth_of_the_time_on() -> None:
     shares = Shares(100 * MS, 91 * MS, 0, 0, 0, 9 * MS)
     assert _ids(replace(HEALTHY, shares=shares)) == []

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from moescope.profiler import live
 from moescope.profiler.live import LiveFeed
+from moescope.profiler.report import steps_line
 from moescope.profiler.snapshot import TimelineView, View
+from moescope.profiler.steps import quantile_step
 from moescope.profiler.summary import summarise
 from tests.live_recording import MemorySource, Row, device_bitmaps, kernel, phase, step, window
 
@@ -280,7 +282,7 @@ def test_experts_are_summed_over_ranks_and_the_last_steps() -> None:
     assert shown.expert_rank_tokens == (96, 96)
 
 
-def test_links_show_the_rate_of_the_last_second_and_survive_a_restarted_counter() -> None:
+def test_links_show_the_rate_of_the_window_and_survive_a_restarted_counter() -> None:
     second = 1_000_000_000
     totals = [0, 100, 300, 50, 150]
     rows = [
@@ -289,8 +291,12 @@ def test_links_show_the_rate_of_the_last_second_and_survive_a_restarted_counter(
     ]
     source = MemorySource().add("link_samples", rows).add("windows", [window(0, 5 * second)])
     source.add("kernels", [kernel(0, 5 * second)])
+    (row,) = _feed(source).snapshot(View(window=(3 * second, 5 * second))).links
+    assert row.tx_bytes_per_s.value == 100  # 50 and then 150 bytes: the counter began again
+    (row,) = _feed(source).snapshot(View(window=(second, 3 * second))).links
+    assert row.tx_bytes_per_s.value == 200
     (row,) = _feed(source).snapshot(View()).links
-    assert row.tx_bytes_per_s.value == 100
+    assert row.tx_bytes_per_s.value == pytest.approx(450 / 4)
     assert row.history == (100.0, 200.0, 50.0, 100.0)
     assert row.tx_total == 450
 
@@ -372,12 +378,94 @@ def test_gpu_counters_become_gauges_each_with_its_source() -> None:
     source = MemorySource(meta={"hardware": {"peaks": {"power_w": 700.0}}}).add("device_samples", rows)
     source.add("kernels", gpu).add("windows", [window(0, 10 * second)])
     engines = {engine.name: engine for engine in _feed(source).snapshot(View()).engines}
-    assert engines["Tensor counter"].share.value == pytest.approx(0.4)
+    assert engines["Tensor counter"].share.value == pytest.approx(0.3)
     assert engines["HBM"].share.value == 0.5
     assert engines["HBM"].peak.value is None
     assert engines["Power"].share.value == 0.5
     assert engines["Memory"].share.value == 0.25
     assert all(engine.source for engine in engines.values())
+
+
+def test_all_gauges_are_of_one_window_and_it_is_named() -> None:
+    second = 1_000_000_000
+
+    def source(state: str) -> MemorySource:
+        found = MemorySource(state, meta={"hardware": {"peaks": {"bf16": 1e9}}})
+        found.add("windows", [window(0, 40 * second)]).add("kernels", [kernel(0, 40 * second)])
+        for at in range(40):  # in its second half the run does three times as much, on all of them
+            more = 3 if at >= 20 else 1
+            t_ns = at * second + 1
+            found.add("work", [{"rank": 0, "t_ns": t_ns, "flops": more * 10**8, "dtype": "bf16"}])
+            found.add("device_samples", [{"host": "h", "device": "cpu", "t_ns": t_ns, "sm_active": more / 10}])
+            total = 100 * (at + 1) + 200 * max(at - 19, 0)
+            link = {"host": "h", "link": "eth0", "tx_bytes": total, "rx_bytes": 0, "peak_bytes_per_s": 1000}
+            found.add("link_samples", [link | {"t_ns": t_ns}])
+        return found
+
+    def shares(feed: LiveFeed, view: View) -> tuple[str, list[float]]:
+        shown = feed.snapshot(view)
+        by_name = {engine.name: engine.share.value or 0.0 for engine in shown.engines}
+        return shown.engines_note, [by_name[name] for name in ("Matrix units", "Cores busy", "eth0 tx")]
+
+    finished, live = _feed(source("finished")), _feed(source("live"))
+    early, late, mean = [0.1] * 3, [0.3] * 3, [0.2] * 3
+    assert shares(finished, View()) == ("whole run", pytest.approx(mean, abs=0.01))
+    assert shares(live, View()) == ("last 10 s", pytest.approx(late, abs=0.01))
+    assert shares(live, View(window=(0, 20 * second)))[1] == pytest.approx(early, abs=0.01)
+    finished.source.add("steps", [step(0, 0, 10 * second), step(1, 10 * second, 10 * second)])  # type: ignore[attr-defined]
+    finished.poll()
+    assert shares(finished, View()) == ("all steps", pytest.approx(early, abs=0.01))
+
+
+def test_the_median_step_is_one_figure_in_the_summary_and_on_the_dashboard() -> None:
+    # Two ranks, four steps: in each the lower of two ranks, and of these the lower of the middle two.
+    source = MemorySource()
+    for rank, durations in ((0, (10, 40, 30, 20)), (1, (12, 60, 25, 90))):
+        source.add("windows", [window(0, 1000, rank)]).add("kernels", [kernel(0, 900, rank=rank)])
+        source.add("steps", [step(at, 100 * at, dur, rank) for at, dur in enumerate(durations)])
+    shown, summed = _feed(source).snapshot(View()), summarise(source)["steps"]
+    assert shown.steps_ns == (10, 40, 25, 20)
+    assert (shown.step_median.value, summed["median_us"]) == (20, 0.02)
+    assert shown.step_p99.value == 40
+    assert [row.step_ns.value for row in shown.ranks] == [20, 25]
+    assert (summed["count"], summed["stages"]) == (4, ["train"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 100))
+def test_a_quantile_of_steps_is_the_shortest_that_enough_do_not_exceed(durations: list[int], per_cent: int) -> None:
+    enough = [one for one in durations if 100 * sum(other <= one for other in durations) >= per_cent * len(durations)]
+    assert quantile_step(durations, per_cent / 100) == min(enough, default=None)
+
+
+def test_steps_of_several_stages_have_no_typical_one_and_say_why() -> None:
+    source = MemorySource().add("windows", [window(0, 1000)]).add("kernels", [kernel(0, 900)])
+    source.add("steps", [step(0, 0, 500), step(0, 500, 20, stage="decode"), step(1, 520, 20, stage="decode")])
+    shown, summed = _feed(source).snapshot(View()), summarise(source)
+    assert (shown.step_median.value, shown.steps_ns) == (None, ())
+    assert "train and decode are not alike" in shown.step_median.reason
+    assert "sum over 3 steps of 2 stages" in shown.shares_note
+    assert (summed["steps"]["median_us"], summed["steps"]["stages"]) == (None, ["train", "decode"])
+    assert "Within its 3 steps of train, decode:" in steps_line(summed["steps"])
+    alone = _feed(source).snapshot(View(window=(500, 1000)))
+    assert (alone.step_median.value, alone.noun) == (20, "token")
+
+
+def test_decoding_speaks_of_tokens_throughout_and_a_chosen_stage_brings_its_words() -> None:
+    source = MemorySource().add("windows", [window(0, 1000)])
+    source.add("kernels", [kernel(0, 300), kernel(300, 400, "comm")])
+    source.add("steps", [step(at, 250 * at, 250, stage="decode") for at in range(4)])
+    feed = _feed(source)
+
+    def words(view: View) -> str:
+        shown = feed.snapshot(view)
+        headline = "".join(part.text for part in shown.headline)
+        return " ".join([headline, shown.shares_note, shown.noun, *(f"{f.what} {f.gain}" for f in shown.findings)])
+
+    decode, train = words(View()), words(View(stage="train"))
+    assert ("token" in decode, "step" in decode) == (True, False)
+    assert ("token" in train, "step" in train) == (False, True)
+    assert steps_line(summarise(source)["steps"]).startswith("Within its 4 tokens (median")
 
 
 def test_a_feed_for_one_rank_answers_for_it_unless_asked_for_another() -> None:

@@ -217,7 +217,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
                 cursor=self.view.cursor,
                 filter=self.view.filter if self.view.screen == "timeline" else "",
             )
-        look = View(self.view.rank, self.view.window, frame.scrubber_cells(width))
+        look = View(self.view.rank, self.view.window, frame.scrubber_cells(width), self.view.stage)
         return Wish(look, asked, self.view.frozen)
 
     def _draw(self) -> None:
@@ -632,8 +632,8 @@ class MoescopeApp(App[int], inherit_bindings=False):
 
     def do_layout(self) -> None:
         """Words and order for training, or for decoding."""
-        stage = self.seen.stage if self.seen is not None else ""
-        self.view.layout = "train" if self.view.decodes(stage) else "decode"
+        if self.seen is not None:
+            self.view.layout = "train" if self.seen.noun == "token" else "decode"
 
     def do_theme(self) -> None:
         """The next theme."""

@@ -63,6 +63,7 @@ class ViewState:
         """Sort and cursor of the table `name`."""
         return self.tables.setdefault(name, TableState())
 
-    def decodes(self, stage: str) -> bool:
-        """Whether screens speak of tokens rather than of steps."""
-        return stage == "decode" if self.layout == "auto" else self.layout == "decode"
+    @property
+    def stage(self) -> str:
+        """Whose words and advice the viewer wants; empty for the run's own."""
+        return "" if self.layout == "auto" else self.layout

@@ -28,6 +28,7 @@ from moescope.profiler.snapshot import (
     Units,
     View,
 )
+from moescope.profiler.steps import noun_of
 
 START = 1_700_000_000_000_000_000
 MS = 1_000_000
@@ -111,7 +112,10 @@ def snapshot(**more: Any) -> Snapshot:
         ),
         shares=shares(2324 * MS, 655 * MS, 249 * MS, 30 * MS, 154 * MS),
         shares_note="mean of 32 steps · all ranks",
+        noun="step",
         steps_ns=tuple((3380 + 7 * (i * 5 % 11)) * MS for i in range(32)),
+        step_median=Figure(3415.0 * MS, "derived"),
+        step_p99=Figure(3450.0 * MS, "derived"),
         straggler="rank 5 +2.1%",
         ranks=ranks,
         engines=(
@@ -120,6 +124,7 @@ def snapshot(**more: Any) -> Snapshot:
             engine("mlx5_0 tx", 39e9, 50e9, "B/s", "link counter"),
             Engine("Power", UNKNOWN, UNKNOWN, "W", UNKNOWN, "NVML"),
         ),
+        engines_note="last 10 s",
         phases=(
             PhaseRow("combine(F)", 1856, 3100 * MS, 318 * MS, 118 * MS),
             PhaseRow("dispatch(F)", 1856, 2100 * MS, 201 * MS, 61 * MS),
@@ -181,6 +186,8 @@ def empty() -> Snapshot:
         shares=nothing,
         shares_note="nothing recorded",
         steps_ns=(),
+        step_median=UNKNOWN,
+        step_p99=UNKNOWN,
         straggler="",
         ranks=(),
         engines=(),
@@ -221,7 +228,8 @@ class SyntheticFeed:
     def snapshot(self, view: View) -> Snapshot:
         self.views.append(view)
         scrubber = (self.base.scrubber * view.scrubber_cells)[: view.scrubber_cells]
-        return replace(self.base, rank_choice=view.rank, scrubber=scrubber)
+        noun = noun_of(view.stage or self.base.stage)
+        return replace(self.base, rank_choice=view.rank, scrubber=scrubber, noun=noun)
 
     def timeline(self, view: TimelineView) -> Timeline:
         self.timelines.append(view)

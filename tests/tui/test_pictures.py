@@ -72,8 +72,11 @@ def test_a_screen_looks_as_it_did(
 
 
 def test_decoding_speaks_of_tokens() -> None:
-    found = screen(["1"], feed=SyntheticFeed(snapshot(stage="decode")))
+    decode = snapshot(stage="decode", shares_note="mean of 32 tokens · all ranks", findings=())
+    found = screen(["1"], feed=SyntheticFeed(decode))
     assert "Where one token goes" in found
+    assert "step" not in found.replace("7.3% of step", "")  # the synthetic headline, which is the feed's
+    assert "Where one step goes" in screen(["1", "d"], feed=SyntheticFeed(decode))
     compare("overview-decode-120x40", found)
 
 

@@ -32,11 +32,12 @@ WORDS = (
 )
 
 SCREEN_WORDS = {
-    "overview": "One mean step of the ranks chosen: the parts fill it. ↵ on a rank opens its timeline.",
+    "overview": "One mean step of the ranks chosen: the parts fill it. In decode, a token of every sequence. ↵ on a "
+    "rank opens its timeline.",
     "timeline": "A lane a stream. Communication is painted by what hides it. The cursor's kernel is told below.",
     "kernels": "All kernels of one name. `moescope explain NAME` tells the rule for any name.",
     "units": "Which cores, or SMs, communication holds: from context switches or per-SM records.",
-    "links": "Bytes from rank to rank as calls told them; links are of the whole host.",
+    "links": "Bytes from rank to rank as calls told them; links are of the whole host, rates over the time in view.",
     "experts": "Tokens that the model emitted. 1.00× is the mean of the layer.",
     "findings": "What costs time. ↵ opens the timeline where it is worst.",
     "log": "What collectors started, failed or dropped.",

@@ -84,7 +84,9 @@ def rank_fields(seen: Snapshot) -> tuple[Field, ...]:
             lambda r: r.overlap_fraction.value,
             weight=1,
         ),
-        Field("step ms", 8, lambda r: (milliseconds(r.step_ns.value), "text"), lambda r: r.step_ns.value, weight=2),
+        Field(
+            f"{seen.noun} ms", 8, lambda r: (milliseconds(r.step_ns.value), "text"), lambda r: r.step_ns.value, weight=2
+        ),
         Field("MU%", 5, lambda r: (figure_percent(r.matrix_use), "text"), lambda r: r.matrix_use.value, weight=3),
         Field(f"comm {units}", 10, lambda r: (_units(r), "text"), lambda r: r.units.comm_typical.value, weight=4),
     )
@@ -120,10 +122,7 @@ def paint(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line
 def step_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line]:
     """Where one step, or one token, goes."""
     inner = width - 4
-    decode = view.decodes(seen.stage)
-    title = "Where one token goes" if decode else "Where one step goes"
-    if not seen.steps_ns:
-        title = "Where the time goes"
+    title = f"Where one {seen.noun} goes" if seen.steps_ns else "Where the time goes"
     shares = seen.shares
     bar = share_bar(shares, inner)
     body: list[Line] = []
@@ -134,7 +133,7 @@ def step_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> list
         worst = _worst_phase(seen)
         if height >= 7 or (height == 6 and not seen.steps_ns):
             body.append(worst)
-        body.append(_steps(seen, decode, inner) if seen.steps_ns else [])
+        body.append(_steps(seen, inner) if seen.steps_ns else [])
     return box(title, f"{seen.shares_note} · derived", body, width, height)
 
 
@@ -176,17 +175,15 @@ def _worst_phase(seen: Snapshot) -> Line:
     ]
 
 
-def _steps(seen: Snapshot, decode: bool, width: int) -> Line:
+def _steps(seen: Snapshot, width: int) -> Line:
     steps = seen.steps_ns
-    ordered = sorted(steps)
-    median = ordered[len(ordered) // 2]
-    late = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    tail: Line = [("  p50 ", "dim"), (duration(median), "strong"), ("  p99 ", "dim"), (duration(late), "text")]
+    tail: Line = [("  p50 ", "dim"), (duration(seen.step_median.value), "strong")]
+    tail += [("  p99 ", "dim"), (duration(seen.step_p99.value), "text")]
     if seen.straggler and length(tail) + len(seen.straggler) + 24 < width:
         tail += [("  straggler ", "dim"), (seen.straggler, "loss")]
-    head: Line = [("token " if decode else "steps ", "dim")]
+    head: Line = [(f"{seen.noun}s ", "dim")]
     room = min(len(steps), width - length(head) - length(tail))
-    return [*head, (spark([float(s) for s in steps], room, bottom=ordered[0] * STEPS_BOTTOM), "compute"), *tail]
+    return [*head, (spark([float(s) for s in steps], room, bottom=min(steps) * STEPS_BOTTOM), "compute"), *tail]
 
 
 def ranks_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line]:
@@ -224,7 +221,7 @@ def engines_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> l
     """What is used of what there is; each gauge says from where."""
     inner = width - 4
     engines: Sequence[Engine] = seen.engines
-    if view.decodes(seen.stage):
+    if seen.noun == "token":
         engines = sorted(engines, key=lambda e: "memory" not in e.name.casefold())
     body: list[Line] = []
     name_room = min(max((len(e.name) for e in engines), default=8), max(10, inner // 3))
@@ -244,7 +241,7 @@ def engines_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> l
     if len(engines) > height - 2:
         hidden = len(engines) - (height - 3)
         body[-1] = [(f"… {hidden} more: a taller terminal shows them", "dim")]
-    return box("Engines", "% of peak · now" if seen.state == "live" else "% of peak", body, width, height)
+    return box("Engines", f"% of peak · {seen.engines_note}", body, width, height)
 
 
 def _gauge(engine: Engine, view: ViewState, room: int) -> Line:
