@@ -114,10 +114,10 @@ def test_types_are_named_as_the_project_names_them():
     names = ["c10::BFloat16", "float", "c10::Half", "c10::Float8_e4m3fn", "long int", "Scalar", "", 3, None]
     assert [dtype_named(name) for name in names] == [
         "bf16",
-        "fp32",
-        "fp16",
+        "f32",
+        "f16",
         "fp8_e4m3",
-        "int64",
+        "i64",
         None,
         None,
         None,
