@@ -112,7 +112,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
         *,
         fps: float = 4.0,
         log_path: Path | None = None,
-        on_interrupt: Callable[[], None] | None = None,
+        on_interrupt: Callable[[], str] | None = None,
         export: Callable[[], str] | None = None,
         close_after_s: float | None = None,
         rank: int | None = None,
@@ -683,8 +683,7 @@ class MoescopeApp(App[int], inherit_bindings=False):
         if self._on_interrupt is None or (self.seen is not None and self.seen.state != "live"):
             self.exit(0)
             return
-        self._on_interrupt()
-        self._say("interrupt sent to the run; ^C again ends it at once")
+        self._say(self._on_interrupt())
 
     # ---- prompts
 
@@ -756,16 +755,16 @@ def run(
     *,
     fps: float = 4.0,
     log_path: Path | None = None,
-    on_interrupt: Callable[[], None] | None = None,
+    on_interrupt: Callable[[], str] | None = None,
     export: Callable[[], str] | None = None,
     close_after_s: float | None = None,
     rank: int | None = None,
 ) -> int:
     """Shows `feed` until the viewer leaves; the exit code.
 
-    fps: frames a second; log_path: the run's output, for a pane; on_interrupt: what ^C does, by default it leaves;
-    export: writes the timelines and says where; close_after_s: leave this long after the run has ended, unless a key
-    is pressed; rank: the rank to begin with
+    fps: frames a second; log_path: the run's output, for a pane; on_interrupt: what ^C does and tells then, by default
+    it leaves; export: writes the timelines and says where; close_after_s: leave this long after the run has ended,
+    unless a key is pressed; rank: the rank to begin with
     """
     app = MoescopeApp(
         feed,

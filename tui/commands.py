@@ -112,7 +112,7 @@ COMMANDS: Final = (
     Command("help", "Help for this screen", ("question_mark",), "?", "help", "this help, and back"),
     Command("back", "Back", ("escape",), "esc", "", "leave help, filter, chosen time"),
     Command("leave", "Quit; the run goes on", ("q",), "q", "quit", "leave; the run goes on"),
-    Command("interrupt", "Interrupt the run", ("ctrl+c",), "^C", "", "interrupt the run, twice ends it"),
+    Command("interrupt", "Interrupt the run", ("ctrl+c",), "^C", "", "interrupt the run; twice within 2 s ends it"),
 )
 
 

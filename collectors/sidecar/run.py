@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 TICK_S: Final = 0.1
 TWICE_S: Final = 2.0
+"""Two Ctrl-C within this time end the run at once. A later one is the command's own again: it may be a prompt that is
+interrupted now and then, and a run that takes long to end is told what to press."""
 PROBE_BYTES: Final = 64 << 10
 """What must fit for a folder to be recorded into."""
 GRACE_S: Final = 2.0
@@ -182,10 +184,14 @@ def _watch(
     on_tick: Callable[[float], None] | None,
 ) -> int:
     """Forwards signals until the command has ended; its exit code."""
-    interrupted_s = 0.0
+    interrupted_s: float | None = None
+    told = False
     started_s = time.monotonic()
     while not target.reap():
         info = signal.sigtimedwait(watched, TICK_S)
+        if interrupted_s is not None and not told and time.monotonic() - interrupted_s >= TWICE_S:
+            told = True
+            _say(f"interrupted, and the command goes on; Ctrl-C twice within {TWICE_S:g} s ends it at once")
         # After a stop and a continue, Python's sigtimedwait returns a signal that is none.
         if info is None or info.si_signo not in watched:
             ticker.relieve()
@@ -196,7 +202,7 @@ def _watch(
             continue
         now_s = time.monotonic()
         if info.si_signo == signal.SIGINT:
-            if now_s - interrupted_s < TWICE_S:
+            if interrupted_s is not None and now_s - interrupted_s < TWICE_S:
                 target.signal(signal.SIGKILL)
                 recording.call(lambda keeper: keeper.kill_all(target.pid), None)
                 continue

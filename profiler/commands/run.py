@@ -77,8 +77,8 @@ def default_folder(command: tuple[str, ...], env: dict[str, str] | os._Environ[s
 @click.option(
     "--tui",
     is_flag=True,
-    help="Open the dashboard at once: q leaves it and the run goes on, ^C interrupts the run. The command's output "
-    "goes into a pane and into FOLDER/target.log; it has no input.",
+    help="Open the dashboard at once: q leaves it and the run goes on, ^C there interrupts the run. The command's "
+    "output goes into a pane and into FOLDER/target.log; it has no input.",
 )
 @click.option(
     "--budget",
@@ -131,6 +131,7 @@ def command(
 
     Every Python process that imports torch is recorded, children included, with no change to its code. Output,
     terminal, signals and exit code stay the command's own.
+    Ctrl-C is for the command; two within 2 s end the run at once.
 
     \b
       moescope run -- python train.py

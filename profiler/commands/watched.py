@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moescope.collectors.sidecar.run import RunOptions, recording_folder
+from moescope.collectors.sidecar.run import TWICE_S, RunOptions, recording_folder
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -44,15 +43,22 @@ def run_with_dashboard(options: RunOptions, fps: float = 4.0, close_after_s: flo
             stderr=log,
             start_new_session=True,
         )
+    # Before and after the dashboard, too, Ctrl-C is for the run, however often.
+    before = signal.signal(signal.SIGINT, lambda *_: recorder.send_signal(signal.SIGINT))
     try:
         _show(options.folder, log_path, recorder, fps, close_after_s)
         if recorder.poll() is None:
             click.echo(f"moescope: the run goes on; its output follows (also in {log_path})", err=True)
         _follow(log_path, recorder)
-    except KeyboardInterrupt:
-        os.kill(recorder.pid, signal.SIGINT)
-        recorder.wait()
-    return recorder.wait()
+        return recorder.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(recorder: subprocess.Popen[bytes]) -> str:
+    """What the dashboard's ^C does, and what it says then."""
+    recorder.send_signal(signal.SIGINT)
+    return f"interrupt sent to the run; ^C twice within {TWICE_S:g} s ends it at once"
 
 
 def has_terminal() -> bool:
@@ -88,7 +94,7 @@ def _show(
         LiveFeed(source),
         fps=fps,
         log_path=log_path,
-        on_interrupt=lambda: recorder.send_signal(signal.SIGINT),
+        on_interrupt=lambda: _interrupt(recorder),
         export=exporter(source, folder / "csv"),
         close_after_s=close_after_s,
     )

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from moescope.collectors.calibrate import _machine
+from moescope.collectors.sidecar.run import TWICE_S
+from moescope.tui.commands import COMMANDS
 from tests.collectors.reading import meta, rows
 from tests.conftest import Moescope
 
@@ -318,11 +320,54 @@ def test_an_interrupt_is_passed_on_and_a_second_one_ends_it_at_once(
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    if manner == "deaf":
+    for _ in range(100) if manner == "deaf" else ():
         time.sleep(0.3)  # two signals at once are one
+        if process.poll() is not None:
+            break
         process.send_signal(signal.SIGINT)
     assert process.wait(30) == code
     assert meta(tmp_path / "rec")["state"] == "finished"
+
+
+PROMPT = """
+import signal
+count = 0
+def caught(*_):
+    global count
+    count += 1
+    print("caught", count, flush=True)
+signal.signal(signal.SIGINT, caught)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_an_interrupt_long_after_another_is_the_command_s_own_and_two_in_a_row_are_told_to_end_it(
+    start_moescope: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start_moescope("run", "-o", "rec", "--", sys.executable, "-I", script(tmp_path, PROMPT))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "caught 1\n"
+    assert f"Ctrl-C twice within {TWICE_S:g} s ends it at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "caught 2\n"
+    for _ in range(100):
+        time.sleep(0.3)  # two signals at once are one
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 137
+
+
+def test_what_is_said_of_an_interrupt_is_what_it_does() -> None:
+    root = Path(__file__).parents[2]
+    said = [(root / "README.md").read_text(), (root / "profiler/commands/run.py").read_text()]
+    said.append(next(command.help for command in COMMANDS if command.action == "interrupt"))
+    assert all(f"within {TWICE_S:g} s" in " ".join(text.split()) for text in said)
 
 
 def test_a_folder_that_cannot_be_written_costs_the_place_not_the_run(moescope: Moescope, tmp_path: Path) -> None:

@@ -232,9 +232,15 @@ def test_export_runs_and_its_failure_is_told() -> None:
 
 def test_leaving_does_not_interrupt_and_ctrl_c_does() -> None:
     sent: list[int] = []
-    app = drive(["q"], on_interrupt=lambda: sent.append(1))
+
+    def interrupt() -> str:
+        sent.append(1)
+        return "interrupt sent"
+
+    app = drive(["q"], on_interrupt=interrupt)
     assert (app.return_value, sent) == (0, [])
-    app = drive(["ctrl+c", "ctrl+c"], on_interrupt=lambda: sent.append(1))
+    app = drive(["ctrl+c", "ctrl+c"], on_interrupt=interrupt)
+    assert "interrupt sent" in app.last_picture
     assert (app.return_value, sent) == (None, [1, 1])
     assert drive(["ctrl+c"]).return_value == 0
 
