@@ -34,19 +34,41 @@ SHORT_KERNEL_NS: Final = 5_000
 
 
 @dataclass(frozen=True, slots=True)
+class KernelTime:
+    """All kernels of one name: what is left of a `KernelRow` when ranks are merged."""
+
+    name: str
+    operator: str
+    kind: str
+    calls: int
+    total_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallCount:
+    """All calls of one collective on one group: what is left of a `CollectiveRow` when ranks are merged."""
+
+    op: str
+    group: str
+    calls: int
+    unfinished: int
+
+
+@dataclass(frozen=True, slots=True)
 class Aggregates:
     """What the findings are drawn from, all over one window.
 
     shares: summed over devices, unscaled; step_ns: mean step, None where no step is known or they are not alike;
     rank_compute: how long each rank computes, over the mean time that ranks were looked at; worst_exposed_ns: start of
-    the longest exposed stretch; stage: what advice is for, empty where it is not known or more than one
+    the longest exposed stretch; stage: what advice is for, empty where it is not known or more than one;
+    recorded_ns, extent_ns: what `coverage` is the quotient of
     """
 
     shares: Shares
     step_ns: float | None
     phases: tuple[PhaseRow, ...]
-    kernels: tuple[KernelRow, ...]
-    collectives: tuple[CollectiveRow, ...]
+    kernels: tuple[KernelRow | KernelTime, ...]
+    collectives: tuple[CollectiveRow | CallCount, ...]
     experts: tuple[ExpertRow, ...]
     rank_tokens: tuple[int, ...]
     quantisation: tuple[QuantisationRow, ...]
@@ -58,6 +80,8 @@ class Aggregates:
     worst_exposed_ns: int | None
     stage: str = ""
     steps: Steps = field(default=Steps())
+    recorded_ns: int = 0
+    extent_ns: int = 0
 
 
 def aggregates_of(source: Source) -> Aggregates:

@@ -144,13 +144,18 @@ class _Window:
 
     def _coverage(self, ranks: Sequence[int]) -> float:
         """Share recorded of the time between each rank's first and last window, as `overlap.coverage` has it."""
+        recorded, whole = self._recorded(ranks)
+        return recorded / whole if whole else 0.0
+
+    def _recorded(self, ranks: Sequence[int]) -> tuple[int, int]:
+        """Recorded time, and the time between each rank's first and last window, summed over ranks, ns."""
         recorded = whole = 0
         for rank in ranks:
             track = self.state.ranks[rank].recorded if rank in self.state.ranks else None
             if track is not None and len(track):
                 recorded += track.length(*self.window)
                 whole += self._extent(rank)
-        return recorded / whole if whole else 0.0
+        return recorded, whole
 
     def rank_compute(self) -> dict[int, float]:
         """How long each rank computes, over the mean time that ranks were looked at, for all ranks.
@@ -173,6 +178,7 @@ class _Window:
         return max(high - low, 0)
 
     def aggregates(self) -> Aggregates:
+        recorded_ns, extent_ns = self._recorded(self.ranks)
         return Aggregates(
             shares=self.shares,
             step_ns=self.step_ns,
@@ -190,6 +196,8 @@ class _Window:
             worst_exposed_ns=_longest_exposed(self.state, self.ranks, self.window),
             stage=self.stage,
             steps=self.steps,
+            recorded_ns=recorded_ns,
+            extent_ns=extent_ns,
         )
 
     def shares_note(self) -> str:

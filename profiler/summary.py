@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from moescope.collectors.schema import EVIDENCE
@@ -18,14 +19,29 @@ from moescope.profiler.overlap import (
     sweep,
 )
 from moescope.profiler.phases import phase_times, ranges_of
+from moescope.profiler.ranks.part import (
+    LOG_LINES,
+    Key,
+    Log,
+    Part,
+    RankPart,
+    Totals,
+    aggregates,
+    merged,
+    step_times,
+    totals_of,
+)
+from moescope.profiler.ranks.view import HOST, RankView, ranks_in
 from moescope.profiler.report import render_text
 from moescope.profiler.steps import Steps, quantile_step
 from moescope.profiler.units import UnitUse, units_used
 
 if TYPE_CHECKING:
-    from moescope.profiler.source import Source
+    import pyarrow as pa
 
-__all__ = ["render_text", "summarise"]
+    from moescope.profiler.source import Source, State
+
+__all__ = ["answer", "no_kernels", "part_of", "render_text", "summarise"]
 
 SUMS: Final = (
     "span_us", "busy_us", "compute_us", "comm_us", "memory_us", "overlapped_us", "exposed_comm_us", "idle_us",
@@ -40,49 +56,96 @@ def summarise(source: Source) -> dict[str, Any]:
 
     Raises NoData where it holds no kernels.
     """
-    kernels = source.table("kernels")
-    devices = kernels_by_device(kernels)
-    if not devices:
-        raise NoData(no_kernels(source))
-    windows = recorded_windows(source)
-    sweeps = [sweep(device, windows.get(device.rank)) for device in devices]
-    ranks = [_rank(source, device, swept) for device, swept in zip(devices, sweeps, strict=True)]
+    return answer(part_of(source), source.name, source.state, source.meta)
+
+
+def part_of(source: Source, place: int = 0, only: int | None = None) -> Part:
+    """What the answer needs of the ranks of a source; each is analysed by itself.
+
+    place: of this source among those that the answer is of; only: this rank alone, or HOST for what belongs to none
+    """
+    ranks = ranks_in(source)
+    parts = [_rank_part(RankView(source, rank), (place, rank)) for rank in ranks if only in (None, rank)]
+    if only in (None, HOST):
+        log = RankView(source, HOST, frozenset(ranks)).table("log")
+        parts.append(Part(logs={(place, HOST): _log(log)}, totals=Totals(dropped=_dropped(log))))
+    told = source.meta.get("dropped_events")
+    about = Part(
+        listed=frozenset((place, rank) for rank in ranks),
+        told_dropped=told if isinstance(told, int) else 0,
+        torn=frozenset(source.torn),
+    )
+    return merged([*parts, about])
+
+
+def answer(part: Part, name: str, state: State, meta: dict[str, Any]) -> dict[str, Any]:
+    """The answer over all ranks of a part.
+
+    name, state, meta: of what the part is of. Raises NoData where no rank has kernels.
+    """
+    order = sorted(part.ranks)
+    ranks = [device for key in order for device in part.ranks[key].devices]
+    if not ranks:
+        raise NoData(_nothing(part, name, state, meta))
     total: dict[str, Any] = {key: round(sum(rank[key] for rank in ranks), 3) for key in SUMS}
     total |= _fraction(total["overlapped_us"], total["comm_us"])
-    counted = [length(windows[rank]) for rank in windows]
-    spans = [int(windows[rank][1][-1] - windows[rank][0][0]) for rank in windows if len(windows[rank][0])]
-    found = {device.rank for device in devices}
-    seen = aggregates_of(source)
+    extent = sum(one.extent_ns for one in part.ranks.values())
+    seen = aggregates(part, finished=state != "live")
     return {
         "schema": 1,
-        "source": source.name,
-        "state": source.state,
-        "evidence": _evidence(source, devices, sweeps),
+        "source": name,
+        "state": state,
+        "evidence": EVIDENCE[max(one.evidence for one in part.ranks.values())],
         "ranks": ranks,
-        "coverage": sum(counted) / sum(spans) if sum(spans) else 1.0,
+        "coverage": sum(one.counted_ns for one in part.ranks.values()) / extent if extent else 1.0,
         "total": total,
-        **_steps(source, seen),
-        "dropped_events": _dropped(source),
-        "ranks_without_kernels": [rank for rank in source.ranks() if rank not in found],
-        "torn": list(source.torn),
-        "log": _log(source),
+        **_steps(part, seen),
+        "dropped_events": max(part.told_dropped, part.totals.dropped),
+        "ranks_without_kernels": [key[1] for key in sorted(part.listed) if not part.ranks[key].devices],
+        "torn": sorted(part.torn),
+        "log": _joined_log(part),
         "findings": list(as_rows(findings(seen))),
     }
 
 
+def _rank_part(source: Source, key: Key) -> Part:
+    """One rank: its figures, and what it adds to those of all."""
+    windows = recorded_windows(source).get(key[1])
+    devices = kernels_by_device(source.table("kernels"))
+    sweeps = [sweep(device, windows) for device in devices]
+    seen = aggregates_of(source)
+    held = RankPart(
+        devices=tuple(_rank(source, device, swept) for device, swept in zip(devices, sweeps, strict=True)),
+        evidence=_evidence(source, devices, sweeps),
+        counted_ns=length(windows) if windows is not None else 0,
+        extent_ns=int(windows[1][-1] - windows[0][0]) if windows is not None and len(windows[0]) else 0,
+        steps=step_times(source.table("steps")),
+        shares=seen.shares,
+        seen_recorded_ns=seen.recorded_ns,
+        seen_extent_ns=seen.extent_ns,
+        stage=seen.stage,
+    )
+    return Part(ranks={key: held}, logs={key: _log(source.table("log"))}, totals=totals_of(seen))
+
+
 def no_kernels(source: Source) -> str:
     """That nothing was recorded, with what the log says about it."""
-    said = [f"{line['source']}: {line['message']}" for line in _log(source)["lines"] if line["level"] == "error"]
+    part = Part(logs={(0, HOST): _log(source.table("log"))})
+    return _nothing(part, source.name, source.state, source.meta)
+
+
+def _nothing(part: Part, name: str, state: State, meta: dict[str, Any]) -> str:
+    said = [f"{line['source']}: {line['message']}" for line in _joined_log(part)["lines"] if line["level"] == "error"]
     return "\n".join(
-        [f"{source.name}: no kernels recorded; {_remedy(source)}"] + [f"  its log says: {text}" for text in said[:3]]
+        [f"{name}: no kernels recorded; {_remedy(state, meta)}"] + [f"  its log says: {text}" for text in said[:3]]
     )
 
 
-def _remedy(source: Source) -> str:
+def _remedy(state: State, meta: dict[str, Any]) -> str:
     """What to do about a source without kernels: the option that kept them out, where one did."""
-    if source.state == "trace":
+    if state == "trace":
         return "trace again with torch.profiler and ProfilerActivity.CUDA (or CPU), or name another file"
-    options = source.meta.get("options")
+    options = meta.get("options")
     options = options if isinstance(options, dict) else {}
     collect = options.get("collect")
     if isinstance(collect, list) and "kernels" not in collect:
@@ -105,14 +168,14 @@ def _fraction(overlapped: float, comm: float) -> dict[str, Any]:
     return {"overlap_fraction": None, "overlap_fraction_reason": NO_COMM}
 
 
-def _steps(source: Source, seen: Aggregates) -> dict[str, Any]:
-    """The same figures between the first step's start and the last one's end, without what lies around the steps.
+def _steps(part: Part, seen: Aggregates) -> dict[str, Any]:
+    """The same figures between each rank's first step's start and its last one's end, without what lies around them.
 
     `findings` are of this time where there is one.
     """
     steps = seen.steps
     if not steps.durations_ns or not seen.shares.span_ns:
-        known = bool(source.table("steps").num_rows)
+        known = any(rank.steps for rank in part.ranks.values())
         reason = "nothing was recorded inside steps" if known else "neither the run nor an optimizer names a step"
         return {"steps": None, "steps_reason": reason}
     shares = seen.shares
@@ -256,8 +319,8 @@ def _add(counted: dict[str, int], table: Any) -> None:
             counted[dtype or ""] = counted.get(dtype or "", 0) + flops
 
 
-def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep]) -> str:
-    """The weakest label of any kernel that counts."""
+def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep]) -> int:
+    """The weakest label of any kernel that counts, as its place in EVIDENCE."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -267,19 +330,28 @@ def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep])
         counts = counted_ns(device.starts, device.ends, swept.recorded) > 0
         for label in pc.unique(labels.take(pa.array(device.rows[counts]))).to_pylist():
             worst = max(worst, EVIDENCE.index(label) if label in EVIDENCE else 0)
-    return EVIDENCE[worst]
+    return worst
 
 
-def _dropped(source: Source) -> int:
-    told = source.meta.get("dropped_events")
-    logged = sum(value or 0 for value in source.table("log").column("dropped").to_pylist())
-    return max(int(told) if isinstance(told, int) else 0, logged)
+def _dropped(log: pa.Table) -> int:
+    return sum(value or 0 for value in log.column("dropped").to_pylist())
 
 
-def _log(source: Source) -> dict[str, Any]:
-    rows = [row for row in source.table("log").to_pylist() if row["level"] in ("warning", "error")]
+def _log(log: pa.Table) -> Log:
+    rows = [row for row in log.to_pylist() if row["level"] in ("warning", "error")]
     lines = [
         {"level": row["level"], "rank": row["rank"], "source": row["source"], "message": row["message"]} for row in rows
     ]
-    unique = list({tuple(line.items()): line for line in lines}.values())
-    return {"warnings": len(rows), "lines": unique[:50]}
+    return Log(len(rows), _unique(lines))
+
+
+def _unique(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    return tuple({tuple(line.items()): line for line in lines}.values())[:LOG_LINES]
+
+
+def _joined_log(part: Part) -> dict[str, Any]:
+    logs = [part.logs[key] for key in sorted(part.logs)]
+    return {
+        "warnings": sum(log.warnings for log in logs),
+        "lines": list(_unique(line for log in logs for line in log.lines)),
+    }
