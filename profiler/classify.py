@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moescope.collectors.schema import KINDS
-from moescope.profiler.classify_compute import CPU, GPU
-from moescope.profiler.classify_rules import COLLECTIVES, COMMUNICATION, HOST, MEMORY, Rule
-from moescope.profiler.errors import UsageProblem
+from moescope.profiler.classify_comm import COMMUNICATION
+from moescope.profiler.classify_compute import GPU
+from moescope.profiler.classify_cpu import CPU
+from moescope.profiler.classify_names import Name, head_of, take_apart
+from moescope.profiler.classify_rules import COLLECTIVES, COMPILERS, HOST, MEMORY, Rule
+from moescope.profiler.classify_user import read_rules
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
-RULES: Final = (*HOST, *MEMORY, *COMMUNICATION, *CPU, *GPU)
+__all__ = [
+    "HOST_KIND",
+    "RULES",
+    "UNKNOWN",
+    "Answer",
+    "Class",
+    "classify",
+    "classify_codes",
+    "classify_table",
+    "explain",
+    "head_of",
+    "is_host_call",
+    "read_rules",
+    "use_rules",
+    "without_host_calls",
+]
+
+RULES: Final = (*HOST, *MEMORY, *COMPILERS, *COMMUNICATION, *CPU, *GPU)
+"""The table of rules, in the order in which they are asked."""
+
 HOST_KIND: Final = "host"
 """Kind of calls that only issue work: `Source.table("kernels")` leaves them out, so no sum meets them."""
 
-_LENGTH = re.compile(r"\d+")
-_COLLECTIVES = tuple((re.compile(pattern, re.IGNORECASE), operator) for pattern, operator in COLLECTIVES)
+_COLLECTIVES: Final = tuple((re.compile(pattern, re.IGNORECASE), operator) for pattern, operator in COLLECTIVES)
+_VAGUE: Final = ("p2p", "collective", "reduce", "gather", "scatter", "notify")
+"""Collectives that an enclosing range may name better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +61,23 @@ class Class:
     rule: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A class and why: the rule's reason, the part of the name that it matched, and the name's head."""
+
+    found: Class
+    reason: str
+    matched: str
+    head: str
+
+
 UNKNOWN: Final = Class("unknown", "unknown", "no-rule")
+_NOT_RULES: Final = {
+    "no-rule": "no rule knows this name: it counts as busy, neither as compute nor as communication; "
+    "add a rule with --rules FILE.toml",
+    "told-by-source": "the source itself tells the kind, which outranks the name",
+    "launching-operator": "no rule knows the name; an operator of PyTorch launched it, and those work on one device",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,45 +90,8 @@ def _compile(rules: Iterable[Rule]) -> tuple[_Compiled, ...]:
     return tuple(_Compiled(rule, re.compile(rule.pattern, re.IGNORECASE)) for rule in rules)
 
 
-_compiled = _compile(RULES)
-_user_rules: tuple[Rule, ...] = ()
-
-
-def head_of(name: str) -> str:
-    """The function's name: without return type, template arguments and call arguments.
-
-    `void at::native::(anonymous namespace)::f<int, g()>(int*)` gives `at::native::f`.
-    """
-    if name.startswith("_Z"):
-        return _demangled(name)
-    text = name.replace("(anonymous namespace)::", "").replace("{anonymous}::", "")
-    if " " in text and "(" not in text and "<" not in text:
-        return text
-    depth = 0
-    kept: list[str] = []
-    for letter in text:
-        if letter == "<":
-            depth += 1
-        elif letter == ">":
-            depth = max(depth - 1, 0)
-        elif letter == "(" and depth == 0 and "".join(kept).strip() not in ("", "void"):
-            if "".join(kept).lower().startswith("mem"):
-                return text
-            break
-        elif depth == 0:
-            kept.append(letter)
-    return "".join(kept).strip().rsplit(" ", 1)[-1] or text
-
-
-def _demangled(name: str) -> str:
-    """`_ZN7deep_ep9internode8dispatchILb0EEEvPv` as `deep_ep::internode::dispatch`; as it is where that fails."""
-    at = 3 if name.startswith("_ZN") else 2
-    parts = []
-    while match := _LENGTH.match(name, at):
-        size = int(match[0])
-        parts.append(name[match.end() : match.end() + size])
-        at = match.end() + size
-    return "::".join(part for part in parts if part != "_GLOBAL__N_1") or name
+_BUILT_IN: Final = _compile(RULES)
+_compiled = _BUILT_IN
 
 
 def operator_of_collective(name: str) -> str:
@@ -101,44 +101,71 @@ def operator_of_collective(name: str) -> str:
 
 def use_rules(rules: Sequence[Rule]) -> None:
     """Put the user's rules before the built-in ones, for the rest of the process."""
-    global _compiled, _user_rules
-    _user_rules = tuple(rules)
-    _compiled = _compile((*_user_rules, *RULES))
+    global _compiled
+    _compiled = (*_compile(rules), *_BUILT_IN)
     _of_name.cache_clear()
+    _of_op.cache_clear()
 
 
-def rule_named(name: str) -> Rule | None:
-    """The rule of this name, the user's first."""
-    return next((rule for rule in (*_user_rules, *RULES) if rule.name == name), None)
+def _match(parts: Name) -> tuple[Rule, str] | None:
+    """The first rule that matches, and what of the name it matched."""
+    texts = {"head": parts.head, "body": parts.body, "whole": parts.whole}
+    for compiled in _compiled:
+        match = compiled.pattern.search(texts[compiled.rule.where])
+        if match is not None:
+            return compiled.rule, match[0]
+    return None
 
 
 @lru_cache(maxsize=65536)
 def _of_name(name: str) -> Class:
-    head = head_of(name)
-    for compiled in _compiled:
-        rule = compiled.rule
-        if compiled.pattern.search(head if rule.where == "head" else name):
-            operator = operator_of_collective(head) if rule.operator == "*" else rule.operator
-            return Class(rule.kind, operator, rule.name)
-    return UNKNOWN
+    parts = take_apart(name)
+    found = _match(parts)
+    if found is None:
+        return UNKNOWN
+    rule = found[0]
+    operator = operator_of_collective(parts.head) if rule.operator == "*" else rule.operator
+    return Class(rule.kind, operator, rule.name)
 
 
-def classify(name: str, *, stream: str = "", phase: str = "", kind_hint: str | None = None) -> Class:
+@lru_cache(maxsize=4096)
+def _of_op(op: str) -> Class | None:
+    """What an operator of PyTorch tells of a kernel that it launched; None for other operators."""
+    if not op.startswith("aten::"):
+        return None
+    found = _of_name(op)
+    return Class("compute", found.operator if found.kind == "compute" else "elementwise", "launching-operator")
+
+
+def classify(name: str, *, stream: str = "", phase: str = "", kind_hint: str | None = None, op: str = "") -> Class:
     """What a kernel is.
 
     stream: does not decide (a cast on the communication stream is compute); phase: the range around it, which
-    tells what a send-receive kernel serves; kind_hint: what the source itself knows, which outranks the name
+    tells what a send-receive kernel serves; kind_hint: what the source itself knows, which outranks the name; op: the
+    operator that launched it, which speaks where no rule knows the name
     """
     del stream
     found = _of_name(name)
     if found.operator in ("p2p", "collective") and found.kind == "comm" and phase:
         named = operator_of_collective(phase)
-        if named not in ("p2p", "collective", "reduce", "gather", "scatter", "notify"):
+        if named not in _VAGUE:
             found = Class(found.kind, named, found.rule)
     if kind_hint in KINDS and kind_hint not in ("unknown", found.kind):
         operator = operator_of_collective(name) if kind_hint == "comm" else found.operator
         return Class(str(kind_hint), operator, "told-by-source")
+    if found is UNKNOWN and op:
+        return _of_op(op) or UNKNOWN
     return found
+
+
+def explain(name: str) -> Answer:
+    """What a kernel of this name is, and why."""
+    found = classify(name)
+    parts = take_apart(name)
+    match = _match(parts)
+    if match is None:
+        return Answer(found, _NOT_RULES[found.rule], "", parts.head)
+    return Answer(found, match[0].reason, match[1], parts.head)
 
 
 def is_host_call(name: str) -> bool:
@@ -146,26 +173,61 @@ def is_host_call(name: str) -> bool:
     return _of_name(name).kind == HOST_KIND
 
 
+def classify_codes(kernels: pa.Table) -> tuple[NDArray[np.int32], tuple[Class, ...]]:
+    """Classify every row, once for each distinct name, hint and launching operator.
+
+    returns codes: [rows] index into the classes, of which each stands once
+    """
+    if not kernels.num_rows:
+        return np.empty(0, np.int32), ()
+    names, of_name = _encoded(kernels, "name")
+    hints, of_hint = _encoded(kernels, "kind")
+    ops, of_op = _encoded(kernels, "op")
+    present, numbers = _distinct(
+        (of_name * len(hints) + of_hint) * len(ops) + of_op, len(names) * len(hints) * len(ops)
+    )
+    classes: dict[Class, int] = {}
+    codes = np.empty(len(present), np.int32)
+    for at, key in enumerate(present.tolist()):
+        rest, op = divmod(key, len(ops))
+        name, hint = divmod(rest, len(hints))
+        found = classify(names[name], kind_hint=hints[hint] or None, op=ops[op])
+        codes[at] = classes.setdefault(found, len(classes))
+    return codes[numbers], tuple(classes)
+
+
+def _encoded(kernels: pa.Table, column: str) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct values of a column, null as empty, and each row's: [rows]."""
+    import pyarrow.compute as pc
+
+    if column not in kernels.column_names:
+        return [""], np.zeros(kernels.num_rows, np.int64)
+    encoded = pc.dictionary_encode(pc.fill_null(kernels.column(column).combine_chunks(), ""))
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+
+
+def _distinct(keys: NDArray[np.int64], below: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct keys, rising, and the number of each row's among them: [rows]."""
+    if below > max(4 * len(keys), 1 << 20):
+        present, numbers = np.unique(keys, return_inverse=True)
+        return present, numbers
+    present = np.flatnonzero(np.bincount(keys, minlength=below))
+    number_of = np.zeros(below, np.int64)
+    number_of[present] = np.arange(len(present))
+    return present, number_of[keys]
+
+
 def classify_table(kernels: pa.Table) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Classify every row, once for each distinct name and hint.
+    """`classify_codes` as words.
 
     returns kinds, operators, rules: [rows], each an array of str
     """
-    import pyarrow.compute as pc
-
-    if not kernels.num_rows:
-        none = np.empty(0, object)
-        return none, none.copy(), none.copy()
-    names = pc.dictionary_encode(pc.fill_null(kernels.column("name").combine_chunks(), ""))
-    hints = pc.dictionary_encode(pc.fill_null(kernels.column("kind").combine_chunks(), ""))
-    width = len(hints.dictionary)
-    codes = names.indices.to_numpy().astype(np.int64) * width + hints.indices.to_numpy()
-    name_list, hint_list = names.dictionary.to_pylist(), hints.dictionary.to_pylist()
-    known = [np.full(len(name_list) * width, None, object) for _ in range(3)]
-    for code in np.flatnonzero(np.bincount(codes, minlength=len(known[0]))).tolist():
-        found = classify(name_list[code // width], kind_hint=hint_list[code % width] or None)
-        known[0][code], known[1][code], known[2][code] = found.kind, found.operator, found.rule
-    return known[0][codes], known[1][codes], known[2][codes]
+    codes, classes = classify_codes(kernels)
+    kinds, operators, rules = (
+        np.array([getattr(one, part) for one in classes] or [""], object)[codes]
+        for part in ("kind", "operator", "rule")
+    )
+    return kinds, operators, rules
 
 
 def without_host_calls(kernels: Rows) -> Rows:
@@ -180,42 +242,3 @@ def without_host_calls(kernels: Rows) -> Rows:
     if not issued:
         return kernels
     return kernels.filter(pc.invert(pc.is_in(kernels.column("name"), pa.array(issued, pa.string()))))
-
-
-def read_rules(path: Path) -> list[Rule]:
-    """Rules from a TOML file: `[[rule]]` tables with name, pattern, kind, operator, reason.
-
-    Raises UsageProblem where the file or a rule is not as it must be.
-    """
-    try:
-        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise UsageProblem(f"{path}: cannot read the rules: {problem}") from problem
-    entries = loaded.get("rule", loaded.get("rules", []))
-    if not isinstance(entries, list) or not entries:
-        raise UsageProblem(f"{path}: holds no [[rule]] table; give each rule name, pattern, kind, operator, reason")
-    return [_user_rule(path, number, entry) for number, entry in enumerate(entries, 1)]
-
-
-def _user_rule(path: Path, number: int, entry: object) -> Rule:
-    where = f"{path}: rule {number}"
-    if (
-        not isinstance(entry, dict)
-        or not isinstance(entry.get("pattern"), str)
-        or not isinstance(entry.get("kind"), str)
-    ):
-        raise UsageProblem(f"{where}: needs at least pattern and kind, both text")
-    if entry["kind"] not in KINDS:
-        raise UsageProblem(f"{where}: kind {entry['kind']!r} is none of {', '.join(KINDS)}")
-    try:
-        re.compile(entry["pattern"])
-    except re.error as problem:
-        raise UsageProblem(f"{where}: pattern {entry['pattern']!r} is no regular expression: {problem}") from problem
-    return Rule(
-        str(entry.get("name", f"user-{number}")),
-        "any",
-        entry["pattern"],
-        entry["kind"],
-        str(entry.get("operator", "other")),
-        str(entry.get("reason", f"told by {path.name}")),
-    )

@@ -1,257 +1,224 @@
-"""Classifier rules for compute: matrix products, attention, and everything between them. The first match wins."""
+"""Classifier rules for compute on a GPU: matrix products, attention, and all between them. The first match wins."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from moescope.profiler.classify_rules import Rule
+from moescope.profiler.classify_rules import Rule, Where, any_of
 
 
-def _compute(name: str, pattern: str, operator: str, reason: str, where: str = "any") -> Rule:
-    return Rule(name, "head" if where == "head" else "any", pattern, "compute", operator, reason)
+def _compute(name: str, operator: str, reason: str, *patterns: str, where: Where = "body") -> Rule:
+    return Rule(name, where, any_of(*patterns), "compute", operator, reason)
 
-
-CPU: Final = (
-    _compute("cpu-grouped-gemm", r"^aten::_?(?:scaled_)?grouped_mm", "grouped_gemm", "an operator of PyTorch", "head"),
-    _compute(
-        "cpu-gemm",
-        r"^(?:aten|mkldnn|quantized)::_?(?:mm|addmm|addmm_activation|bmm|baddbmm|addbmm|addmv|mv|dot|vdot|scaled_mm|int_mm"
-        r"|linear|mkldnn_linear|linear_dynamic|matmul|weight_int4pack_mm\w*|weight_int8pack_mm|einsum|addr|ger|outer|inner)_?$",
-        "gemm",
-        "an operator of PyTorch",
-        "head",
-    ),
-    _compute(
-        "cpu-conv", r"^aten::\w*conv(?:olution|\d|_)\w*|^aten::_?slow_conv", "conv", "an operator of PyTorch", "head"
-    ),
-    _compute("cpu-attention", r"^aten::\w*attention\w*", "attention", "an operator of PyTorch", "head"),
-    _compute(
-        "cpu-softmax",
-        r"^aten::_?(?:log_)?softmax\w*|^aten::_\w*softmax\w*",
-        "softmax",
-        "an operator of PyTorch",
-        "head",
-    ),
-    _compute(
-        "cpu-norm", r"^aten::\w*(?:layer|rms|batch|group|instance)_norm\w*", "norm", "an operator of PyTorch", "head"
-    ),
-    _compute(
-        "cpu-activation",
-        r"^aten::_?\w*(?:silu|gelu|relu|sigmoid|tanh|softplus|swish|glu|elu|mish|threshold)\w*",
-        "activation",
-        "an operator of PyTorch",
-        "head",
-    ),
-    _compute(
-        "cpu-routing",
-        r"^aten::(?:topk|bincount|histc|one_hot|searchsorted)",
-        "routing",
-        "an operator of PyTorch",
-        "head",
-    ),
-    _compute(
-        "cpu-optimizer",
-        r"^aten::(?:_foreach_|_fused_(?:adam|sgd|adagrad))\w*|^optimizer\.",
-        "optimizer",
-        "an operator of PyTorch",
-        "head",
-    ),
-    _compute("cpu-embedding", r"^aten::\w*embedding\w*", "embedding", "an operator of PyTorch", "head"),
-    _compute("cpu-quantize", r"^aten::\w*quantize\w*", "quantize", "an operator of PyTorch", "head"),
-    _compute(
-        "cpu-index",
-        r"^aten::(?:index|gather|scatter|take|masked_|where|nonzero|sort|argsort|unique|cat|stack|select_backward|slice_backward)\w*",
-        "index",
-        "an operator of PyTorch",
-        "head",
-    ),
-    _compute(
-        "cpu-reduce",
-        r"^aten::(?:sum|mean|max|min|amax|amin|aminmax|argmax|argmin|norm|linalg_vector_norm|cumsum|prod|std|var|any|all|logsumexp|nansum|count_nonzero)\w*$",
-        "reduce",
-        "an operator of PyTorch",
-        "head",
-    ),
-    _compute("cpu-loss", r"^aten::\w*(?:nll_loss|cross_entropy|mse_loss)\w*", "loss", "an operator of PyTorch", "head"),
-    _compute(
-        "cpu-random",
-        r"^aten::(?:normal|uniform|random|bernoulli|multinomial|exponential|rand|native_dropout|dropout)\w*",
-        "random",
-        "an operator of PyTorch",
-        "head",
-    ),
-    _compute(
-        "cpu-view",
-        r"^aten::(?:_?(?:unsafe_)?view|_reshape_alias|reshape|as_strided|expand|expand_as|transpose|permute|t|numpy_T|unsqueeze"
-        r"|squeeze|slice|select|narrow|split|split_with_sizes|chunk|unbind|unfold|flatten|detach|alias|lift_fresh|view_as"
-        r"|empty|empty_like|empty_strided|new_empty|new_empty_strided|resize|set|is_nonzero|item|_local_scalar_dense"
-        r"|result_type)_?$",
-        "view",
-        "changes a shape, or allocates or reads a scalar: its time is the host's, no element is computed",
-        "head",
-    ),
-    _compute("cpu-elementwise", r"^aten::", "elementwise", "any other operator of PyTorch", "head"),
-    _compute(
-        "autograd-node",
-        r"^(?:autograd::engine::evaluate_function|torch::autograd::)|(?-i:^[A-Z]\w*Backward\d*$)",
-        "elementwise",
-        "what a node of the backward graph does besides its operators",
-        "head",
-    ),
-)
 
 GPU: Final = (
     _compute(
         "embedding-table",
-        r"(?:split|dense|ssd)_embedding|embedding_(?:bag|codegen|forward|backward)",
         "embedding",
         "embedding tables; the fused optimizer stands in their names",
+        r"(?:split|dense|ssd)_embedding|embedding_(?:bag|codegen|forward|backward)",
     ),
     _compute(
-        "moe-routing",
-        r"permute_with_mask|deepep_(?:permute|run|post)|(?:^|::)(?:sbtopk|mbtopk)::|topk|top_k(?!_top_p)|moe_?align|grouped_topk|routing(?:custom|deepseek|renormalize|indices|::|_)"
-        r"|moe_?(?:permute|unpermute|sum|sort|gather|scatter|finalize|fused_gate|router|reduce)|(?:expand|permute|unpermute)_?(?:input|rows|tokens|_kernel)"
-        r"|expert_?(?:count|sort|histogram|offset|token|first|map|ids)|count_and_sort|finalize_?kernel|finalizemoerouting|finalizekernel"
-        r"|ep_(?:scatter|gather)|(?:_fwd_kernel_ep_)|moesorting|moe_sorting|fused_?gate|token_?permut|sort_?(?:by_?)?expert|compute_(?:expert|problem|arg_sorts)"
-        r"|masked_m|permute_kernel|unpermute_kernel|row_id_map|histogram_kernel|cumsum_moe|post_reorder|pre_reorder|gate_?up_?router|router_",
-        "routing",
-        "decides which tokens go to which expert, or orders them by expert, on one device",
-        "head",
-    ),
-    _compute(
-        "attention",
-        r"^_?fwd_(?:grouped_)?kernel(?:_stage\d)?$|bwd_kernel_d[kq]|bwd_(?:dkdv|dq)|flash_?(?:fwd|bwd|attn|attention|mla|decod|splitkv|combine)|\bflash::(?!.*norm)|flashattn|flash_fwd|fmha|attention|paged_?attn|(?:^|[^a-z])attn"
-        r"|_attn(?:_|$|[^a-z])|(?:^|[^a-z])mla(?![a-z])|mlasparse|xqa|masked_multihead|mmha|mqa_logits|sdpa|batchdecodewith|batchprefill|singleprefill|singledecode"
-        r"|pagedkv|paged_kv|mergestate|merge_state|persistentvariablelength|fmla|pytorch_flash|efficient_?attention|attentionkernel"
-        r"|(?:chunk|recurrent)_(?:gated|kda|delta|fwd|bwd)|gated_delta|lightning_attn|linear_attn|selective_scan|mamba|ssd_|sparse_?attn|indexer_(?:k|q)",
-        "attention",
-        "attention, its merges, and the linear kinds of it",
+        "multi-tensor",
+        "optimizer",
+        "one sweep over many tensors: an optimizer's step, or the norm of its gradients",
+        r"multi_?tensor",
+        where="head",
     ),
     _compute(
         "rope-cache",
-        r"rotary|rope(?:_|[^a-z]|kernel|quantize|append|store)|reshape_and_cache|set_?kv_?(?:buffer|cache)|store_?(?:kv_?)?cache|concat_(?:mla|and_cache)|append_?paged|kv_?cache",
         "rope",
         "turns queries and keys, or writes them to the cache",
+        r"rotary|(?<![a-z])m?rope(?:_|[^a-z]|kernel|quantize|append|store)|(?-i:R[Oo][Pp][Ee](?![a-z]))|_rope$",
+        r"reshape_and_cache|concat_and_cache|concat_mla|set_?(?:mla_?)?kv_?(?:buffer|cache)|store_?(?:kv_?)?cache",
+        r"append_?paged|(?:store|write|copy|update|(?<!pre)fill|quant|concat|convert|insert|gather|zero)\w{0,30}kv_?cache",
+        r"kn_entry_\w{0,20}sbhd|kv_?cache_?(?:store|write|copy|update|fill|quant|append|insert|transfer|scatter)|dequant_cache|k_?quant_?cache",
+    ),
+    _compute(
+        "sparse-index",
+        "attention",
+        "chooses the keys that sparse attention reads",
+        r"(?<![a-z])(?:index|indexer)_\w{0,40}(?:top_?k|score|logits)|topk_?(?:index|per_?row|transform)|global_topk|fast_topk",
+        r"mqa_logits|indexer_|radix_topk",
+        where="head",
+    ),
+    _compute(
+        "sampling-topk",
+        "sampling",
+        "the likeliest tokens of a distribution",
+        r"top_?k_?(?:top_?p|sampl|mask|renorm)|sampl\w{0,30}top_?k|beam_?(?:search|topk)|topk_?stage_?\d",
+        where="head",
+    ),
+    _compute(
+        "moe-routing",
+        "routing",
+        "decides which tokens go to which expert, or orders them by expert, on one device",
+        r"permute_with_mask|deepep_(?:permute|run|post)|(?:^|::)(?:sbtopk|mbtopk)::|top_?k|grouped_topk",
+        r"moe_?align|moe_?(?:route|permute|unpermute|sum|sort|gather|scatter|finalize|fused_gate|router|reduce|expand|topk)",
+        r"(?<![a-z])routing(?:custom|deepseek|renormalize|indices|main|::|_|[^a-z])|router_(?!gemm)|gate_?up_?router",
+        r"(?:expand|permute|unpermute)_?(?:input|rows|tokens|kernel|bwd)|token_?permut|permutation_|row_id_map|sort_chunks",
+        r"chunk_sort|expert_?(?:count|sort|histogram|offset|token|first|map|ids|prefix|length|load)|sort_?(?:by_?)?expert",
+        r"count_and_sort|finalize_?kernel|finalizemoerouting|ep_(?:scatter|gather)|_fwd_kernel_ep_|moe_?sorting|fused_?gate",
+        r"compute_(?:expert|problem|arg_sorts)|masked_m(?![a-z])|histogram_kernel|cumsum_moe|(?:post|pre)_reorder",
+        r"build_?expert|balance_?expert|expert_?(?:map|prefix)|bitmatrix|combined_routing|eplb|aux_loss",
+        where="head",
+    ),
+    _compute(
+        "attention",
+        "attention",
+        "attention, its merges, and the linear kinds of it",
+        r"^_?fwd_(?:grouped_)?kernel(?:_stage\d)?$|bwd_kernel_d[kq]|bwd_(?:dkdv|dq)|bwd_preprocess|attn_(?:fwd|bwd)",
+        r"flash_?(?:fwd|bwd|attn|attention|mla|decod|splitkv|combine|kda)|(?<![a-z])flash::(?!.{0,200}norm)|pytorch_flash",
+        r"fmha|attention|paged_?attn|(?<![a-z])attn|_attn(?![a-z])|efficient_?attention|sdpa|flex_?attn|sage_?attn|sageattn",
+        r"(?<![a-z])mla(?![a-z])|(?-i:MLA)|mla_?sparse|kn_mla|mla_reduce|xqa|masked_multihead|mmha|(?<![a-z])[mg]qa(?![a-z])",
+        r"(?:^|_)mha(?:_|$)|kernel_mha|pa_(?:decode|prefill|fwd|bf16|fp8|kernel)|(?<![a-z])pa_ps|ragged_?attn",
+        r"batchdecodewith|batchprefill|singleprefill|singledecode|pagedkv|paged_kv|kv_?split|split_?kv|splitk_decode",
+        r"merge_?state|merge_?attn|lse_combine|sparse_splitk|compute_dot_do_o|dsv4_|combine_?splits|combine_lse|persistentvariablelength|softmax_rescale",
+        r"(?:chunk|recurrent)_(?:gated|kda|delta|gla|fwd|bwd|scan|state|cumsum)|gated_?delta|lightning_attn|linear_attn|kda_",
+        r"selective_scan|selective_state|mamba|(?<![a-z])ssd_|sparse_?attn|wkv[67]|retention|solve_tril|recompute_w_u|gdn_",
     ),
     _compute(
         "norm",
-        r"(?:rms|layer|group|batch|instance|qk|l2)_?norm|norm_?(?:fwd|bwd|forward|backward|kernel)|ln_(?:fwd|bwd|parallel)|\bbn_(?:fw|bw)|gammabeta"
-        r"|rowwisemoments|computegroup|compute_?grad_?input|cucompute|normalization|_norm(?:_|$|[^a-z])|add_?norm|batchnorm",
         "norm",
         "a normalisation",
+        r"(?:rms|layer|group|batch|instance|qk|l2|q|k|kv|add|ada)_?norm|norm_?(?:fwd|bwd|forward|backward|kernel|rope|quant)",
+        r"(?<![a-z])ln_(?:fwd|bwd|parallel)|(?<![a-z])bn_(?:fw|bw)|gammabeta|rowwisemoments|computegroup|compute_?grad_?input",
+        r"cucompute|normalization|_norm(?:_|$|[^a-z])|add_?norm|batchnorm|rms_?fp8|fused_rms|_rms_",
     ),
-    _compute(
-        "softmax",
-        r"softmax(?!.*topk)",
-        "softmax",
-        "a softmax by itself",
-        "head",
-    ),
-    _compute(
-        "grouped-gemm-deep",
-        r"deep_gemm::.*(?:gemmtype\)[1-9]|grouped|m_?grouped)|deep_gemm.*(?:masked|contiguous)",
-        "grouped_gemm",
-        "DeepGEMM's grouped products: one of its arguments names the grouping",
-    ),
+    _compute("softmax", "softmax", "a softmax by itself", r"softmax(?!.{0,200}topk)", where="head"),
     _compute(
         "grouped-gemm",
-        r"group(?:ed)?_?(?:gemm|mm|matmul|gmm)|(?:gemm|matmul|mm)_?grouped|grouped_?(?:b?gemm|conv_gemm)|groupproblemshape|ptrarray|moe_?(?:fc)?_?gemm|moefcgemm|moegemm"
-        r"|moe_?(?:ck2?stages|mx|stage|wna16|kernel|fp8|w8a8|bf16|flatmm|ck)|moe_c?k|fused_?moe|fmoe|moe_?marlin|marlin_?moe|^bmm_\w*_fp32_t\d|^bmm_\w+_t\d+x|batchedgemm|(?:^|[^a-z])gmm(?:[^a-z]|$)"
-        r"|gemm_?(?:gather|scatter)|expert_?(?:gemm|mm|matmul)|ragged_?(?:dot|gemm|matmul)|_p?_?matmul_ogs|matmul_ogs|vbatch\w*gemm|gemm\w*vbatch",
         "grouped_gemm",
         "one kernel multiplies many experts' tokens by their weights",
+        r"gemm_?type\)[1-9]|deep_gemm.{0,200}(?:m_?grouped|k_?grouped|masked|contiguous)",
+        r"group(?:ed)?_?(?:b?gemm|mm|matmul|gmm)|(?:gemm|matmul|mm)_?grouped|grouped_?conv_gemm|groupproblemshape|ptr_?array",
+        r"moe_?(?:fc)?_?gemm|moefcgemm|moe_?(?:ck2?stages|mx|stage|wna16|kernel|fp8|w8a8|bf16|flatmm|ck|gemv|gate_up|down)",
+        r"fused_?moe|fmoe|moe_?marlin|marlin_?moe|mfma_moe|opus_moe_stage|opus_moe_\w{0,20}gemm|stage[12]_a\d+w\d+|moe_(?:gu|mm)",
+        r"^bmm_\w+_t\d+x|batched_?gemm_?(?:moe|swiglu)|(?<![a-z])gmm(?![a-z])|gemm[12]_a\d+w\d+|gemm_?(?:gather|scatter)",
+        r"expert_?(?:gemm|mm|matmul)|ragged_?(?:dot|gemm|matmul)|_p?_?matmul_ogs|matmul_ogs|vbatch\w{0,40}gemm|gemm\w{0,40}vbatch",
+        r"trtllm_?gen_?moe|moe_?gemm|cutlass_moe|scatter2scatter|(?:sdd|dsd|dds)_kernel",
     ),
     _compute(
         "conv",
-        r"wgrad|dgrad|fprop|implicit_?gemm|implicitgemm|convolve|winograd|conv(?:olution)?(?:\d|_|[^a-z]|$)|scudnn|cudnn_\w*conv|miopen\w*conv|igemm_(?:fwd|bwd|wrw)|nhwckrsc|_xregs_|fft2d_|depthwise",
         "conv",
         "a convolution",
+        r"wgrad|dgrad|fprop|implicit_?gemm|convolve|winograd|conv(?:olution)?(?:\d|_|[^a-z]|$)|scudnn|cudnn_\w{0,40}conv",
+        r"miopen\w{0,40}conv|igemm_(?:fwd|bwd|wrw)|nhwckrsc|_xregs_|fft2d_|depthwise|conv1d",
     ),
     _compute(
         "gemm-library",
-        r"(?:^|[^a-z])nvjet|xmma_gemm|xmma|cublas|cijk_|splitk_?reduce|splitkreduce|[shdci]\d*gemm|(?<!fb)gemm|gemv|dot_kernel|reduce_1block_kernel|hipblas|wvsplitk|llmm1"
-        r"|tensorop_[sdh]\d+|_tensorop_|hgemm|sgemm|dgemm|cutlass(?:_\w+)?::(?:device_)?kernel|_scaled_mm|scaled_mm|tinygemm|machete|marlin|awq_|gptq_|w8a8|a8w8|w4a(?:8|16)|a16w|a4w4|wna16"
-        r"|int4_?mm|int8_?mm|triton_mm|matmul|(?:^|_)(?:b|add|f)?mm_kernel|linear_kernel|_mm_(?:kernel|fp8|bf16)|flatmm|tgv_|kernel_mm|wgmma|mxf[48]|qmm|dsv3_(?:router|fused_a)|fused_a_gemm",
         "gemm",
         "a matrix product of a library or a compiler",
+        r"(?<![a-z])nvjet|xmma|cublas|splitk_?reduce|[shdci]\d*gemm|(?<!fb)gemm|gemv|dot_kernel|reduce_1block_kernel",
+        r"cijk_|hipblas|rocblas|wvsplitk|ll_?mm1|llgemm|tensorop_[sdh]\d+|_tensorop_|cutlass(?:_\w+)?::(?:device_)?kernel",
+        r"(?<![a-z])kernel2$|_?scaled_mm|tinygemm|machete|marlin|awq_|gptq_|w8a8|a8w8|w4a(?:8|16)|a16w|a4w4|wna16|gemmk1",
+        r"int4_?mm|int8_?mm|triton_mm|matmul|(?:^|_)(?:b|add|f)?mm_kernel|linear_kernel|_mm_(?:kernel|fp8|bf16)|flatmm|tgv_",
+        r"kernel_mm|gluon_mm|wgmma|umma|mxf[48]|qmm|dsv3_(?:router|fused_a)|mul_mat|einsum|block_scaled_mm|_mm$|bmm_|skinny_gemm",
+        r"newton_schulz_mm|muon_mm|streamk",
     ),
     _compute(
         "activation",
-        r"silu|gelu|(?:^|[^a-z])relu|swiglu|sigmoid|tanh|swish|softplus|act_and_mul|activation|threshold_kernel|leaky|geglu|(?:^|[^a-z])glu|hardtanh",
         "activation",
         "an activation, with or without the product and quantisation behind it",
+        r"silu|gelu|(?<![a-z])relu|swiglu|sigmoid|tanh|swish|softplus|act_and_mul|activation|threshold_kernel|leaky|geglu",
+        r"(?<![a-z])[a-z]{0,3}glu(?![a-z])|hardtanh|situ_and_mul|_and_mul_kernel|act_?quant|act_?mul",
     ),
     _compute(
         "quantize",
-        r"quant(?!ile)|float8_copy|cast_?transpose|(?:^|[^a-z])cast|_cast|fp8_?(?:cast|scale|convert)|(?:fp8|fp4|mxfp\d|nvfp4|float8)_(?:cast|conv|block|row|group)|cvt_|convert_?(?:to_?)?(?:fp|bf|float|e4m3|e5m2)"
-        r"|amax|compute_?scale|scale_?(?:swizzle|layout|factor)|swizzle_?s|block_?scale(?:d?_interleave)?|transform_?sf|transpose_?(?:and_pack|fp32|sf|scal)|pack_?(?:fp32_into_ue8m0|ue8m0)|to_?(?:fp8|fp4|mxfp)|smooth_?quant|scaled_fp8",
         "quantize",
         "a cast to or from a narrow format, its scales, or their layout",
-        "any",
+        r"quant(?!ile)|float8_copy|cast_?transpose|(?<![a-z])cast|_cast|transpose_?cast|fp8_?(?:cast|scale|convert|transpose)",
+        r"(?:fp8|fp4|mxfp\d|nvfp4|float8)_(?:cast|conv|block|row|group)|cvt_|convert_?(?:to_?)?(?:fp|bf|float|e4m3|e5m2)",
+        r"amax|compute_?scale|scale_?(?:swizzle|layout|factor)|swizzle_?s|block_?scale(?:d?_interleave)?|transform_?sf",
+        r"transpose_?(?:and_pack|fp32|sf|scal)|pack_?(?:fp32_into_ue8m0|ue8m0)|to_?(?:fp8|fp4|mxfp)|scaled_fp8|ue8m0|hadamard|dynamic_(?:fp8|fp4|int8|mx)|segmented_max",
     ),
     _compute(
         "optimizer",
-        r"multi_tensor_apply|multitensor|adam|(?:^|[^a-z])sgd(?:[^a-z]|$)|adagrad(?!.*embedding)|lamb(?:_|[^a-z]|$)(?!da)|optimizer|clip_?(?:grad|coef)|muon|unscale|newton_schulz",
         "optimizer",
         "an optimizer's sweep over the parameters",
+        r"adam|(?<![a-z])sgd(?![a-z])|adagrad(?!.{0,200}embedding)|(?<![a-z])lamb(?![a-z])|optimizer|clip_?(?:grad|coef)",
+        r"muon|unscale|newton_schulz|lion_?kernel|momentum",
     ),
     _compute(
         "embedding",
-        r"embedding|indexselect|index_select|bounds_check_indices|linearize_index",
         "embedding",
         "a look-up of rows",
-        "any",
+        r"embedding|indexselect|index_select|bounds_check_indices|linearize_index",
     ),
-    _compute("loss", r"nll_?loss|cross_?entropy|logsumexp|mse_loss|(?:^|[^a-z])ce_loss", "loss", "a loss"),
+    _compute("loss", "loss", "a loss", r"nll_?loss|cross_?entropy|logsumexp|mse_loss|(?<![a-z])ce_loss|kl_?div"),
     _compute(
         "sampling",
-        r"sampling|sample_|top_?p(?:_|[^a-z]|$)|argmax|penalt|multinomial|logits|future_token|resolve_\w*token|alloc_(?:decode|extend)|position_kernel|input_?ids|prepare_inputs|create_flashinfer|req_to_token|write_req|token_ids",
         "sampling",
         "chooses tokens or keeps a serving engine's books",
+        r"(?<!up)(?<!down)sampl(?:e_|ing|er)|top_?p(?![a-z])|argmax|penalt|multinomial|logits|future_token|resolve_\w{0,40}token|rejection",
+        r"alloc_(?:decode|extend)|position_kernel|input_?ids|prepare_\w{0,30}inputs?|create_flashinfer|req_?to_?token|write_req",
+        r"token_ids|slot_mapping|block_table|page_(?:indices|table)|seq_?lens?(?![a-z])|idx_mapping|num_accepted|post_update",
+        r"kv_(?:indices|indptr|blocks)|eagle|draft|spec_?(?:decode|verify)|metadata|bad_words|stop_words|increment_",
     ),
     _compute(
         "random",
-        r"dropout|philox|distribution_(?:elementwise|nullary)|random|curand|bernoulli|uniform_kernel|normal_kernel",
         "random",
         "random numbers",
+        r"dropout|philox|distribution_(?:elementwise|nullary)|random|curand|bernoulli|uniform_kernel|normal_kernel|rng",
     ),
     _compute(
         "sort-scan",
-        r"radix_?sort|sort(?:_|kernel|[^a-z]|$)|devicescan|(?:^|[^a-z])scan|cumsum|devicereduce|deviceselect|devicecompact|devicepartition|reducebykey|histogram|unique|bitonic|cub::|thrust::|rocprim|hipcub|merge_?path|devicefor",
         "sort",
         "a sort, scan or selection",
+        r"radix_?sort|sort(?:_|kernel|[^a-z]|$)|devicescan|(?<![a-z])scan|cumsum|devicereduce|deviceselect|devicecompact",
+        r"devicepartition|reducebykey|histogram|unique|bitonic|cub::|thrust::|rocprim|hipcub|merge_?path|devicefor|prefix_sum",
+    ),
+    _compute(
+        "elementwise-aten",
+        "elementwise",
+        "one operation for each element, by PyTorch's templates for that",
+        r"(?:^|::)(?:(?:vectorized|unrolled|vectorized_templated)_)?elementwise_kernel(?:_manual_unroll|_with_index)?$",
+        where="head",
     ),
     _compute(
         "index",
-        r"index|gather|scatter|catarray|concat|(?:^|[^a-z])cat(?:_|[^a-z]|$)|masked|where_kernel|nonzero|triu|tril|roll|split_(?:with|q)|chunk|permute|transpose|nchwtonhwc|nhwctonchw|layout|slice|pad_|unpad|im2col|col2im|pool",
         "index",
         "moves elements on one device",
-        "any",
+        r"index|gather|scatter|catarray|concat|(?<![a-z])cat(?![a-z])|masked|where_kernel|nonzero|triu|tril|(?<![a-z])roll",
+        r"split_(?:with|q)|chunk|permute|transpose|nchwtonhwc|nhwctonchw|layout|slice|(?<![a-z])pad_|unpad|padding|im2col",
+        r"col2im|pool|interpolate|upsample|(?<![a-z])flip|repeat|stack_kernel|reorder",
+        where="head",
     ),
     _compute(
         "reduce",
-        r"reduce|(?:^|[^a-z])(?:sum|mean|max|min|norm)_?kernel|welford|reduction",
         "reduce",
         "a reduction on one device",
-        "any",
+        r"reduc(?:e|tion)|(?<![a-z])(?:sum|mean|max|min|norm)_?kernel|welford|splitk",
+        where="head",
     ),
     _compute(
         "elementwise",
-        r"elementwise|at::native::|at_cuda_detail|copy_?kernel|fill|pointwise|elemwise|unrolled|vectorized|arange|(?:^|[^a-z])(?:add|mul|div|sub|clamp|scale|exp|log|neg|copy|zero|set|init|ones|residual|bias)(?:_|kernel|[^a-z]|$)|broadcast|memory_?set",
         "elementwise",
         "one operation for each element",
+        r"elementwise|at::native|at6native|at_cuda_detail|copy_?kernel|fill|pointwise|elemwise|unrolled|vectorized|arange",
+        r"(?<![a-z])(?:add|mul|div|sub|pow|clamp|scale|exp|log|neg|sqrt|copy|cpy|zero|set|init|ones|residual|bias|increment)(?:_|kernel|[^a-z]|$)",
+        r"broadcast|memory_?set|memset|_func_(?:tensor|scalar)|compare|greater|less_|eq_kernel|cat_?copy",
     ),
     _compute(
         "compute-library",
-        r"^cudnn|cudnn::|cask|cutlass|ck_tile|\bck::|flashinfer|vllm::|sgl|aiter|fbgemm|tensorrt_llm|transformer_engine|apex|liger|triton|xformers|trtllm|moe::dev|miopen|_Z\w*(?:at6native)|(?:^|_)fusion(?:_\d+)?$",
         "other",
-        "a library that computes on its own device",
+        "a library that computes on its own device: its kernels that communicate are known by other rules",
+        r"^cudnn|cudnn::|cask|cutlass|cute(?:_|::)|(?<![a-z])ck::|ck_tile|flashinfer|vllm::|sgl|aiter|fbgemm|tensorrt_llm|trtllm",
+        r"transformer_engine|apex|liger|triton|xformers|moe::dev|miopen|tilelang|(?:^|_)fusion(?:_\d+)?$|rtp_llm|turbomind",
+        r"^device_kernel$|megatron|primus_turbo|(?<![a-z])opus_|flydsl|kittens|flux::|hip_|dali::|nvjpeg|deep_gemm|mhc_|(?<![a-z])hc_|gluon",
     ),
     _compute(
         "phase-named-product",
-        r"^(?:torch\.ops\.|\w+::)?\w*(?:mlp|expert|ffn|proj)\w*$",
         "gemm",
         "the layer's name stands for its products",
-        "head",
+        r"(?<![a-z])(?:mlp|ffn|expert|[a-z]{0,10}_proj)(?![a-z])",
+        where="head",
+    ),
+    _compute(
+        "tilelang-anonymous",
+        "other",
+        "TileLang names every kernel main_kernel unless told otherwise: compute, of which nothing more is known",
+        r"^main_kernel(?:_\d+)?$",
+        where="head",
     ),
 )

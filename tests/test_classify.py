@@ -1,152 +1,201 @@
-"""Kernel names of several GPU generations and libraries, as they stand in real traces."""
+"""Kernel names of several GPU generations and libraries, as they stand in real traces and in public sources."""
+
+import csv
+from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from moescope.profiler.classify import RULES, classify, classify_table, head_of, read_rules
-from moescope.profiler.errors import UsageProblem
-
-ALLREDUCE_FUSION = (
-    "void flashinfer::trtllm_allreduce_fusion::allreduce_fusion_kernel_oneshot_lamport<"
-    "(flashinfer::trtllm_allreduce_fusion::AllReduceFusionPattern){}, __nv_bfloat16, 8, true>(Params)"
+from moescope.collectors.schema import KINDS
+from moescope.profiler.classify import (
+    RULES,
+    UNKNOWN,
+    classify,
+    classify_table,
+    explain,
+    head_of,
+    is_host_call,
 )
-COMM = {
-    "ncclKernel_SendRecv_RING_SIMPLE_Sum_int8_t(ncclDevComm*, unsigned long, ncclWork*)": "p2p",
-    "ncclKernel_AllReduce_RING_LL_Sum_float(ncclDevComm*, unsigned long, ncclWork*)": "all_reduce",
-    "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)": "all_reduce",
-    "ncclDevKernel_ReduceScatter_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)": "reduce_scatter",
-    "ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)": "all_gather",
-    "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)": "p2p",
-    "ncclSymDevKernel_AllReduce_RSxLD_AGxST_sum_bf16(ncclSymDevArgs)": "all_reduce",
-    "void ncclKernel_Generic_4(ncclDevComm*)": "collective",
-    "void deep_ep::internode::dispatch<false, 8, true>(int4*, float*)": "dispatch",
-    "void deep_ep::intranode::combine<__nv_bfloat16, 8, 768>(void*)": "combine",
-    "void deep_ep::internode_ll::dispatch<true, 3, 10, 7168>(void*)": "dispatch",
-    "void deep_ep::internode_ll::combine<3, 10, 7168, 9>(void*)": "combine",
-    "void deep_ep::intranode::notify_dispatch<8>(int const*)": "notify",
-    "void deep_ep::internode::cached_notify<false>(int)": "notify",
-    "void vllm::cross_device_reduce_1stage<__nv_bfloat16, 8>(RankData*)": "all_reduce",
-    "void sglang::cross_device_reduce_2stage<__half, 4>(RankData*)": "all_reduce",
-    "void (anonymous namespace)::multimem_all_reduce_kernel<c10::BFloat16, 8>(c10::BFloat16*)": "all_reduce",
-    "void c10d::symmetric_memory::barrier_kernel(unsigned int**, int)": "notify",
-    "two_shot_all_reduce_kernel": "all_reduce",
-    "nvshmemi_proxy_quiet_kernel": None,
-    "void tensorrt_llm::kernels::moe_comm::moeAllToAllKernel<2>(Params)": "all_to_all",
-    "kuserbuffers_pushrecv": "p2p",
-    ALLREDUCE_FUSION.format(0): "all_reduce",
-    "Memcpy PtoP (Device -> Device)": "p2p",
-    "gloo:all_to_all": "all_to_all",
-    "gloo:all_reduce": "all_reduce",
-    "gloo:send": "p2p",
-    "_ZN7deep_ep9internode8dispatchILb0ELi8EEEvPv": "dispatch",
-    "EpDispatchIntraNodeKernel_bf16": "dispatch",
-    "void fbgemm_gpu::one_shot_all_reduce<true>(int)": "all_reduce",
-}
-COMPUTE = {
-    "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute": "gemm",
-    "nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NNT": "gemm",
-    "void cutlass::Kernel<cutlass_80_tensorop_s1688gemm_256x64_16x4_nn_align4>(Params)": "gemm",
-    "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_32x6_tn": "gemm",
-    "volta_sgemm_128x32_nn": "gemm",
-    "Cijk_Ailk_Bljk_BBS_BH_Bias_HAS_SAV_UserArgs_MT256x256x32": "gemm",
-    "void deep_gemm::sm90_fp8_gemm_1d2d_impl<0u, 4096u, (deep_gemm::GemmType)0>(float*)": "gemm",
-    "void deep_gemm::sm90_fp8_gemm_1d2d_impl<0u, 4096u, (deep_gemm::GemmType)1>(float*)": "grouped_gemm",
-    "fused_moe_kernel": "grouped_gemm",
-    "void flash_fwd_kernel<Flash_fwd_kernel_traits<128, 128, 64, 4>>(Flash_fwd_params)": "attention",
-    "fmhaSm100fKernel_QkvBfloat16OBfloat16H128PagedKvCausalP64": "attention",
-    "void flash::flash_fwd_splitkv_mla_kernel<Traits>(Params)": "attention",
-    "void flashinfer::norm::FusedAddRMSNormKernel<8u, __nv_bfloat16>(__nv_bfloat16*)": "norm",
-    "void vllm::act_and_mul_kernel<c10::BFloat16, &vllm::silu_kernel>(c10::BFloat16*)": "activation",
-    "void per_token_group_quant_8bit_kernel<c10::BFloat16, c10::Float8_e4m3fn>(void const*)": "quantize",
-    "void transformer_engine::block_scaled_cast_transpose_kernel<true>()": "quantize",
-    "void vllm::moe::moe_align_block_size_kernel<int>(int*)": "routing",
-    "void vllm::moe::topkGatingSoftmax<8, 256, 4, 16>(float const*)": "routing",
-    "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>()": "optimizer",
-    "void deep_ep::layout::get_dispatch_layout<256, 32, 8>(long const*)": "routing",
-    "triton_poi_fused__to_copy_add_all_reduce_wait_tensor_3": "elementwise",
-    "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, char*>(int)": "elementwise",
-    "void fbgemm_gpu::permute_2D_data_kernel<false, int>(int)": "index",
-    "split_embedding_backward_codegen_adagrad_unweighted_kernel(int)": "embedding",
-    "_fwd_grouped_kernel_stage1": "attention",
-    "aten::mm": "gemm",
-    "aten::_grouped_mm": "grouped_gemm",
-    "aten::_softmax": "softmax",
-    "aten::silu": "activation",
-    "aten::native_layer_norm": "norm",
-    "aten::_to_copy": "elementwise",
-    "aten::topk": "routing",
-}
+from moescope.profiler.classify_names import LONGEST, take_apart
+from moescope.profiler.classify_rules import COLLECTIVES
+
+CORPUS = list(csv.DictReader((Path(__file__).parent / "data" / "kernel_names.csv").read_text().splitlines()))
+COLLECTIVE_WORDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+EXPERT_LIBRARIES = ("deep_ep", "dpsk::ep", "vendor::ep", "uccl", "engine::comm::deep_ep")
 
 
-@pytest.mark.parametrize(("name", "operator"), COMM.items())
-def test_kernels_that_move_data_between_ranks_are_communication(name, operator):
-    found = classify(name)
-    assert found.kind == "comm"
-    assert operator is None or found.operator == operator
+def of_kind(*kinds):
+    return [row["name"] for row in CORPUS if row["kind"] in kinds]
 
 
-@pytest.mark.parametrize(("name", "operator"), COMPUTE.items())
-def test_kernels_that_work_on_their_own_device_are_compute(name, operator):
-    found = classify(name)
-    assert (found.kind, found.operator) == ("compute", operator)
+def test_every_name_of_the_corpus_has_its_kind_and_class():
+    assert len({row["name"] for row in CORPUS}) == len(CORPUS) > 700
+    wrong = []
+    for row in CORPUS:
+        found = classify(row["name"])
+        if found.kind != row["kind"] or row["class"] not in ("", found.operator):
+            wrong.append(f"{row['kind']}/{row['class']} is taken for {found}: {row['name'][:100]}")
+    assert not wrong, "\n".join(wrong)
 
 
+def test_the_corpus_says_where_each_name_is_from():
+    assert all(row["source"] and row["kind"] in KINDS for row in CORPUS)
+
+
+def test_types_of_call_arguments_decide_nothing():
+    arguments = "(ncclDevComm*, deep_ep::internode::SourceMeta const*, all_reduce::Params, cutlass::gemm::X)"
+    for row in CORPUS:
+        parts = take_apart(row["name"])
+        if parts.body.count("<") == parts.body.count(">") > 0 and not parts.body.startswith("_Z"):
+            assert classify(parts.body + arguments) == classify(row["name"]), row["name"]
+    assert classify("void my_add_kernel<float>(ncclDevComm*, float*)").kind == "compute"
+
+
+def test_a_name_cut_off_in_its_arguments_is_still_known():
+    for name in of_kind("comm", "compute", "fused"):
+        parts = take_apart(name)
+        body_at = name.find(parts.body[-20:]) if parts.body else -1
+        if not name.startswith("_Z") and body_at >= 0 and name.endswith(")") and parts.body != name:
+            cut = name[: body_at + len(parts.body[-20:]) + 3]
+            assert classify(cut).kind == classify(name).kind, cut
+
+
+def test_communication_is_known_by_the_function_alone():
+    templates = ("pattern", "allreducefusion", "mscclpp", "flux", "gemm")
+    for name in of_kind("comm"):
+        if not any(word in name.lower() for word in templates):
+            assert classify(head_of(name)).kind == "comm", name
+
+
+@pytest.mark.parametrize("name", sorted({row["name"] for row in CORPUS if row["name"].endswith(".kd")}))
+def test_what_the_rocm_runtime_appends_to_a_name_changes_nothing(name):
+    assert classify(name) == classify(name.removesuffix(".kd")) == classify(name.removesuffix(".kd") + " [clone .kd]")
+
+
+@pytest.mark.parametrize("library", EXPERT_LIBRARIES)
 @pytest.mark.parametrize(
-    "name", ["Memcpy DtoD (Device -> Device)", "Memcpy HtoD (Pinned -> Device)", "Memset (Device)", "aten::copy_"]
+    ("function", "operator"),
+    [
+        ("internode::dispatch", "dispatch"),
+        ("internode::combine", "combine"),
+        ("internode_ll::dispatch", "dispatch"),
+        ("intranode::combine", "combine"),
+        ("internode::notify_dispatch", "notify"),
+        ("internode::cached_notify", "notify"),
+        ("intranode::cached_notify_combine", "notify"),
+        ("internode_ll::clean_low_latency_buffer", "notify"),
+    ],
 )
-def test_copies_on_one_device_are_memory(name):
-    assert classify(name).kind == "memory"
+def test_deepep_is_known_in_whatever_namespace_it_is_built(library, function, operator):
+    found = classify(f"void {library}::{function}<false, 8, true>(int4*, float*)")
+    assert (found.kind, found.operator) == ("comm", operator)
 
 
-@pytest.mark.parametrize(
-    "name", [ALLREDUCE_FUSION.format(1), "void ag_gemm_kernel<128>(int)", "sm100_fp8_fp4_mega_moe_impl"]
-)
-def test_kernels_that_compute_and_communicate_are_fused(name):
-    assert classify(name).kind == "fused"
+@pytest.mark.parametrize("word", COLLECTIVE_WORDS)
+@pytest.mark.parametrize("form", ["{}_permute_kernel", "_unpack_after_{}", "reorder_for_{}_kernel", "pack_{}_buffer"])
+def test_layout_kernels_move_nothing_between_ranks(word, form):
+    assert classify(form.format(word)).kind == "compute"
+
+
+@pytest.mark.parametrize("word", COLLECTIVE_WORDS)
+def test_what_a_compiler_fused_is_compute_whatever_its_name_lists(word):
+    for form in ("triton_poi_fused_{}_view_0", "triton_red_fused_add_{}_mean_1", "triton_tem_fused_{}_mm_2"):
+        assert classify(form.format(word)).kind == "compute"
+
+
+@pytest.mark.parametrize("word", [*COLLECTIVE_WORDS, "broadcast", "send", "recv", "dispatch", "nccl"])
+def test_a_functor_of_pytorchs_elementwise_kernels_is_compute(word):
+    name = (
+        f"void at::native::vectorized_elementwise_kernel<4, at::native::{word}_functor, std::array<char*, 2ul> >(int)"
+    )
+    assert classify(name).kind == "compute"
 
 
 @pytest.mark.parametrize("name", ["c10d::allreduce_", "record_param_comms", "_c10d_functional::all_reduce"])
 def test_calls_that_only_issue_a_collective_are_no_kernels(name):
     assert classify(name).kind == "host"
+    assert is_host_call(name)
 
 
-def test_what_no_rule_knows_is_unknown():
-    assert classify("frobnicate_v7").kind == "unknown"
-    assert classify("").kind == "unknown"
+@pytest.mark.parametrize("name", ["", "frobnicate_v7", "kernel", "_Z", "<", "void ", "(", "\x1b[2J", "_ZN99999999f"])
+def test_what_no_rule_knows_is_unknown(name):
+    assert classify(name) == UNKNOWN
+
+
+@settings(max_examples=60, deadline=None)
+@example("_ZN" + "9" * 5000)
+@example("(" * 20000)
+@example("<" * 20000)
+@example("all_reduce_" * 2000 + "norm")
+@given(st.text(max_size=60))
+def test_any_text_is_classified_and_explained(name):
+    answer = explain(name)
+    assert answer.found.kind in (*KINDS, "host")
+    assert answer.reason
+    assert len(answer.head) <= LONGEST
+
+
+def test_mangled_names_are_what_they_are_demangled():
+    pairs = {
+        "_ZN7deep_ep9internode8dispatchILb0ELi8EEEvPv": "deep_ep::internode::dispatch",
+        "_ZN4vllm26cross_device_reduce_1stageI13__nv_bfloat16Li2EEEvPNS_8RankDataE": "vllm::cross_device_reduce_1stage",
+        "_ZN12_GLOBAL__N_126multimem_all_reduce_kernelILi16EEEvPv": "multimem_all_reduce_kernel",
+        "_Z22ncclDevKernel_SendRecv24ncclDevKernelArgsStorageILm4096EE": "ncclDevKernel_SendRecv",
+        "_ZN7ck_tile6kentryILi1ENS_16MoeSortingKernelINS_1XEEEEEvv": "ck_tile::kentry<MoeSortingKernel",
+    }
+    for mangled, head in pairs.items():
+        assert head_of(mangled) == head
+        assert classify(mangled) == classify(head)
+
+
+def test_heads_are_functions_without_types_and_arguments():
+    heads = {
+        "void at::native::(anonymous namespace)::f<int, g<2> >(ncclDevComm*)": "at::native::f",
+        "void at::native::<unnamed>::f<(int)2>(int)": "at::native::f",
+        "std::enable_if<!(false), void>::type internal::gemvx::kernel<int, float>(P)": "internal::gemvx::kernel",
+        "(anonymous namespace)::push_kernel(uint4 const*": "push_kernel",
+        "void ck_tile::kentry<2, ck_tile::MoeFlatmmKernel<X> >(P)": "ck_tile::kentry<ck_tile::MoeFlatmmKernel",
+        "Memcpy PtoP (Device -> Device)": "Memcpy PtoP (Device -> Device)",
+        "f(x) [clone .kd]": "f",
+    }
+    assert {name: head_of(name) for name in heads} == heads
 
 
 def test_the_stream_decides_nothing_and_the_source_outranks_the_name():
     cast = "void quantize_fp8_kernel<float>(float*)"
     assert classify(cast, stream="nccl") == classify(cast)
+    assert classify(cast).kind == "compute"
     assert classify("link_emulation", kind_hint="comm").kind == "comm"
     assert classify("ncclDevKernel_SendRecv(Args)", phase="nccl:all_to_all").operator == "all_to_all"
 
 
-def test_types_in_an_argument_list_decide_nothing():
-    assert head_of("void at::native::(anonymous namespace)::f<int, g<2> >(ncclDevComm*)") == "at::native::f"
-    assert classify("void my_add_kernel<float>(ncclDevComm*, float*)").kind == "compute"
+def test_the_launching_operator_speaks_only_where_no_rule_knows_the_name():
+    found = classify("frobnicate_v7", op="aten::mm")
+    assert (found.kind, found.operator, found.rule) == ("compute", "gemm", "launching-operator")
+    assert classify("ncclDevKernel_SendRecv", op="aten::mm").kind == "comm"
+    assert classify("frobnicate_v7", op="c10d::allreduce_") == UNKNOWN
+    assert classify("frobnicate_v7", op="vendor::exchange") == UNKNOWN
 
 
-def test_every_rule_has_a_name_of_its_own_and_a_reason():
+def test_every_rule_has_a_name_of_its_own_a_reason_and_a_known_kind():
     assert len({rule.name for rule in RULES}) == len(RULES)
-    assert all(rule.reason for rule in RULES)
+    assert all(rule.reason and rule.kind in (*KINDS, "host") for rule in RULES)
+    classes = {operator for _, operator in COLLECTIVES} | {rule.operator for rule in RULES}
+    assert {row["class"] for row in CORPUS if row["kind"] != "unknown"} <= classes | {"", "collective"}
 
 
 def test_a_table_is_classified_row_by_row_like_single_names():
     import pyarrow as pa
 
-    names = ["aten::mm", "gloo:send", "aten::mm", "x", "x"]
-    hints = [None, None, None, "comm", None]
-    table = pa.table({"name": pa.array(names), "kind": pa.array(hints, pa.string())})
+    names = [None, "aten::mm", "gloo:send", "aten::mm", "x", "x", "x"]
+    hints = [None, None, None, None, "comm", None, None]
+    ops = [None, None, None, None, None, "aten::bmm", None]
+    columns = {"name": names, "kind": hints, "op": ops}
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     rows = list(zip(*classify_table(table), strict=True))
-    expected = [classify(name, kind_hint=hint) for name, hint in zip(names, hints, strict=True)]
+    expected = [
+        classify(name or "", kind_hint=hint, op=op or "") for name, hint, op in zip(names, hints, ops, strict=True)
+    ]
     assert rows == [(one.kind, one.operator, one.rule) for one in expected]
-
-
-def test_user_rules_say_which_entry_is_wrong(tmp_path):
-    file = tmp_path / "rules.toml"
-    file.write_text('[[rule]]\nname="a"\npattern="x("\nkind="comm"\n')
-    with pytest.raises(UsageProblem, match="rule 1"):
-        read_rules(file)
-    file.write_text('[[rule]]\npattern="x"\nkind="comms"\n')
-    with pytest.raises(UsageProblem, match="comms"):
-        read_rules(file)
+    assert list(zip(*classify_table(table.slice(0, 0)), strict=True)) == []

@@ -20,19 +20,27 @@ def command(name: str, as_json: bool, rules: Path | None) -> None:
     \b
       moescope explain 'ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)'
     """
-    from moescope.profiler.classify import classify, rule_named
+    from moescope.profiler.classify import UNKNOWN, explain
     from moescope.profiler.commands.following import say_next
 
     take_rules(rules)
-    found = classify(name)
-    rule = rule_named(found.rule)
-    reason = rule.reason if rule is not None else "no rule matches: add one with --rules FILE.toml"
+    answer = explain(name)
+    told = {
+        "kind": answer.found.kind,
+        "operator": answer.found.operator,
+        "rule": answer.found.rule,
+        "reason": answer.reason,
+        "matched": answer.matched,
+        "function": answer.head,
+    }
     if as_json:
         import json
 
-        answer = {"name": name, "kind": found.kind, "operator": found.operator, "rule": found.rule, "reason": reason}
-        click.echo(json.dumps(answer, ensure_ascii=False))
+        click.echo(json.dumps({"name": name} | told))
         return
-    click.echo(f"kind      {found.kind}\noperator  {found.operator}\nrule      {found.rule}\nbecause   {reason}")
-    if rule is None:
+    for key, text in told.items():
+        if text:
+            label = "because" if key == "reason" else key
+            click.echo(f"{label:9} {''.join(letter if letter.isprintable() else '·' for letter in text)}")
+    if answer.found == UNKNOWN:
         say_next(f"moescope explain {shlex.quote(name)} --rules FILE.toml")
