@@ -9,10 +9,9 @@ from typing import Any
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from moescope.tui.app import MoescopeApp, Painted
+from moescope.tui.app import MoescopeApp
+from moescope.tui.parts import PARTS, Painted
 from tests.tui.synthetic import SyntheticFeed
-
-PARTS = ("header", "headline", "tabs", "body", "pane", "scrubber", "keys")
 
 
 def picture(app: MoescopeApp) -> str:
@@ -30,7 +29,7 @@ async def settle(pilot: Pilot[int], app: MoescopeApp) -> None:
     for _ in range(1000):
         app.frame()
         answer = app.watcher.latest
-        if app.watcher.problem or (answer is not None and app.seen is not None and answer.wish == app._wish()):
+        if app.watcher.problem or (answer is not None and app.seen is not None and answer.wish == app.wish()):
             app.frame()
             await asyncio.sleep(0)
             return
@@ -64,7 +63,7 @@ def drive(
                 if app.is_running:
                     await settle(pilot, app)
             if app.is_running:
-                app.last_picture, app.last_cells = picture(app), app._cells()
+                app.last_picture, app.last_cells = picture(app), app.cells()
             if then is not None:
                 await then(app, pilot)
 

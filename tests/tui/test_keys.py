@@ -8,6 +8,7 @@ import pytest
 from textual.events import Key
 from textual.pilot import Pilot
 
+from moescope.tui.actions import ACTIONS
 from moescope.tui.app import MoescopeApp
 from moescope.tui.commands import COMMANDS
 from moescope.tui.state import SCREENS
@@ -15,9 +16,9 @@ from tests.tui.driving import drive, prompt_text, screen, settle
 from tests.tui.synthetic import MS, START, SyntheticFeed, snapshot
 
 
-def test_every_command_has_a_method_and_no_key_means_two_things_on_one_screen() -> None:
+def test_every_command_does_something_and_no_key_means_two_things_on_one_screen() -> None:
     for command in COMMANDS:
-        assert hasattr(MoescopeApp, f"do_{command.action.partition('(')[0]}"), command
+        assert command.action.partition("(")[0] in ACTIONS, command
     for name in (*SCREENS, "help"):
         keys = [key for command in COMMANDS if command.works_on(name) for key in command.keys]
         assert len(keys) == len(set(keys)), name
@@ -256,6 +257,24 @@ def test_what_is_typed_ahead_of_the_prompt_is_its_text() -> None:
         assert app.view.filter == "gloo"
 
     assert drive(["3"], then=type_ahead).view.screen == "kernels"
+
+
+@pytest.mark.parametrize("end", ["enter", "escape"])
+def test_what_is_typed_right_behind_the_prompt_is_a_command(end: str) -> None:
+    async def type_ahead(app: MoescopeApp, pilot: Pilot[int]) -> None:
+        # Into a prompt, out of it, two screens on, into another prompt, and out of that: no time between any two keys.
+        for key in ("slash", *"gloo", end, "2", "5", "slash", *"all", "enter", "6"):
+            character = key if len(key) == 1 else {"slash": "/", "enter": "\r", "escape": "\x1b"}[key]
+            app.post_message(Key(key, character))
+        for _ in range(500):
+            await pilot.pause(0.01)
+            if app.view.screen == "experts":
+                break
+        assert not app.query_one("#prompt").display
+        assert app.view.filters.get("kernels", "") == ("gloo" if end == "enter" else "")
+        assert app.view.filters["links"] == "all"
+
+    assert drive(["3"], then=type_ahead).view.screen == "experts"
 
 
 def test_a_feed_that_fails_is_told_and_the_screen_stays() -> None:
