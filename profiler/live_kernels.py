@@ -14,7 +14,7 @@ from moescope.profiler.live_track import Intervals, Times, Track
 from moescope.profiler.overlap import NO_PHASE, DeviceKernels, sweep
 
 FIELDS: Final = (
-    "start", "end", "code", "stream", "device", "phase", "grid", "flops", "bytes", "dtype", "evidence", "piece",
+    "start", "end", "code", "stream", "device", "phase", "launch", "flops", "bytes", "dtype", "evidence", "piece",
 )  # fmt: skip
 DEVICE_SETS: Final = ("compute", "comm", "overlapped", "exposed", "busy")
 LANE_SETS: Final = ("compute", "overlapped", "exposed", "memory", "unknown", "busy")

@@ -15,6 +15,7 @@ from moescope.profiler.live_columns import NULL, Column, Columns, Names, Pieces,
 from moescope.profiler.live_kernels import FIELDS, DeviceSweep, RankKernels, refresh
 from moescope.profiler.live_track import EVER, Track
 from moescope.profiler.snapshot import Evidence
+from moescope.profiler.units import with_launch_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,10 +151,10 @@ class LiveState:
             ("flops", "flops"),
             ("bytes", "bytes"),
             ("dtype", "dtype"),
-            ("grid", "grid"),
             ("evidence", "evidence"),
         ):
             columns[name] = to_numpy(rows, column, self.names)
+        columns["launch"] = to_numpy(with_launch_text(rows), "launch", self.names)
         return {name: columns[name] for name in FIELDS}
 
     def _class_codes(self, rows: pa.Table) -> Column:

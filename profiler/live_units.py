@@ -13,7 +13,7 @@ from moescope.profiler.live_kernels import as_device
 from moescope.profiler.live_state import LiveState
 from moescope.profiler.overlap import sweep
 from moescope.profiler.snapshot import Figure, Units
-from moescope.profiler.units import UnitUse, units_used
+from moescope.profiler.units import UnitUse, launch_columns, units_used
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,14 +30,14 @@ def rank_units(state: LiveState, rank: int, window: tuple[int, int]) -> Units:
         return Units(state.unit_kind, None, none, none, none, none)
     number = min(held.devices, key=state.names.text)
     name = state.names.text(number, "cpu")
-    # Only launch grids tell units where none were measured, and operators on a CPU have no grid.
+    # Only launch shapes tell units where none were measured, and operators on a CPU have none.
     seen = window if not name.startswith("cpu") else (window[0], window[0])
-    starts, ends, code, device, grid = recorded_columns(held, seen, ("start", "end", "code", "device", "grid"))
-    own = (device == number) & (grid >= 0) if len(device) else np.empty(0, np.bool_)
+    starts, ends, code, device, launch = recorded_columns(held, seen, ("start", "end", "code", "device", "launch"))
+    own = (device == number) & (launch >= 0) if len(device) else np.empty(0, np.bool_)
     kinds = state.kind_of()[code[own]] if own.any() else np.empty(0, np.int8)
     kernels = as_device(starts[own], ends[own], kinds, rank, name)
     swept = sweep(kernels, held.recorded.between(*window), window)
-    used = units_used(kernels, swept, _launches(state, grid[own]), _intervals(state, rank, window), state.source.meta)
+    used = units_used(kernels, swept, _launches(state, launch[own]), _intervals(state, rank, window), state.source.meta)
     return _as_units(used)
 
 
@@ -59,13 +59,13 @@ def _as_units(used: UnitUse) -> Units:
     )
 
 
-def _launches(state: LiveState, grid: Column) -> pa.Table:
-    """A table with the kernels' launch grids alone."""
+def _launches(state: LiveState, launch: Column) -> pa.Table:
+    """A table with the kernels' launch shapes alone."""
     import pyarrow as pa
 
-    distinct, inverse = np.unique(grid, return_inverse=True)
-    texts = pa.array([state.names.text(int(code)) for code in distinct], pa.string())
-    return pa.table({"grid": texts.take(pa.array(inverse.reshape(-1)))})
+    distinct, inverse = np.unique(launch, return_inverse=True)
+    table = launch_columns([state.names.text(int(code)) for code in distinct])
+    return table.take(pa.array(inverse.reshape(-1)))
 
 
 def _intervals(state: LiveState, rank: int, window: tuple[int, int]) -> pa.Table:

@@ -1,33 +1,46 @@
-"""Execution units (SMs, or cores on the CPU backend) that communication and compute hold: measured, else inferred."""
+"""Execution units (SMs, or cores on the CPU backend) that communication and compute hold: measured, else inferred.
+
+Inferred from launch shapes, a kernel holds the fewest units that take its blocks at once while it runs,
+`min(units, ceil(blocks / resident blocks of a unit))`. Blocks may be spread wider than that: the `at_most` figures
+count a unit for each block, so what is true lies between the two; they are one where a unit holds one block alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times, concurrency
+from moescope.profiler.intervals import Times
 from moescope.profiler.overlap import DeviceKernels, Sweep
+from moescope.profiler.roofline.hardware import Hardware, UnitLimits, hardware_of
+from moescope.profiler.roofline.residency import resident_ctas, units_needed, units_spread
+from moescope.profiler.unit_steps import (
+    ROLES,
+    Held,
+    UnitSteps,
+    held_by_units,
+    recorded_unit_steps,
+    unit_steps,
+    weighted_median,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SMS: Final = {
-    "V100": 80, "T4": 40, "A100": 108, "A30": 56, "A10": 72, "L4": 58, "L40": 142, "RTX 4090": 128, "H100 PCIe": 114,
-    "H100": 132, "H800": 132, "H200": 132, "H20": 78, "GH200": 132, "B200": 148, "GB200": 148, "B300": 148,
-    "GB300": 148, "MI250X": 110, "MI300X": 304, "MI325X": 304, "MI355X": 256,
-}  # fmt: skip
-"""Units by device name, from the vendors' data sheets, for sources that do not tell."""
+SHAPE_COLUMNS: Final = ("grid", "block", "registers", "shared_bytes")
+"""Columns of `kernels` that tell a launch's shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitUse:
     """What is held; None with a reason where it is not known.
 
-    comm_typical, compute_typical: time-weighted median while any is held; comm_time_share: unit·time over
-    total x counted time
+    comm_typical, compute_typical: time-weighted median while any is held; comm_time_share, compute_time_share: unit
+    time over total x counted time; comm_at_most, compute_at_most: the typical count where blocks are spread over as
+    many units as there are; shape_share: share of the kernels' time with a known launch shape, 1 where it was measured
     """
 
     kind: Literal["sm", "core"]
@@ -38,19 +51,19 @@ class UnitUse:
     compute_typical: int | None
     evidence: str
     reason: str = ""
+    compute_peak: int | None = None
+    compute_time_share: float | None = None
+    comm_at_most: int | None = None
+    compute_at_most: int | None = None
+    shape_share: float | None = None
 
 
-def weighted_median(values: Times, weights: Times) -> int | None:
-    """The smallest value that at least half of the weight does not exceed; None without weight.
+@dataclass(frozen=True, slots=True)
+class UnitAnswer:
+    """What is held in short, and over time; steps: None where nothing is known of it."""
 
-    values, weights: [n]
-    """
-    total = int(weights.sum())
-    if total <= 0:
-        return None
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order])
-    return int(values[order][np.searchsorted(reached, (total + 1) // 2)])
+    use: UnitUse
+    steps: UnitSteps | None
 
 
 def units_used(
@@ -60,137 +73,192 @@ def units_used(
 
     intervals: `unit_intervals`; source_kernels: the table that `kernels.rows` counts in
     """
-    on_cpu = kernels.device.startswith("cpu")
-    properties = _properties(meta, kernels)
-    total = _total(meta, properties, on_cpu)
-    measured = _measured(kernels.rank, swept, intervals, total, on_cpu)
-    if measured is not None:
-        return measured
-    if on_cpu:
-        return _unknown("core", total, "the scheduler's switches were not recorded (see `moescope doctor`)")
-    if total is None:
-        return _unknown("sm", None, "the source does not tell the device's number of SMs")
-    return _inferred(kernels, swept, source_kernels, total)
+    return unit_answer(kernels, swept, source_kernels, intervals, hardware_of(meta, kernels.rank, kernels.device)).use
+
+
+def unit_answer(
+    kernels: DeviceKernels, swept: Sweep, source_kernels: pa.Table, intervals: pa.Table, hardware: Hardware
+) -> UnitAnswer:
+    """Units of one device, in short and over time; arguments as `units_used` takes them.
+
+    On a GPU kernels record themselves, so that one role can be recorded and the other not: that one is inferred.
+    """
+    kind: Literal["sm", "core"] = "core" if kernels.device.startswith("cpu") else "sm"
+    recorded = _recorded(kernels.rank, intervals)
+    silent = [role for role in ("comm", "compute") if role not in recorded and (kernels.kinds == role).any()]
+    if recorded and (kind == "core" or not silent):
+        steps = recorded_unit_steps(recorded, swept.recorded)
+        return UnitAnswer(_measured_use(steps, swept, hardware.units, kind), steps)
+    if kind == "core":
+        reason = "the scheduler's switches were not recorded (see `moescope doctor`)"
+        return UnitAnswer(_unknown(kind, hardware.units, reason), None)
+    if hardware.units is None:
+        return UnitAnswer(_unknown("sm", None, "the source does not tell the device's number of SMs"), None)
+    return _inferred(kernels, swept, source_kernels, hardware.units, hardware.unit_limits, recorded)
 
 
 def _unknown(kind: Literal["sm", "core"], total: int | None, reason: str) -> UnitUse:
     return UnitUse(kind, total, None, None, None, None, "inferred" if kind == "sm" else "measured", reason)
 
 
-def _properties(meta: dict[str, Any], kernels: DeviceKernels) -> dict[str, Any]:
-    for entry in meta.get("ranks") or ():
-        if entry.get("rank") == kernels.rank:
-            found = (entry.get("device_properties") or {}).get(kernels.device)
-            return found if isinstance(found, dict) else {}
-    return {}
-
-
-def _total(meta: dict[str, Any], properties: dict[str, Any], on_cpu: bool) -> int | None:
-    hardware = meta.get("hardware") if isinstance(meta.get("hardware"), dict) else {}
-    assert isinstance(hardware, dict)
-    told = hardware.get("cores") if on_cpu else properties.get("numSms", hardware.get("sms"))
-    if isinstance(told, int) and told > 0:
-        return told
-    name = str(properties.get("name", hardware.get("gpu", "")))
-    return next((SMS[key] for key in sorted(SMS, key=len, reverse=True) if key in name), None) if not on_cpu else None
-
-
-def _measured(rank: int, swept: Sweep, intervals: pa.Table, total: int | None, on_cpu: bool) -> UnitUse | None:
+def _recorded(rank: int, intervals: pa.Table) -> dict[str, Held]:
+    """Recorded intervals of the rank by role: starts, ends, units; roles without any are not in it."""
     if not intervals.num_rows:
-        return None
+        return {}
     import pyarrow.compute as pc
 
     own = intervals.filter(pc.equal(intervals.column("rank"), rank))
-    if not own.num_rows:
-        return None
-    kind: Literal["sm", "core"] = "core" if on_cpu else "sm"
-    typical: dict[str, int | None] = {}
-    peak, share = 0, None
+    found = {}
     for role in ("comm", "compute"):
         rows = own.filter(pc.equal(own.column("role"), role))
-        times, counts = _distinct_units(rows)
-        times, counts, held = _inside(times, counts, swept)
-        typical[role] = weighted_median(counts, held * (counts > 0))
-        if role == "comm":
-            peak = int(counts[held > 0].max(initial=0))
-            share = float((counts * held).sum()) / (total * swept.span_ns) if total and swept.span_ns else None
+        if rows.num_rows:
+            starts, ends, units = (rows.column(name).to_numpy() for name in ("start_ns", "end_ns", "unit"))
+            found[role] = starts, ends, units
+    return found
+
+
+def _measured_use(steps: UnitSteps, swept: Sweep, total: int | None, kind: Literal["sm", "core"]) -> UnitUse:
+    typical = {role: weighted_median(held, steps.counted * (held > 0)) or 0 for role, held in _roles(steps)}
     return UnitUse(
-        kind, total, typical["comm"] or 0, peak, share, typical["compute"] or 0, "measured",
-        "" if share is not None else "the number of units is not known",
-    )  # fmt: skip
+        kind=kind,
+        total=total,
+        comm_typical=typical["comm"],
+        comm_peak=_peak(steps.comm, steps),
+        comm_time_share=_share(steps.comm, steps, swept, total),
+        compute_typical=typical["compute"],
+        evidence="measured",
+        reason="" if total and swept.span_ns else "the number of units is not known",
+        compute_peak=_peak(steps.compute, steps),
+        compute_time_share=_share(steps.compute, steps, swept, total),
+        comm_at_most=typical["comm"],
+        compute_at_most=typical["compute"],
+        shape_share=1.0,
+    )
 
 
-def _distinct_units(rows: pa.Table) -> tuple[Times, Times]:
-    """Units held over time; a unit that several threads or launches hold at once counts once."""
-    from moescope.profiler.intervals import union
-
-    unit = rows.column("unit").to_numpy()
-    starts, ends = rows.column("start_ns").to_numpy(), rows.column("end_ns").to_numpy()
-    merged = [union(starts[unit == one], ends[unit == one]) for one in np.unique(unit)]
-    if not merged:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    return concurrency(np.concatenate([one[0] for one in merged]), np.concatenate([one[1] for one in merged]))
+def _roles(steps: UnitSteps) -> tuple[tuple[str, Times], ...]:
+    return ("comm", steps.comm), ("compute", steps.compute)
 
 
-def _inside(edges: Times, counts: Times, swept: Sweep) -> tuple[Times, Times, Times]:
-    """The step function's stretches and how long each lasts inside the counted time."""
-    from moescope.profiler.intervals import covered_within
-
-    if len(edges) < 2:
-        none = np.empty(0, np.int64)
-        return none, none, none
-    return edges[:-1], counts[:-1], covered_within(swept.recorded, edges[:-1], edges[1:])
+def _peak(held: Times, steps: UnitSteps) -> int:
+    return int(held[steps.counted > 0].max(initial=0))
 
 
-def _inferred(kernels: DeviceKernels, swept: Sweep, table: pa.Table, total: int) -> UnitUse:
-    """From launch shapes: a kernel holds min(SMs, CTAs) units while it runs."""
-    held = _units_by_launch(table, kernels.rows, total)
-    reason = "" if (held > 0).any() else "no launch shapes in the source"
-    typical: dict[str, int | None] = {}
-    peak: int | None = None
-    share: float | None = None
-    for role, kinds in (("comm", ("comm", "fused")), ("compute", ("compute", "fused"))):
-        pick = np.isin(kernels.kinds, kinds) & (held > 0)
-        edges, counts = _weighted(kernels.starts[pick], kernels.ends[pick], held[pick], total)
-        _, counts, lasts = _inside(edges, counts, swept)
-        typical[role] = weighted_median(counts, lasts * (counts > 0))
-        if role == "comm" and not reason:
-            ran = lasts > 0
-            peak = int(counts[ran].max(initial=0))
-            share = float((counts * lasts).sum()) / (total * swept.span_ns) if swept.span_ns else None
-            if typical[role] is None and not np.isin(kernels.kinds, kinds).any():
-                typical[role] = 0
-    return UnitUse("sm", total, typical["comm"], peak, share, typical["compute"], "inferred", reason)
+def _share(held: Times, steps: UnitSteps, swept: Sweep, total: int | None) -> float | None:
+    return float((held * steps.counted).sum()) / (total * swept.span_ns) if total and swept.span_ns else None
 
 
-def _weighted(starts: Times, ends: Times, weights: Times, most: int) -> tuple[Times, Times]:
-    """Sum of the weights of what is open over time, no more than `most`: edges, sums as `concurrency`."""
-    if not len(starts):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    edges, inverse = np.unique(np.concatenate((starts, ends)), return_inverse=True)
-    change = np.bincount(inverse, np.concatenate((weights, -weights)), minlength=len(edges))
-    return edges, np.minimum(np.cumsum(np.rint(change).astype(np.int64)), most)
+def _inferred(
+    kernels: DeviceKernels,
+    swept: Sweep,
+    table: pa.Table,
+    total: int,
+    limits: UnitLimits | None,
+    recorded: Mapping[str, Held],
+) -> UnitAnswer:
+    needed, spread = units_by_launch(table, kernels.rows, total, limits)
+    told = {role: held_by_units(*held) for role, held in recorded.items()}
+    if not (needed > 0).any() and not told:
+        return UnitAnswer(_unknown("sm", total, "no launch shapes in the source"), None)
+    steps = unit_steps(_parts(kernels, needed) | told, swept.recorded, total)
+    wide = unit_steps(_parts(kernels, spread) | told, swept.recorded, total)
+    typical = {role: weighted_median(held, steps.counted * (held > 0)) for role, held in _roles(steps)}
+    at_most = {role: weighted_median(held, wide.counted * (held > 0)) for role, held in _roles(wide)}
+    known = {}
+    for role in typical:
+        own = np.isin(kernels.kinds, (role, "fused"))
+        known[role] = role in told or bool((needed[own] > 0).any()) or not own.any()
+        if typical[role] is None and not own.any():
+            typical[role] = at_most[role] = 0
+    working = np.isin(kernels.kinds, ("comm", "compute", "fused"))
+    lasting = (kernels.ends - kernels.starts) * working
+    whole = int(lasting.sum())
+    use = UnitUse(
+        kind="sm",
+        total=total,
+        comm_typical=typical["comm"],
+        comm_peak=_peak(steps.comm, steps) if known["comm"] else None,
+        comm_time_share=_share(steps.comm, steps, swept, total) if known["comm"] else None,
+        compute_typical=typical["compute"],
+        evidence="inferred",
+        compute_peak=_peak(steps.compute, steps) if known["compute"] else None,
+        compute_time_share=_share(steps.compute, steps, swept, total) if known["compute"] else None,
+        comm_at_most=at_most["comm"],
+        compute_at_most=at_most["compute"],
+        shape_share=int(lasting[needed > 0].sum()) / whole if whole else None,
+    )
+    return UnitAnswer(use, steps if all(known.values()) else None)
 
 
-def _units_by_launch(table: pa.Table, rows: Times, total: int) -> Times:
-    """[kernels] units of each kernel; 0 where the launch shape is not known.
+def _parts(kernels: DeviceKernels, held: Times) -> dict[str, Held]:
+    found = {}
+    for role in ROLES:
+        pick = (kernels.kinds == role) & (held > 0) & (kernels.ends > kernels.starts)
+        found[role] = kernels.starts[pick], kernels.ends[pick], held[pick]
+    return found
 
-    The hardware spreads blocks over idle units before it stacks them on one, so a grid smaller than the device takes a
-    unit a block, and any larger one takes them all.
+
+def units_by_launch(table: pa.Table, rows: Times, total: int, limits: UnitLimits | None) -> tuple[Times, Times]:
+    """The fewest and the most units that each kernel's blocks hold at once: [rows], 0 where the grid is not known.
+
+    table: with `grid` and, where they are known, the other SHAPE_COLUMNS; rows: which of its rows
     """
+    codes, shapes = _distinct_shapes(table, rows)
+    needed, spread = np.zeros(len(shapes), np.int64), np.zeros(len(shapes), np.int64)
+    for at, (grid, block, registers, shared) in enumerate(shapes):
+        ctas = volume(grid)
+        if ctas:
+            resident = resident_ctas(limits, volume(block) or None, registers, shared)
+            needed[at], spread[at] = units_needed(ctas, resident, total), units_spread(ctas, total)
+    return needed[codes], spread[codes]
+
+
+def _distinct_shapes(
+    table: pa.Table, rows: Times
+) -> tuple[Times, list[tuple[str | None, str | None, int | None, int | None]]]:
+    """Number of each row's launch shape, and the shapes: few thousands of kernels share few shapes."""
     import pyarrow as pa
 
-    return np.minimum(_volume(table.column("grid").take(pa.array(rows))), total)
+    picked = table.select([name for name in SHAPE_COLUMNS if name in table.column_names]).take(pa.array(rows))
+    codes = np.zeros(len(rows), np.int64)
+    for name in picked.column_names:
+        encoded = picked.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
+        codes = codes * max(len(encoded.dictionary), 1) + encoded.indices.to_numpy()
+        codes = np.unique(codes, return_inverse=True)[1].reshape(-1)
+    _, first = np.unique(codes, return_index=True)
+    shapes = picked.take(pa.array(first)).to_pylist()
+    return codes, [tuple(shape.get(name) for name in SHAPE_COLUMNS) for shape in shapes]
 
 
-def _volume(column: pa.ChunkedArray) -> Times:
-    """Product of `x,y,z` in each row, 0 for null: [rows]."""
-    encoded = column.combine_chunks().dictionary_encode()
-    products: NDArray[np.int64] = np.array([_product(text) for text in encoded.dictionary.to_pylist()] + [0], np.int64)
-    volumes: Times = products[encoded.indices.fill_null(len(products) - 1).to_numpy()]
-    return volumes
-
-
-def _product(text: str | None) -> int:
+def volume(text: str | None) -> int:
+    """Product of `x,y,z`; 0 where that is not known."""
     parts = [part.strip() for part in (text or "").split(",")]
-    return int(np.prod([int(part) for part in parts])) if all(part.isdigit() for part in parts) else 0
+    product = 1
+    for part in parts:
+        if not (part.isascii() and part.isdigit()) or len(part) > 10:
+            return 0
+        product *= int(part)
+    return min(product, 2**62)
+
+
+def with_launch_text(rows: pa.Table) -> pa.Table:
+    """`kernels` with a column `launch` that holds the SHAPE_COLUMNS in one text; null where there is no grid."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts = [pc.fill_null(rows.column(name).cast(pa.string()), "") for name in SHAPE_COLUMNS]
+    joined = pc.if_else(pc.is_valid(rows.column("grid")), pc.binary_join_element_wise(*parts, "|"), None)
+    return pa.table({"launch": joined})
+
+
+def launch_columns(texts: list[str]) -> pa.Table:
+    """The SHAPE_COLUMNS of texts that `with_launch_text` made: [texts]."""
+    import pyarrow as pa
+
+    split = [text.split("|") for text in texts]
+    columns = {
+        name: pa.array([parts[at] or None for parts in split], pa.string()) for at, name in enumerate(SHAPE_COLUMNS)
+    }
+    for name in ("registers", "shared_bytes"):
+        columns[name] = columns[name].cast(pa.int64())
+    return pa.table(columns)
