@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moescope.profiler.steps import noun_of
 
+from moescope.profiler.report_machine import machine_notes
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -223,6 +225,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     notes.append(_matrix_note(summary["ranks"]))
     if units["comm_typical"] is None:
         notes.append(f"Units: {units['comm_typical_reason']}.")
+    notes += machine_notes(summary["ranks"])
     if summary["coverage"] < 1:
         notes.append(
             f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone."

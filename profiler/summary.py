@@ -9,6 +9,7 @@ from moescope.collectors.schema import EVIDENCE
 from moescope.profiler.errors import NoData
 from moescope.profiler.findings import Aggregates, aggregates_of, as_rows, findings
 from moescope.profiler.intervals import length
+from moescope.profiler.machine import machine_answer
 from moescope.profiler.overlap import (
     DeviceKernels,
     Sweep,
@@ -34,7 +35,6 @@ from moescope.profiler.ranks.part import (
 from moescope.profiler.ranks.view import HOST, RankView, ranks_in
 from moescope.profiler.report import render_text
 from moescope.profiler.steps import Steps, quantile_step
-from moescope.profiler.units import UnitUse, units_used
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -205,7 +205,6 @@ def _median_step(steps: Steps) -> dict[str, Any]:
 def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
     inside = counted_ns(device.starts, device.ends, swept.recorded)
     counts = (inside > 0) | (device.starts == device.ends)
-    units = units_used(device, swept, source.table("kernels"), source.table("unit_intervals"), source.meta)
     phases = phase_times(device, ranges_of(source.table("phases"), device.rank), swept)
     return {
         "rank": device.rank,
@@ -222,8 +221,7 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]
         "unknown_us": _us(length(swept.unknown)),
         "kernels": int(counts.sum()),
         "coverage": coverage(recorded_windows(source).get(device.rank)),
-        "units": _units(units),
-        "matrix_use": _matrix_use(source, device, swept),
+        **machine_answer(source, device, swept),
         "phases": [
             {
                 "name": phase.name,
@@ -236,16 +234,6 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]
         ],
         "operators": _operators(device, inside, counts),
     }
-
-
-def _units(units: UnitUse) -> dict[str, Any]:
-    answer: dict[str, Any] = {"kind": units.kind}
-    for key in ("total", "comm_typical", "comm_peak", "comm_time_share", "compute_typical"):
-        value = getattr(units, key)
-        answer[key] = value
-        if value is None:
-            answer[f"{key}_reason"] = units.reason or "no kernel of this kind with a known launch shape"
-    return answer | {"evidence": units.evidence}
 
 
 def _operators(device: DeviceKernels, inside: Any, counts: Any) -> list[dict[str, Any]]:
@@ -270,53 +258,6 @@ def _operators(device: DeviceKernels, inside: Any, counts: Any) -> list[dict[str
             }
         )
     return sorted(found, key=lambda one: -one["share"])
-
-
-def _matrix_use(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
-    """Achieved FLOP/s over the peaks of the operands' types: time at peak, over the counted time (derived).
-
-    On the CPU backend a rank's peak is its part of the host's, as on the dashboard.
-    """
-    from moescope.profiler.intervals import covered_within
-    from moescope.profiler.live_engines import peak_flops, peaks, sharing_a_peak
-
-    counted: dict[str, int] = {}
-    work = source.table("work")
-    if work.num_rows:
-        times = work.column("t_ns").to_numpy()
-        own = (work.column("rank").to_numpy() == device.rank) & (covered_within(swept.recorded, times, times + 1) > 0)
-        _add(counted, work.filter(own))
-    if not counted:
-        import pyarrow as pa
-
-        table = source.table("kernels").select(["flops", "dtype"]).take(pa.array(device.rows))
-        _add(counted, table.filter(counted_ns(device.starts, device.ends, swept.recorded) > 0))
-    if not counted or not swept.span_ns:
-        return _no_use(None, "no operations are recorded: see moescope.collectors.emit.work")
-    achieved = sum(counted.values()) / swept.span_ns * 1e9
-    known = peaks(source.meta)
-    on_cpu = device.device.startswith("cpu")
-    sharing = sharing_a_peak(source.meta, len(source.ranks())) if on_cpu else 1.0
-    at_peak = 0.0
-    for dtype, flops in counted.items():
-        peak = peak_flops(known, dtype, emulated=on_cpu)
-        if peak is None:
-            return _no_use(achieved, f"the device's {dtype or 'matrix'} peak is not known; run `moescope calibrate`")
-        at_peak += flops * sharing / peak.value
-    return {"achieved": at_peak * 1e9 / swept.span_ns, "flops_per_s": achieved, "evidence": "derived"}
-
-
-def _no_use(flops_per_s: float | None, reason: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {"achieved": None, "achieved_reason": reason, "flops_per_s": flops_per_s}
-    if flops_per_s is None:
-        answer["flops_per_s_reason"] = reason
-    return answer | {"evidence": "derived"}
-
-
-def _add(counted: dict[str, int], table: Any) -> None:
-    for flops, dtype in zip(table.column("flops").to_pylist(), table.column("dtype").to_pylist(), strict=True):
-        if flops:
-            counted[dtype or ""] = counted.get(dtype or "", 0) + flops
 
 
 def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep]) -> int:
