@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from moescope.profiler.steps import noun_of
-
 from moescope.profiler.report_machine import machine_notes
+from moescope.profiler.steps import noun_of
 
 if TYPE_CHECKING:
     from rich.console import Console
