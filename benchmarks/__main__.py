@@ -1,12 +1,26 @@
-"""`make bench`: the benchmarks that take a minute or so; `python -m benchmarks.overhead` takes ten and runs alone."""
+"""`make bench`: every benchmark that a minute or so is enough for, the longer ones as a quick look that keeps nothing.
+
+`python -m benchmarks.NAME` takes the figures that `benchmarks/results/` keeps: `overhead` ten minutes, alone on the
+machine; `overlap`, `training` and `fp8_training` three to ten.
+"""
 
 from __future__ import annotations
 
 import runpy
+import sys
 
-QUICK = ("benchmarks.ring", "benchmarks.sweep", "benchmarks.csv_export", "benchmarks.accumulation")
+QUICK = (
+    ("benchmarks.ring",),
+    ("benchmarks.sweep",),
+    ("benchmarks.csv_export",),
+    ("benchmarks.accumulation",),
+    ("benchmarks.overlap", "--quick"),
+    ("benchmarks.training", "--quick"),
+    ("benchmarks.fp8_training", "--quick"),
+)
 
 if __name__ == "__main__":
-    for module in QUICK:
-        print(f"\n== {module}")
+    for module, *arguments in QUICK:
+        print(f"\n== {' '.join((module, *arguments))}", flush=True)
+        sys.argv[1:] = arguments
         runpy.run_module(module, run_name="__main__")

@@ -1,6 +1,6 @@
 """FP8 training against the same training without quantisation: loss on fresh data over a window, over seeds.
 
-python -m benchmarks.fp8_training [--seeds 6] [--steps 300] [--window 100]
+python -m benchmarks.fp8_training [--seeds 6] [--steps 300] [--window 100] [--quick]
 
 One rank of a small model; both trainings have the same weights, data and order. FP8: E4M3 operands in all products of
 FP8 layers and in dispatch. Reference: FP32 products and BF16 exchange with the same master weights and optimizer. It
@@ -85,16 +85,18 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints and keeps the result."""
+    """Prints the result, and keeps it unless it is a quick look."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--window", type=int, default=100)
+    parser.add_argument("--quick", action="store_true", help="two seeds of 60 steps; prints, keeps nothing")
     a = parser.parse_args()
+    seeds, steps, window = (2, 60, 20) if a.quick else (a.seeds, a.steps, a.window)
     start = time.monotonic()
     rows = []
-    for seed in range(a.seeds):
-        rows.append(row := compared(seed, a.steps, a.window))
+    for seed in range(seeds):
+        rows.append(row := compared(seed, steps, window))
         print(
             f"seed {seed}: window {row['fp8_loss']:.4f} / {row['reference_loss']:.4f} "
             f"({row['relative_difference']:+.3%}), held out {row['relative_difference_held_out']:+.3%}, "
@@ -107,8 +109,8 @@ def main() -> None:
         "parameters": sum(p.numel() for p in Model(C).parameters()),
         "fp8": "E4M3 operands in products and dispatch, emulated",
         "reference": "FP32 products, BF16 exchange; the same master weights, moments, data and seeds",
-        "steps": a.steps,
-        "window_steps": a.window,
+        "steps": steps,
+        "window_steps": window,
         "bytes_a_step": C.micro_batches * C.sequences * C.sequence_length,
         "relative_difference": spread([row["relative_difference"] for row in rows]),
         "relative_difference_held_out": spread([row["relative_difference_held_out"] for row in rows]),
@@ -119,7 +121,8 @@ def main() -> None:
     for name in ("relative_difference", "relative_difference_held_out"):
         s = result[name]
         print(f"{name}: {s['mean']:+.3%} ± {s['error_of_mean']:.3%} ({s['smallest']:+.3%} to {s['largest']:+.3%})")
-    save("fp8_training", "python -m benchmarks.fp8_training", result)
+    if not a.quick:
+        save("fp8_training", "python -m benchmarks.fp8_training", result)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
-"""Training of size tiny: what the interleaved schedule hides, step time and peak memory by ranks, what averaging costs.
+"""Training of size tiny: step time and peak memory by ranks and schedule, and what averaging costs.
 
-python -m benchmarks.training [--pairs 3] [--steps 12] [--accumulate 4]
+python -m benchmarks.training [--steps 24] [--accumulate 4] [--quick]
 
-Schedules: runs of each in turn, two ranks, and four as two nodes of two, under moescope at its default budget. The wire
-is emulated (modelled). Step times are medians over all recorded steps of all ranks; exposed and hidden communication
-are shares of the recorded time, times the step. Memory is the largest resident size of a rank, interpreter and torch
-among it. Averaging: one rank, two trainers take steps in turn, one with an average on the side.
+Two ranks, and four as two nodes of two, each schedule in a run of its own, since memory is of a whole run; what the
+schedules gain is measured side by side by `benchmarks.overlap`. The wire is emulated (modelled). Step times are medians
+over all steps, means over ranks. Memory is the largest resident size of a rank, interpreter and torch among it.
+Averaging: one rank, two trainers take steps in turn, one with an average on the side.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.report import save
+from benchmarks.turns import Layout, run_turns
 from moescope.instrumented_model.config import size
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.link import NO_LINK
@@ -28,60 +26,28 @@ from moescope.instrumented_model.parallel.open import open_exchange
 from moescope.instrumented_model.parallel.ranks import Ranks
 from moescope.instrumented_model.training.recipe import Recipe
 from moescope.instrumented_model.training.train import Trainer
-from moescope.profiler.source import open_source
 
 WARM_UP = 3
 SCHEDULES = ("serial", "overlapped", "interleaved")
-LAYOUTS = {"2 ranks": (2, ()), "2 nodes x 2": (4, ("--nodes", "2"))}
-TARGET = """
-import os, resource, sys
-from moescope.instrumented_model.__main__ import main
-code = main(sys.argv[2:])
-with open(os.path.join(sys.argv[1], "peak-" + os.environ["RANK"]), "w") as file:
-    file.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-sys.exit(code)
-"""
+LAYOUTS = (Layout(2), Layout(4, 2))
 
 
-def one_run(folder: Path, layout: str, schedule: str, steps: int, accumulate: int) -> dict[str, float]:
-    """ms of a step: all of it, exposed and hidden communication; bytes of the largest rank."""
-    ranks, extra = LAYOUTS[layout]
-    recording, target = folder / f"{ranks}-{schedule}", folder / "target.py"
-    target.write_text(TARGET)
-    moescope = (sys.executable, "-m", "moescope")
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
-    train = ("train", f"--steps={steps}", f"--schedule={schedule}", f"--accumulate={accumulate}", *extra)
-    command = (*moescope, "run", "-f", "-o", str(recording), "--", *launcher, str(target), str(folder), *train)
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    table = open_source([recording]).table("steps").to_pylist()
-    step = median(row["dur_ns"] for row in table if row["step"] is not None and row["step"] >= WARM_UP) / 1e6
-    done = subprocess.run((*moescope, "summary", str(recording), "--json"), check=True, capture_output=True)
-    total = json.loads(done.stdout)["total"]
-    return {
-        "step_ms": step,
-        "exposed_ms": total["exposed_comm_us"] / total["span_us"] * step,
-        "hidden_ms": total["overlapped_us"] / total["span_us"] * step,
-        "overlap_fraction": total["overlap_fraction"],
-        "peak_bytes": max(int((folder / f"peak-{rank}").read_text()) for rank in range(ranks)),
-    }
-
-
-def schedules(layout: str, pairs: int, steps: int, accumulate: int) -> dict[str, Any]:
-    """Medians over rounds of all schedules, and what each gains on the serial run of its round."""
-    rounds: list[dict[str, dict[str, float]]] = []
+def alone(layout: Layout, schedule: str, steps: int, accumulate: int) -> dict[str, Any]:
+    """One run by one schedule."""
+    print(f"  {layout}, {schedule} …", file=sys.stderr)
+    rounds = max(steps // WARM_UP, 1)
     with tempfile.TemporaryDirectory() as name:
-        for i in range(pairs):
-            order = SCHEDULES if i % 2 else SCHEDULES[::-1]
-            rounds.append({s: one_run(Path(name), layout, s, steps, accumulate) for s in order})
-            told = ", ".join(f"{s} {rounds[-1][s]['step_ms']:.0f} ms" for s in SCHEDULES)
-            print(f"  {layout} round {i + 1}/{pairs}: {told}", file=sys.stderr)
-    result: dict[str, Any] = {"layout": layout, "rounds": pairs}
-    for s in SCHEDULES:
-        result[s] = {key: median(r[s][key] for r in rounds) for key in rounds[0][s]}
-        for key in ("step_ms", "exposed_ms"):
-            result[s][f"{key}_less_than_serial"] = sorted(r["serial"][key] - r[s][key] for r in rounds)
-    return result
+        turns, peak_bytes = run_turns(
+            Path(name), "train", [schedule], rounds=rounds, steps=WARM_UP, layout=layout, accumulate=accumulate
+        )
+    return {
+        "layout": str(layout),
+        "schedule": schedule,
+        "steps": rounds * WARM_UP,
+        "step_ms": median(turn.step for turn in turns),
+        "waited_ms": median(turn.waited for turn in turns),
+        "peak_bytes": peak_bytes,
+    }
 
 
 def averaging(steps: int) -> dict[str, float]:
@@ -106,29 +72,26 @@ def averaging(steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints and keeps the result."""
+    """Prints the result, and keeps it unless it is a quick look."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--accumulate", type=int, default=4)
-    parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS))
+    parser.add_argument("--quick", action="store_true", help="few steps of two ranks; prints, keeps nothing")
     a = parser.parse_args()
-    side = averaging(4 * a.steps)
+    steps, layouts = (6, LAYOUTS[:1]) if a.quick else (a.steps, LAYOUTS)
+    side = averaging(2 * steps)
     print(
         f"average on the side: step {side['with_ms']:.1f} ms, without {side['without_ms']:.1f} ms; "
         f"waited {side['waited_ms_a_step']:.3f} ms a step"
     )
-    rows = [schedules(layout, a.pairs, a.steps, a.accumulate) for layout in a.layouts]
-    print(f"{'ranks':12} {'schedule':12} {'step ms':>8} {'exposed':>8} {'hidden':>8} {'overlap':>8} {'peak MB':>8}")
-    for row in rows:
-        for s in SCHEDULES:
-            r = row[s]
-            print(
-                f"{row['layout']:12} {s:12} {r['step_ms']:8.1f} {r['exposed_ms']:8.1f} {r['hidden_ms']:8.1f} "
-                f"{r['overlap_fraction']:8.1%} {r['peak_bytes'] / 1e6:8.0f}"
-            )
-    result = {"wire": "emulated (modelled)", "accumulate": a.accumulate, "averaging": side, "runs": rows}
-    save("training", "python -m benchmarks.training", result)
+    rows = [alone(layout, schedule, steps, a.accumulate) for layout in layouts for schedule in SCHEDULES]
+    print(f"{'ranks':12} {'schedule':12} {'step ms':>8} {'waited':>8} {'peak MB':>8}")
+    for r in rows:
+        figures = f"{r['step_ms']:8.1f} {r['waited_ms']:8.1f} {r['peak_bytes'] / 1e6:8.0f}"
+        print(f"{r['layout']:12} {r['schedule']:12} {figures}")
+    if not a.quick:
+        result = {"wire": "emulated (modelled)", "accumulate": a.accumulate, "averaging": side, "runs": rows}
+        save("training", "python -m benchmarks.training", result)
 
 
 if __name__ == "__main__":
