@@ -23,7 +23,7 @@ from moescope.collectors import emit
 from moescope.instrumented_model.config import size
 from moescope.instrumented_model.inference.steps import decode, prefill
 from moescope.instrumented_model.layers.model import Model
-from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan
+from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, Rows
 from moescope.instrumented_model.parallel.link import DEFAULT_INTRA_LINK, DEFAULT_LINK, parse_link
 from moescope.instrumented_model.parallel.open import open_exchange
 from moescope.instrumented_model.parallel.ranks import joined, world
@@ -72,7 +72,7 @@ class WatchedExchange(Exchange):
     def dispatch(self, x: torch.Tensor, plan: Plan, **told: Any) -> Handle[Arrived]:
         return WatchedHandle(self._exchange.dispatch(x, plan, **told), self._watch)
 
-    def dispatch_again(self, x: torch.Tensor, arrived: Arrived, **told: Any) -> Handle[torch.Tensor]:
+    def dispatch_again(self, x: torch.Tensor, arrived: Arrived, **told: Any) -> Handle[Rows]:
         return WatchedHandle(self._exchange.dispatch_again(x, arrived, **told), self._watch)
 
     def combine(self, rows: torch.Tensor, arrived: Arrived, **told: Any) -> Handle[torch.Tensor]:

@@ -50,6 +50,26 @@ class WeightGradients:
 WEIGHT_GRADIENTS = WeightGradients()
 
 
+class WireGradient:
+    """Where the gradient of an output is put that has come over the wire in FP8, for one backward pass.
+
+    Backward then multiplies it as it came; in the graph a tensor without values stands for it.
+    """
+
+    def __init__(self) -> None:
+        self.came: Quantised | None = None
+
+    def take(self) -> Quantised | None:
+        """What was put here since the last call."""
+        came, self.came = self.came, None
+        return came
+
+
+def stand_in(x: Quantised) -> torch.Tensor:
+    """What stands in the graph for a tensor that is given quantised: its shape, no memory. returns: float32"""
+    return x.scale.new_zeros(1).expand(x.q.shape)
+
+
 @dataclass(frozen=True)
 class Weights:
     """E4M3 weights both ways: a 128x128 block serves both, so W is quantised once.
@@ -164,26 +184,29 @@ class Fp8Linear(nn.Module):
         self.count(rows)
         return y
 
-    def dgrad(self, dy: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """dX = dY W. dy: [m, n] float32; returns: [m, k] float32"""
-        dyq = quantise_tiles(dy, power_of_2=self.power_of_2_dy)
-        observe.quantised(f"{self.name}.dy", dy, dyq)
+    def dgrad(self, dy: torch.Tensor | Quantised, rows: Sequence[int]) -> torch.Tensor:
+        """dX = dY W. dy: [m, n] float32, or in 1x128 tiles already; returns: [m, k] float32"""
+        if isinstance(dy, Quantised):
+            dyq = dy
+        else:
+            dyq = quantise_tiles(dy, power_of_2=self.power_of_2_dy)
+            observe.quantised(f"{self.name}.dy", dy, dyq)
         dx = self._product(dyq, self.weights().w_t, rows)
         self.count(rows)
         return dx
 
-    def wgrad(self, dy: torch.Tensor, x: Callable[[], torch.Tensor], rows: Sequence[int]) -> None:
+    def wgrad(self, dy: torch.Tensor | Quantised, x: Callable[[], torch.Tensor], rows: Sequence[int]) -> None:
         """dW += dY^T X, put off where `WEIGHT_GRADIENTS` says so.
 
-        dy: [m, n] float32; x: gives the input back, [m, k] float32
+        dy: [m, n] float32, or in 1x128 tiles already; x: gives the input back, [m, k] float32
         """
 
         def compute() -> None:
             """Read out, dequantise, quantise anew in 128x1 tiles, expert by expert (section 3.5.2)."""
-            again = x()
-            dy_t = quantise_columns(dy, groups=rows, power_of_2=self.power_of_2_dy)
+            again, of_y = x(), dequantise(dy) if isinstance(dy, Quantised) else dy
+            dy_t = quantise_columns(of_y, groups=rows, power_of_2=self.power_of_2_dy)
             x_t = quantise_columns(again, groups=rows, power_of_2=self.power_of_2_x)
-            observe.quantised(f"{self.name}.dy", dy, dy_t, rows)
+            observe.quantised(f"{self.name}.dy", of_y, dy_t, rows)
             observe.quantised(f"{self.name}.x", again, x_t, rows)
             gradient = products.grouped_k(transposed(dy_t), transposed(x_t), rows)
             self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from moescope.instrumented_model.gemm.linear import Fp8Linear
+from moescope.instrumented_model.gemm.linear import Fp8Linear, WireGradient
 from moescope.instrumented_model.gemm.swiglu import swiglu_linear
+from moescope.instrumented_model.numerics.quantise import Quantised
 
 
 class Experts(nn.Module):
@@ -25,12 +26,19 @@ class Experts(nn.Module):
         self.down = Fp8Linear(f"{name}.down", d_expert, d, groups=groups, fp8=fp8, power_of_2_dy=travels)
 
     def forward(
-        self, x: torch.Tensor, rows: Sequence[int] | None = None, gates: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        rows: Sequence[int] | None = None,
+        gates: torch.Tensor | None = None,
+        *,
+        wire: Quantised | None = None,
+        gradient: WireGradient | None = None,
     ) -> torch.Tensor:
         """x: [m, d] float32 ordered by expert; rows: [groups] summing to m, [m] where not given
         gates: [m] float32, factors on what comes out (equation 12); 1 where not given
+        wire: x as it came in FP8, x then stands for it in the graph; gradient: where that of the result is put if it
+            comes so
 
         returns: [m, d] float32
         """
-        y = swiglu_linear(self.gate_up(x, rows), self.down, rows)
-        return y if gates is None else y * gates.unsqueeze(-1)
+        return swiglu_linear(self.gate_up(x, rows, wire=wire), self.down, rows, gates, gradient)

@@ -8,11 +8,13 @@ from torch import nn
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
+from moescope.instrumented_model.gemm.linear import WireGradient
 from moescope.instrumented_model.layers import routing
 from moescope.instrumented_model.layers.attention import LatentAttention
 from moescope.instrumented_model.layers.cache import LayerCache
 from moescope.instrumented_model.layers.experts import Experts
 from moescope.instrumented_model.layers.mtp import MtpModule
+from moescope.instrumented_model.numerics.quantise import Quantised
 
 
 class Layer(nn.Module):
@@ -85,14 +87,20 @@ class MoELayer(Layer):
         return residual, x, routing.gates(s, chosen, c.routed_scale), balance, chosen
 
     def mlp(
-        self, x: torch.Tensor, arrived: torch.Tensor, gates: torch.Tensor, rows: tuple[int, ...]
+        self,
+        x: torch.Tensor,
+        arrived: torch.Tensor,
+        gates: torch.Tensor,
+        rows: tuple[int, ...],
+        wire: Quantised | None = None,
+        gradient: WireGradient | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """x: [tokens, d], own tokens; arrived: [rows, d], tokens for this rank's experts; gates: [rows]
-        rows: [local experts], how many each has
+        rows: [local experts], how many each has; wire, gradient: as `Experts` takes them
 
         returns: gated rows of the routed experts [rows, d]; what the shared experts add [tokens, d], if there are any
         """
-        routed = self.experts(arrived, rows, gates)
+        routed = self.experts(arrived, rows, gates, wire=wire, gradient=gradient)
         return (routed,) if self.shared is None else (routed, self.shared(x))
 
 

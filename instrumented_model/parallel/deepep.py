@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from moescope.collectors import emit
 from moescope.instrumented_model.config import Config, ConfigError
-from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles
-from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, finished
+from moescope.instrumented_model.numerics.quantise import Quantised, quantise_tiles
+from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, Rows, finished
 from moescope.instrumented_model.parallel.ranks import answering
 
 
@@ -64,10 +64,12 @@ class DeepEPExchange(Exchange):
         xq = quantise_tiles(x, power_of_2=True)
         return xq.q, xq.scale
 
-    def _rows(self, came: Any) -> torch.Tensor:
+    def _rows(self, came: Any, row: torch.Tensor) -> Rows:
+        """Copies of what came. row: [copies] int64, which row each is of"""
         if not self.c.fp8:
-            return came.float()  # type: ignore[no-any-return]
-        return dequantise(Quantised(came[0], came[1], 1))
+            return came.float().index_select(0, row)  # type: ignore[no-any-return]
+        q, scale = came[0].view(torch.uint8).index_select(0, row), came[1].index_select(0, row)
+        return Quantised(q.view(came[0].dtype), scale, 1)
 
     def dispatch(self, x: torch.Tensor, plan: Plan, *, phase: str, layer: int, micro_batch: int) -> Handle[Arrived]:
         top_k = plan.slots.shape[1]
@@ -94,20 +96,20 @@ class DeepEPExchange(Exchange):
             pair = torch.argsort(torch.where(flat < 0, self.local, flat), stable=True)[: sum(counts)]
             row = pair // top_k
             way = DeepEPWay(handle, len(slots), top_k, pair, row)
-            return Arrived(self._rows(came).index_select(0, row), gates.reshape(-1)[pair], tuple(counts), way)
+            return Arrived(self._rows(came, row), gates.reshape(-1)[pair], tuple(counts), way)
 
         return Handle(finished(None), finish)
 
     def dispatch_again(
         self, x: torch.Tensor, arrived: Arrived, *, phase: str, layer: int, micro_batch: int
-    ) -> Handle[torch.Tensor]:
+    ) -> Handle[Rows]:
         way: DeepEPWay = arrived.way
         with emit.phase(phase, layer=layer, micro_batch=micro_batch):
             came, *_, event = self._buffer.dispatch(self._x(x), handle=way.handle, async_finish=True)
 
-        def finish(_: None) -> torch.Tensor:
+        def finish(_: None) -> Rows:
             event.current_stream_wait()
-            return self._rows(came).index_select(0, way.row)
+            return self._rows(came, way.row)
 
         return Handle(finished(None), finish)
 

@@ -16,7 +16,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from moescope.instrumented_model.numerics.quantise import Quantised, dequantise
+
 T = TypeVar("T")
+Rows = Quantised | torch.Tensor
+"""Rows [n, d] as they came: E4M3 in 1x128 tiles with power-of-2 scales, or float32 made of BF16."""
+
+
+def as_float(rows: Rows) -> torch.Tensor:
+    """returns: [n, d] float32"""
+    return dequantise(rows) if isinstance(rows, Quantised) else rows
 
 
 @dataclass(frozen=True)
@@ -35,15 +44,20 @@ class Plan:
 class Arrived:
     """Tokens for the experts of this rank, one row for each pair of token and expert, ordered by expert.
 
-    rows: [arrived, d] float32; gates: [arrived] float32
+    came: [arrived, d], as an expert's first product takes them; gates: [arrived] float32
     counts: [local experts], rows of each, summing to `arrived`
     way: what the exchange that made it needs to send along the same way, and back
     """
 
-    rows: torch.Tensor
+    came: Rows
     gates: torch.Tensor
     counts: tuple[int, ...]
     way: Any
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """What came, made anew at each call. returns: [arrived, d] float32"""
+        return as_float(self.came)
 
 
 class Waits(Protocol):
@@ -94,10 +108,10 @@ class Exchange(ABC):
     @abstractmethod
     def dispatch_again(
         self, x: torch.Tensor, arrived: Arrived, *, phase: str, layer: int, micro_batch: int
-    ) -> Handle[torch.Tensor]:
+    ) -> Handle[Rows]:
         """Send other rows of the same tokens along the same way: the backward of `combine`.
 
-        x: [tokens, d] float32; result: [arrived, d] float32
+        x: [tokens, d] float32; result: [arrived, d]
         """
 
     @abstractmethod

@@ -19,11 +19,12 @@ from moescope.instrumented_model.parallel.exchange import (
     Exchange,
     Handle,
     Plan,
+    Rows,
     finished,
 )
 from moescope.instrumented_model.parallel.hop import Hop, Route, summed
 from moescope.instrumented_model.parallel.ranks import answering
-from moescope.instrumented_model.parallel.wire import column, pack_tokens, token_bytes, unpack_tokens
+from moescope.instrumented_model.parallel.wire import column, pack_tokens, token_bytes, unpack_sums, unpack_tokens
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,17 @@ class HopExchange(Exchange):
         row = pair // top_k
         gates = column(wire, token_bytes(self.d, self.fp8), top_k, torch.float32).reshape(-1)
         way = Way(routes, len(wire), top_k, pair, row)
-        rows = unpack_tokens(wire, self.d, self.fp8).index_select(0, row)
+        rows = unpack_tokens(wire, row, self.d, self.fp8)
         return Arrived(rows, gates.index_select(0, pair), tuple(counts), way)
 
     def dispatch_again(
         self, x: torch.Tensor, arrived: Arrived, *, phase: str, layer: int, micro_batch: int
-    ) -> Handle[torch.Tensor]:
+    ) -> Handle[Rows]:
         way: Way = arrived.way
         wire = torch.cat(pack_tokens(x, self.fp8, "combine.dy"), dim=1)
 
-        def finish(came: torch.Tensor) -> torch.Tensor:
-            return unpack_tokens(came, self.d, self.fp8).index_select(0, way.row)
+        def finish(came: torch.Tensor) -> Rows:
+            return unpack_tokens(came, way.row, self.d, self.fp8)
 
         if not self.hops:
             return Handle(finished(wire), finish)
@@ -173,7 +174,7 @@ class HopExchange(Exchange):
         return self._thread.submit(job)
 
     def _values(self, wire: torch.Tensor) -> torch.Tensor:
-        return unpack_tokens(wire, self.d, fp8=False)
+        return unpack_sums(wire, self.d)
 
     def _gates(self, wire: torch.Tensor, top_k: int) -> torch.Tensor | None:
         return column(wire, 2 * self.d, top_k, torch.float32) if wire.shape[1] > 2 * self.d else None

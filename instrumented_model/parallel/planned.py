@@ -16,7 +16,7 @@ from torch import nn
 from moescope.collectors import emit
 from moescope.instrumented_model.layers.experts import Experts
 from moescope.instrumented_model.layers.model import Model
-from moescope.instrumented_model.parallel.exchange import Arrived, Handle, Plan, finished
+from moescope.instrumented_model.parallel.exchange import Arrived, Handle, Plan, Rows, finished
 from moescope.instrumented_model.parallel.global_plan import digest, planned, rank_loads
 from moescope.instrumented_model.parallel.hop import Hop
 from moescope.instrumented_model.parallel.hops import HopExchange
@@ -87,7 +87,7 @@ class PlannedExchange(HopExchange):
 
     def dispatch_again(
         self, x: torch.Tensor, arrived: Arrived, *, phase: str, layer: int, micro_batch: int
-    ) -> Handle[torch.Tensor]:
+    ) -> Handle[Rows]:
         raise ValueError("redundant experts are for inference: gradients of replicas are not added up")
 
     def _planned(self, counts: torch.Tensor, layer: int, micro_batch: int) -> torch.Tensor:

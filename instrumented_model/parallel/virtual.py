@@ -17,8 +17,8 @@ import torch
 from moescope.collectors import emit
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config, ConfigError
-from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles
-from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, finished
+from moescope.instrumented_model.numerics.quantise import Quantised, quantise_tiles
+from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, Rows, finished
 
 
 class Mover(Protocol):
@@ -97,7 +97,7 @@ class VirtualExchange(Exchange):
 
     def dispatch_again(
         self, x: torch.Tensor, arrived: Arrived, *, phase: str, layer: int, micro_batch: int
-    ) -> Handle[torch.Tensor]:
+    ) -> Handle[Rows]:
         rows = self._copied(x, arrived.way, "combine.dy", phase, layer, micro_batch)
         return Handle(finished(rows), lambda rows: rows)
 
@@ -114,9 +114,7 @@ class VirtualExchange(Exchange):
         of_gates = gates.index_select(0, way.slot.reshape(-1)).reshape(way.slot.shape)
         return Handle(finished((sums, of_gates)), lambda both: both)
 
-    def _copied(
-        self, x: torch.Tensor, way: VirtualWay, name: str, phase: str, layer: int, micro_batch: int
-    ) -> torch.Tensor:
+    def _copied(self, x: torch.Tensor, way: VirtualWay, name: str, phase: str, layer: int, micro_batch: int) -> Rows:
         if not self.c.fp8:
             with emit.phase(phase, layer=layer, micro_batch=micro_batch):
                 start_ns = emit.clock_ns()
@@ -130,7 +128,7 @@ class VirtualExchange(Exchange):
             q, scale = self.mover.dispatch(xq.q, xq.scale, way.source)
             self._told("dispatch", way.moved, self.c.d + 4 * xq.scale.shape[1], start_ns, x.device)
         assert scale is not None
-        return dequantise(Quantised(q, scale, 1))
+        return Quantised(q, scale, 1)
 
     def _summed(self, rows: torch.Tensor, way: VirtualWay, phase: str, layer: int, micro_batch: int) -> torch.Tensor:
         with emit.phase(phase, layer=layer, micro_batch=micro_batch):

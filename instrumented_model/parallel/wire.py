@@ -6,7 +6,8 @@ import torch
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.numerics.formats import E4M3, TILE
-from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles
+from moescope.instrumented_model.numerics.quantise import Quantised, quantise_tiles
+from moescope.instrumented_model.parallel.exchange import Rows
 
 
 def pack_tokens(x: torch.Tensor, fp8: bool, name: str) -> list[torch.Tensor]:
@@ -22,12 +23,21 @@ def pack_tokens(x: torch.Tensor, fp8: bool, name: str) -> list[torch.Tensor]:
     return [xq.q.contiguous().view(torch.uint8), xq.scale.view(torch.uint8)]
 
 
-def unpack_tokens(wire: torch.Tensor, d: int, fp8: bool) -> torch.Tensor:
-    """Inverse of `pack_tokens`. wire: [rows, at least token_bytes(d)] uint8; returns: [rows, d] float32"""
+def unpack_tokens(wire: torch.Tensor, row: torch.Tensor, d: int, fp8: bool) -> Rows:
+    """Copies of what `pack_tokens` packed, still in FP8 where it travelled so.
+
+    wire: [rows, at least token_bytes(d)] uint8; row: [copies] int64, which row each is of
+    returns: [copies, d]
+    """
     if not fp8:
-        return wire[:, : 2 * d].contiguous().view(torch.bfloat16).float()
-    scale = wire[:, d : token_bytes(d, fp8)].contiguous().view(torch.float32)
-    return dequantise(Quantised(wire[:, :d].contiguous().view(E4M3), scale, 1))
+        return unpack_sums(wire, d).index_select(0, row)
+    q, scale = (part.contiguous().index_select(0, row) for part in (wire[:, :d], wire[:, d : token_bytes(d, fp8)]))
+    return Quantised(q.view(E4M3), scale.view(torch.float32), 1)
+
+
+def unpack_sums(wire: torch.Tensor, d: int) -> torch.Tensor:
+    """Rows that travelled in BF16. wire: [rows, at least 2 d] uint8; returns: [rows, d] float32"""
+    return wire[:, : 2 * d].contiguous().view(torch.bfloat16).float()
 
 
 def token_bytes(d: int, fp8: bool) -> int:

@@ -23,10 +23,11 @@ import torch
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
-from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS
+from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS, WireGradient, stand_in
 from moescope.instrumented_model.layers.cache import LayerCache, Spans
 from moescope.instrumented_model.layers.model import DenseLayer, Model
-from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Waits
+from moescope.instrumented_model.numerics.quantise import Quantised
+from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Rows, Waits
 
 
 class Next(NamedTuple):
@@ -67,11 +68,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class LayerTape:
-    """What backward needs of a layer; `arrived` is None for a dense one."""
+    """What backward needs of a layer; `arrived` is None for a dense one.
+
+    gradient: where that of the routed experts' result is put as it comes
+    """
 
     attend: Chunk
     mlp: Chunk
     arrived: Arrived | None
+    gradient: WireGradient
 
 
 @dataclass
@@ -158,6 +163,7 @@ def _layer_ahead(
     record, m, sequences = mb.record and mb.targets is not None, mb.number, mb.tokens.shape[0]
     layer = model.layer(n)
     cache = None if mb.caches is None else mb.caches[n]
+    gradient = WireGradient()
     yield Next("attn(F)", n, back)
     h = _joined(h, back, n - 1, m)
     if isinstance(layer, DenseLayer):
@@ -179,10 +185,10 @@ def _layer_ahead(
         yield Next("mlp(F)", n, there)
         with observe.phase("mlp(F)", n, m):
             arrived = there.result()
-            counts = arrived.counts
+            counts, (rows, wire) = arrived.counts, _in_graph(arrived.came)
             mb.served.append(counts)
             mlp = Chunk(
-                lambda x, a, g, at=layer: at.mlp(x, a, g, counts), x, arrived.rows, arrived.gates, record=record
+                lambda x, a, g, at=layer: at.mlp(x, a, g, counts, wire, gradient), x, rows, arrived.gates, record=record
             )
             routed, *shared = mlp.outputs
             h = residual + shared[0] if shared else residual
@@ -190,7 +196,7 @@ def _layer_ahead(
         with observe.phase("unpermute(F)", n, m):
             back = exchange.combine(routed, arrived, phase="combine(F)", layer=n, micro_batch=m)
     if record:
-        mb.tape.append(LayerTape(attend, mlp, arrived))
+        mb.tape.append(LayerTape(attend, mlp, arrived, gradient))
     return h, back
 
 
@@ -251,7 +257,8 @@ def _layer_back(
             there = exchange.dispatch_again(dh, arrived, phase="combine(B)", layer=n, micro_batch=m)
         yield Next("mlp(B)", n, there)
         with observe.phase("mlp(B)", n, m), _deferred() as pending:
-            dx, drows, dgates = tape.mlp.backward(there.result(), dh)
+            dy, tape.gradient.came = _in_graph(there.result())
+            dx, drows, dgates = tape.mlp.backward(dy, dh)
         yield Next("dispatch(B)", n)
         with observe.phase("permute(B)", n, m):
             back = exchange.combine_gradients(drows, dgates, arrived, phase="dispatch(B)", layer=n, micro_batch=m)
@@ -274,6 +281,12 @@ def _joined(h: torch.Tensor, back: Handle[torch.Tensor] | None, layer: int, micr
         return h
     with observe.phase("unpermute(F)", layer, micro_batch):
         return back.result().add_(h)
+
+
+def _in_graph(rows: Rows) -> tuple[torch.Tensor, Quantised | None]:
+    """What stands for rows in the graph, and what is multiplied in its place: rows in FP8 as they came (S4's scales
+    are powers of 2 already), None where the first is the rows themselves."""
+    return (stand_in(rows), rows) if isinstance(rows, Quantised) else (rows, None)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch.distributed as dist  # noqa: E402
 from moescope.instrumented_model.config import Config, ConfigError, size  # noqa: E402
 from moescope.instrumented_model.layers.model import Model  # noqa: E402
 from moescope.instrumented_model.parallel import hop  # noqa: E402
-from moescope.instrumented_model.parallel.exchange import Exchange  # noqa: E402
+from moescope.instrumented_model.parallel.exchange import Exchange, as_float  # noqa: E402
 from moescope.instrumented_model.parallel.link import NO_LINK  # noqa: E402
 from moescope.instrumented_model.parallel.open import open_exchange  # noqa: E402
 from moescope.instrumented_model.parallel.ranks import Ranks, joined, world  # noqa: E402
@@ -66,7 +66,7 @@ def _check_rows_there_and_back(ranks: Ranks, exchange: Exchange, limit: int) -> 
     got = sorted((e, *row.tolist()) for e, row in zip(expert.tolist(), arrived.rows, strict=True))
     assert got == expected
     again = exchange.dispatch_again(2 * x, arrived, phase="combine(B)", **where).result()
-    assert torch.equal(again, 2 * arrived.rows)
+    assert torch.equal(as_float(again), 2 * arrived.rows)
     back = exchange.combine_gradients(arrived.rows, arrived.gates * expert, arrived, phase="dispatch(B)", **where)
     dx, dgates = back.result()
     assert torch.equal(dx, C.top_k * x)
