@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Row = tuple[str, int | None, dict[str, Any]]
 """Table, rank (None for what serves the host), and the row's columns (collectors/schema.py)."""
+
+Rows = tuple[str, int | None, "pa.RecordBatch"]
+"""The same for many rows at once."""
 
 RankOf = Callable[[int], int | None]
 """pid → rank, None for processes that are none."""
@@ -34,8 +40,8 @@ class Sampler(Protocol):
     def attach(self, pid: int) -> None:
         """Called once with the target's process, before it runs anything."""
 
-    def poll(self) -> list[Row]:
+    def poll(self) -> Sequence[Row | Rows]:
         """What is new."""
 
-    def close(self) -> list[Row]:
+    def close(self) -> Sequence[Row | Rows]:
         """The last of it; the source is let go of."""

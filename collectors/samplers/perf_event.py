@@ -11,7 +11,7 @@ import mmap
 import os
 import platform
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +33,10 @@ _SWITCH_RECORD: Final = np.dtype("<u4, <u2, <u2, <u4, <u4, <u8, <u4, <u4")
 _SWITCH_RECORD.names = ("kind", "misc", "size", "pid", "tid", "t_ns", "core", "reserved")
 
 
-class Switch(NamedTuple):
-    """A thread came onto a core or left it."""
+SWITCH: Final = np.dtype([("pid", "<u4"), ("tid", "<u4"), ("core", "<u4"), ("t_ns", "<i8"), ("leaves", "?")])
+"""A thread came onto a core or left it."""
 
-    pid: int
-    tid: int
-    core: int
-    t_ns: int
-    leaves: bool
+Switches = npt.NDArray[np.void]
 
 
 def attribute() -> bytes:
@@ -75,8 +71,8 @@ class SwitchBuffer:
         self._size = pages * mmap.PAGESIZE
         self.lost = 0
 
-    def read(self) -> list[Switch]:
-        """Records since the last call."""
+    def read(self) -> Switches:
+        """Records since the last call, SWITCH."""
         head = struct.unpack_from("<Q", self._map, 1024)[0]
         tail = struct.unpack_from("<Q", self._map, 1032)[0]
         data = self._copy(tail, head)
@@ -89,16 +85,20 @@ class SwitchBuffer:
         first = min(count, self._size - at)
         return self._map[base + at : base + at + first] + self._map[base : base + count - first]
 
-    def _parse(self, data: bytes) -> list[Switch]:
+    def _parse(self, data: bytes) -> Switches:
         if len(data) % _SWITCH_RECORD.itemsize == 0:
             records = np.frombuffer(data, _SWITCH_RECORD)
             if ((records["kind"] == RECORD_SWITCH) & (records["size"] == _SWITCH_RECORD.itemsize)).all():
-                return _switches(records)
+                found = np.empty(len(records), SWITCH)
+                for name in ("pid", "tid", "core", "t_ns"):
+                    found[name] = records[name]
+                found["leaves"] = (records["misc"] & _MISC_SWITCH_OUT) != 0
+                return found
         return self._parse_mixed(data)
 
-    def _parse_mixed(self, data: bytes) -> list[Switch]:
+    def _parse_mixed(self, data: bytes) -> Switches:
         """Records of several kinds, one after another."""
-        found: list[Switch] = []
+        found: list[tuple[int, int, int, int, bool]] = []
         at = 0
         while at + 8 <= len(data):
             kind, misc, size = struct.unpack_from("<IHH", data, at)
@@ -106,22 +106,16 @@ class SwitchBuffer:
                 break
             if kind == RECORD_SWITCH:
                 pid, tid, t_ns, core, _ = _SAMPLE_ID.unpack_from(data, at + size - _SAMPLE_ID.size)
-                found.append(Switch(pid, tid, core, t_ns, bool(misc & _MISC_SWITCH_OUT)))
+                found.append((pid, tid, core, t_ns, bool(misc & _MISC_SWITCH_OUT)))
             elif kind == RECORD_LOST:
                 self.lost += struct.unpack_from("<Q", data, at + 16)[0]
             at += size
-        return found
+        return np.array(found, SWITCH)
 
     def close(self) -> None:
         """Lets go of the buffer."""
         self._map.close()
         os.close(self._fd)
-
-
-def _switches(records: npt.NDArray[np.void]) -> list[Switch]:
-    columns = (records[name].tolist() for name in ("pid", "tid", "core", "t_ns"))
-    leaves = ((records["misc"] & _MISC_SWITCH_OUT) != 0).tolist()
-    return list(map(Switch, *columns, leaves))
 
 
 def _refusal(number: int) -> str:

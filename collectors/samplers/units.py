@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from moescope.collectors.clock import Clock
-from moescope.collectors.samplers.base import PidSource, RankOf, RoleOf, Row, SamplerUnavailable
-from moescope.collectors.samplers.perf_event import Switch, SwitchBuffer
+from moescope.collectors.samplers.base import PidSource, RankOf, RoleOf, Row, Rows, SamplerUnavailable
+from moescope.collectors.samplers.perf_event import SWITCH, SwitchBuffer, Switches
+from moescope.collectors.schema import arrow_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MERGE_GAP_NS: Final = 20_000
 """A thread that leaves its core for less than this has not given it up."""
@@ -20,60 +25,57 @@ HOLD_NS: Final = 3_000_000_000
 """How long intervals of a process wait for it to be given a rank."""
 
 
-@dataclass(slots=True)
-class _Interval:
-    pid: int
-    tid: int
-    core: int
-    start_ns: int
-    end_ns: int
+INTERVAL: Final = np.dtype([("pid", "<u4"), ("tid", "<u4"), ("core", "<u4"), ("start_ns", "<i8"), ("end_ns", "<i8")])
+
+Intervals = npt.NDArray[np.void]
 
 
 class SwitchIntervals:
-    """Turns switch records into closed intervals, merging short gaps of one thread on one core."""
+    """Turns switch records into intervals, merging short gaps of one thread on one core."""
 
     def __init__(self) -> None:
-        self._running: dict[int, tuple[int, int, int]] = {}
-        self._last: dict[tuple[int, int], _Interval] = {}
+        self._running = np.empty(0, SWITCH)
 
-    def take(self, switches: list[Switch]) -> list[_Interval]:
-        """Intervals that no later record can lengthen. switches: in order of time, all cores together."""
-        done: list[_Interval] = []
-        for pid, tid, core, t_ns, leaves in switches:
-            if not leaves:
-                self._running[tid] = (pid, core, t_ns)
-                continue
-            owner, came_to, start = self._running.pop(tid, (0, -1, 0))
-            if came_to == core:  # else its coming was before the first record, or lost
-                self._close(owner, tid, core, start, t_ns, done)
-        return done
+    def take(self, switches: Switches, until_ns: int) -> Intervals:
+        """Intervals up to `until_ns`; a thread that is on a core then goes on from there.
 
-    def _close(self, pid: int, tid: int, core: int, start_ns: int, end_ns: int, done: list[_Interval]) -> None:
-        """Ends an interval; the one before it of the same thread and core is done, unless the gap is short."""
-        key = (tid, core)
-        last = self._last.get(key)
-        if last is not None and start_ns - last.end_ns < MERGE_GAP_NS:
-            last.end_ns = end_ns
-            return
-        self._last[key] = _Interval(pid, tid, core, start_ns, end_ns)
-        if last is not None:
-            done.append(last)
+        switches: SWITCH, all cores together, in any order, none after `until_ns`
+        """
+        found = np.concatenate((self._running, switches))
+        # At one time, who leaves goes first.
+        found = found[np.lexsort((~found["leaves"], found["t_ns"], found["tid"]))]
+        comes, tids = ~found["leaves"], found["tid"]
+        same = np.append(tids[1:] == tids[:-1], False)
+        # Without the pair a coming was before the first record, or lost.
+        pairs = np.flatnonzero(comes[:-1] & ~comes[1:] & same[:-1] & (found["core"][1:] == found["core"][:-1]))
+        still = np.flatnonzero(comes & ~same)
+        intervals = np.empty(len(pairs) + len(still), INTERVAL)
+        first = found[np.concatenate((pairs, still))]
+        for name in ("pid", "tid", "core"):
+            intervals[name] = first[name]
+        intervals["start_ns"] = first["t_ns"]
+        intervals["end_ns"][: len(pairs)] = found["t_ns"][pairs + 1]
+        intervals["end_ns"][len(pairs) :] = until_ns
+        self._running = found[still]
+        self._running["t_ns"] = until_ns
+        return _merged(intervals[intervals["end_ns"] > intervals["start_ns"]])
 
-    def flush(self, before_ns: int) -> list[_Interval]:
-        """Intervals that ended before `before_ns`."""
-        done = [i for i in self._last.values() if i.end_ns < before_ns]
-        for interval in done:
-            del self._last[(interval.tid, interval.core)]
-        return done
 
-    def cut(self, now_ns: int) -> list[_Interval]:
-        """What threads that have not left their core have held until now; they go on from here."""
-        done: list[_Interval] = []
-        for tid, (pid, core, start) in list(self._running.items()):
-            if now_ns > start:
-                self._running[tid] = (pid, core, now_ns)
-                self._close(pid, tid, core, start, now_ns, done)
-        return done
+def _merged(intervals: Intervals) -> Intervals:
+    """Intervals with the short gaps closed, by thread and core."""
+    if not len(intervals):
+        return intervals
+    found = intervals[np.lexsort((intervals["start_ns"], intervals["core"], intervals["tid"]))]
+    before, after = found[:-1], found[1:]
+    parted = (
+        (before["tid"] != after["tid"])
+        | (before["core"] != after["core"])
+        | (after["start_ns"] - before["end_ns"] >= MERGE_GAP_NS)
+    )
+    first = np.flatnonzero(np.append(True, parted))
+    merged = found[first]
+    merged["end_ns"] = found["end_ns"][np.append(first[1:], len(found)) - 1]
+    return merged
 
 
 class UnitSampler:
@@ -85,8 +87,9 @@ class UnitSampler:
     def __init__(self, clock: Clock, rank_of: RankOf, role_of: RoleOf) -> None:
         self._clock, self._rank_of, self._role_of = clock, rank_of, role_of
         self._buffers: list[SwitchBuffer] = []
+        self._early = np.empty(0, SWITCH)
         self._intervals = SwitchIntervals()
-        self._waiting: list[_Interval] = []
+        self._waiting = np.empty(0, INTERVAL)
         self._lost = 0
 
     def open(self) -> None:
@@ -102,61 +105,60 @@ class UnitSampler:
                 if core == 0:
                     raise
 
-    def poll(self) -> list[Row]:
-        """Intervals of ranks that are complete."""
-        switches = [switch for buffer in self._buffers for switch in buffer.read()]
-        switches.sort(key=_in_time)
-        self._waiting += self._intervals.take(switches)
-        if switches:
-            newest = switches[-1].t_ns
-            self._waiting += self._intervals.cut(newest)
-            self._waiting += self._intervals.flush(newest - MERGE_GAP_NS)
-            return self._rows(newest)
-        return []
+    def poll(self) -> list[Row | Rows]:
+        """Intervals of ranks until now."""
+        until_ns = time.monotonic_ns()
+        switches = np.concatenate((self._early, *(buffer.read() for buffer in self._buffers)))
+        # Cores are read one after another: what came meanwhile waits until all of them have told it.
+        self._early = switches[switches["t_ns"] > until_ns]
+        found = self._intervals.take(switches[switches["t_ns"] <= until_ns], until_ns)
+        return self._rows(np.concatenate((self._waiting, found)), until_ns)
 
-    def _rows(self, newest_ns: int) -> list[Row]:
-        rows: list[Row] = []
-        kept: list[_Interval] = []
-        rank_of, role_of = cache(self._rank_of), cache(self._role_of)
-        for i in self._waiting:
-            rank = rank_of(i.pid)
-            if rank is None:
-                if newest_ns - i.end_ns < HOLD_NS:
-                    kept.append(i)
-                continue
-            row = {
-                "rank": rank,
-                "launch": i.tid,
-                "unit": i.core,
-                "role": role_of(i.pid, i.tid),
-                "start_ns": i.start_ns + self._clock.offset_ns,
-                "end_ns": i.end_ns + self._clock.offset_ns,
-                "evidence": "measured",
-            }
-            rows.append(("unit_intervals", rank, row))
-        self._waiting = kept
+    def _rows(self, intervals: Intervals, now_ns: int) -> list[Row | Rows]:
+        threads, which = np.unique(intervals[["pid", "tid"]], return_inverse=True)
+        owners = {int(pid): self._rank_of(int(pid)) for pid in np.unique(threads["pid"])}
+        ranks = np.array([-1 if owners[int(pid)] is None else owners[int(pid)] for pid in threads["pid"]], np.int32)
+        rank = ranks[which] if len(intervals) else np.empty(0, np.int32)
+        rows: list[Row | Rows] = []
+        for owner in sorted(set(ranks.tolist()) - {-1}):
+            roles = [
+                self._role_of(int(t["pid"]), int(t["tid"])) if r == owner else ""
+                for t, r in zip(threads, ranks, strict=True)
+            ]
+            mine = rank == owner
+            batch = self._batch(owner, intervals[mine], [roles[i] for i in which[mine]])
+            rows.append(("unit_intervals", owner, batch))
+        self._waiting = intervals[(rank == -1) & (now_ns - intervals["end_ns"] < HOLD_NS)]
         lost = sum(buffer.lost for buffer in self._buffers)
         if lost > self._lost:
             text = f"{lost - self._lost} context-switch records were lost: use of cores is incomplete"
-            row = {"t_ns": self._clock.epoch_ns(newest_ns), "level": "warning", "source": "units", "message": text}
+            row = {"t_ns": self._clock.epoch_ns(now_ns), "level": "warning", "source": "units", "message": text}
             rows.append(("log", None, row | {"dropped": lost - self._lost}))
             self._lost = lost
         return rows
 
-    def close(self) -> list[Row]:
+    def _batch(self, rank: int, intervals: Intervals, roles: list[str]) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        schema = arrow_schema("unit_intervals")
+        columns = {
+            "rank": np.full(len(intervals), rank, np.int32),
+            "launch": intervals["tid"].astype(np.int64),
+            "unit": intervals["core"].astype(np.int32),
+            "role": roles,
+            "start_ns": intervals["start_ns"] + self._clock.offset_ns,
+            "end_ns": intervals["end_ns"] + self._clock.offset_ns,
+            "evidence": pa.repeat("measured", len(intervals)),
+        }
+        return pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
+
+    def close(self) -> list[Row | Rows]:
         """The last intervals."""
         rows = self.poll()
-        self._waiting += self._intervals.flush(1 << 62)
-        rows += self._rows(1 << 61)
         for buffer in self._buffers:
             buffer.close()
         self._buffers = []
         return rows
-
-
-def _in_time(switch: Switch) -> tuple[int, bool]:
-    """Order of switches: at one time, who leaves goes first."""
-    return switch.t_ns, not switch.leaves
 
 
 class SchedstatSampler:

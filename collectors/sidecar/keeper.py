@@ -227,7 +227,10 @@ class Keeper:
                 by_file: dict[tuple[str, str], list[dict[str, Any]]] = {}
                 for table, rank, row in rows:
                     folder = host_folder(self._host) if rank is None else rank_folder(rank)
-                    by_file.setdefault((folder, table), []).append(row)
+                    if isinstance(row, dict):
+                        by_file.setdefault((folder, table), []).append(row)
+                    else:
+                        self._store(partial(self._writer.write, folder, table, [row]))
                 for (folder, table), some in by_file.items():
                     self._store(partial(self._writer.write_rows, folder, table, some))
             except Exception as error:  # noqa: BLE001  a sampler that breaks is switched off, the run goes on
