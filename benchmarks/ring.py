@@ -50,7 +50,7 @@ def main() -> None:
         write_ns = float(done.stdout)
         pa.array(np.zeros(1))  # the first conversion imports pandas where it is installed
         drain = ProcessDrain(Ring(path), Clock.measure())
-        drain.rank = 0
+        drain.origin.rank = 0
         writer = RecordingWriter(Path(name))
         start = time.process_time()
         batch = drain.drain(0, final=True)

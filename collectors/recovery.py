@@ -81,7 +81,7 @@ def _bring_home(recording: Path, meta: dict[str, Any]) -> str | None:
         if not ranks.settle(process, now_ns, final=True):
             continue  # it has recorded nothing
         batch = process.drain.drain(now_ns, final=not running)
-        folder = rank_folder(process.drain.rank)
+        folder = rank_folder(process.drain.origin.rank)
         if process.drain.events or process.pid in known:
             for name in {*batch.tables, *batch.rows}:
                 count += _append(writer, folder, name, batch.tables.get(name, []), batch.rows.get(name, []))
@@ -130,22 +130,22 @@ def _remember_ranks(ranks: RankTable, known: dict[int, dict[str, Any]]) -> None:
     for process in ranks.processes:
         row = known.get(process.pid)
         if row is not None:
-            process.drain.rank = row["rank"]
+            process.drain.origin.rank = row["rank"]
             earlier = [pid for pid, other in known.items() if other["rank"] == row["rank"]]
-            process.drain.id_base = earlier.index(process.pid) << 32
+            process.drain.origin.id_base = earlier.index(process.pid) << 32
 
 
 def _remember_groups(ranks: RankTable, recording: Path) -> None:
     """Process groups are told once; where the sidecar had taken that in, its rows still name them."""
     for process in ranks.processes:
-        folder = recording / rank_folder(process.drain.rank)
+        folder = recording / rank_folder(process.drain.origin.rank)
         for path in sorted(folder.glob("collectives-*.arrows")):
             for batch in _whole_batches(path):
                 seen = batch.select(["group", "group_ranks", "backend"]).to_pylist()
                 for group, members, backend in {(r["group"], r["group_ranks"], r["backend"]) for r in seen}:
                     if members:
                         known = {"name": group, "ranks": [int(rank) for rank in members.split(",")], "backend": backend}
-                        process.drain._groups.setdefault(group, known)
+                        process.drain.calls.remember(known)
 
 
 def _append(

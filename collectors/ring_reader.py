@@ -172,23 +172,31 @@ class Ring:
         self._map.close()
 
 
-def blob_heads(records: Records) -> tuple[list[int], npt.NDArray[np.bool_]]:
+def blob_heads(records: Records) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
     """Where blobs begin, and which slots hold a record rather than a blob's payload."""
     is_record = np.ones(len(records), dtype=np.bool_)
     heads: list[int] = []
     free_from = 0
-    for at in np.flatnonzero(records["type"] == BLOB).tolist():
+    places = np.flatnonzero(records["type"] == BLOB)
+    for at, size in zip(places.tolist(), records["dur_ns"][places].tolist(), strict=True):
         if at < free_from:
             continue
-        slots = -(-int(records["dur_ns"][at]) // RECORD.itemsize)
-        free_from = at + 1 + slots
+        free_from = at + 1 - (-size // RECORD.itemsize)
         is_record[at + 1 : free_from] = False
         heads.append(at)
-    return heads, is_record
+    return np.array(heads, np.intp), is_record
 
 
-def blob_payload(records: Records, at: int) -> Any:
-    """The JSON value of the blob at `at`."""
+def blob_payload(records: Records, at: int, *, raw: bool = False) -> Any:
+    """The JSON value of the blob at `at`; its bytes where `raw`."""
     size = int(records["dur_ns"][at])
     slots = -(-size // RECORD.itemsize)
-    return json.loads(records[at + 1 : at + 1 + slots].tobytes()[:size].decode())
+    data = records[at + 1 : at + 1 + slots].tobytes()[:size]
+    return data if raw else json.loads(data)
+
+
+def blob_bytes(records: Records, heads: npt.NDArray[np.intp], size: int) -> npt.NDArray[np.uint8]:
+    """The first `size` bytes of each blob's payload: [len(heads), size]."""
+    slots = -(-size // RECORD.itemsize)
+    rows = records.view(np.uint8).reshape(-1, RECORD.itemsize)[heads[:, None] + 1 + np.arange(slots)]
+    return np.ascontiguousarray(rows.reshape(len(heads), -1)[:, :size])

@@ -205,7 +205,7 @@ class _Calls:
             me, n = self._groups.get(name) or self._learn(group, name)
             sent, received = (None, None) if kwargs else bytes_of(me, n, *args)
             number = next(self._numbers)
-            self._session.ring.blob("comm", [number, op, name, issue_ns, sent, received, _dtype(args)])
+            self._session.ring.comm(number, op, name, issue_ns, sent, received, _dtype(args))
             self._session.recorder.events_cost_ns += BLOB_COST_NS
         except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
             self._failed = True

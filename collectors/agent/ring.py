@@ -6,13 +6,19 @@ import ctypes
 import errno
 import json
 import os
+import struct
 import sys
 import threading
 import time
 from collections import defaultdict
 from typing import Any, Protocol
 
+from .packed import COMM, FORMATS, PREFIX, pack_comm, packer
+
 OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW = range(1, 8)
+
+_LONGEST_NAME = 480
+"""Bytes; longer ones are cut in the ring's table."""
 
 
 class Ring(Protocol):
@@ -41,6 +47,7 @@ class Ring(Protocol):
     def expect(self, name: bytes, call: int) -> int: ...
     def withdraw(self, call: int) -> int: ...
     def blob(self, kind: str, payload: Any) -> None: ...
+    def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None: ...
     def operators(self) -> int: ...
     def mute(self, on: int) -> None: ...
     def overhead(self, ns: int) -> None: ...
@@ -64,6 +71,7 @@ class NativeRing:
         lib.moescope_done.argtypes, lib.moescope_done.restype = (u64,), None
         lib.moescope_expect.argtypes, lib.moescope_withdraw.argtypes = (text, u64), (u64,)
         lib.moescope_blob.argtypes = (text, text, ctypes.c_uint32)
+        lib.moescope_name.argtypes, lib.moescope_name.restype = (text,), ctypes.c_uint32
         lib.moescope_identity.argtypes = (text, ctypes.c_uint32)
         lib.moescope_context.argtypes, lib.moescope_context.restype = (u64,), None
         lib.moescope_operators.restype = u64
@@ -83,6 +91,23 @@ class NativeRing:
         self.overhead = lib.moescope_add_overhead
         self.mute = lib.moescope_mute
         self._names: dict[str, bytes] = {}
+        self._numbers: dict[str | None, int] = {None: 0}
+        self._write = lib.moescope_blob
+        self._packers = {
+            kind: ((PREFIX + kind).encode(), packer(format, self._number)) for kind, format in FORMATS.items()
+        }
+        self._comm_kinds: dict[tuple[str, str, str], bytes] = {}
+
+    def _number(self, name: str | None) -> int:
+        """The name's number in the ring's table. Raises LookupError where the table is full."""
+        found = self._numbers.get(name)
+        if found is None:
+            text = self._name(name or "")
+            found = self._lib.moescope_name(text) if len(text) <= _LONGEST_NAME else 0
+            if not found or name is None:
+                raise LookupError(name)
+            self._numbers[name] = found
+        return found
 
     def _name(self, name: str) -> bytes:
         found = self._names.get(name)
@@ -112,8 +137,29 @@ class NativeRing:
         self._lib.moescope_record(kind, self._name(name) if name else None, start_ns, dur_ns, a, b, c)
 
     def blob(self, kind: str, payload: Any) -> None:
+        packed = self._packers.get(kind)
+        if packed is not None:
+            try:
+                data = packed[1](payload)
+            except (struct.error, LookupError, TypeError):
+                pass  # JSON has room for anything
+            else:
+                self._write(packed[0], data, len(data))
+                return
         data = json.dumps(payload, separators=(",", ":")).encode()
-        self._lib.moescope_blob(kind.encode(), data, len(data))
+        self._write(kind.encode(), data, len(data))
+
+    def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None:
+        """A collective's issue; sent, received: bytes for each rank of the group, None where not told."""
+        kind = self._comm_kinds.get((op, group, dtype))
+        if kind is None:
+            kind = self._comm_kinds[op, group, dtype] = f"{COMM}{op} {dtype} {group}".encode()
+            if len(kind) > _LONGEST_NAME or len(self._comm_kinds) > 4096:
+                del self._comm_kinds[op, group, dtype]
+                self.blob("comm", [number, op, group, issue_ns, sent, received, dtype])
+                return
+        data = pack_comm(number, issue_ns, sent, received)
+        self._write(kind, data, len(data))
 
     def identity(self, facts: dict[str, Any]) -> None:
         data = json.dumps(facts, separators=(",", ":")).encode()
@@ -207,6 +253,9 @@ class FileRing:
 
     def blob(self, kind: str, payload: Any) -> None:
         self.record(BLOB, kind, time.monotonic_ns(), 0, self._phase(), self._context, payload=payload)
+
+    def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None:
+        self.blob("comm", [number, op, group, issue_ns, sent, received, dtype])
 
     def identity(self, facts: dict[str, Any]) -> None:
         self.record(BLOB, "identity", time.monotonic_ns(), 0, payload=facts)

@@ -472,6 +472,12 @@ MOESCOPE_API void moescope_done(uint64_t call) {
     if (h) write_record(h, (struct record){.type = RECORD_DONE, .start_ns = now, .a = call});
 }
 
+/* The number of a name in the table; 0 where it is full. */
+MOESCOPE_API uint32_t moescope_name(const char *text) {
+    struct name_entry *entry = moescope_intern(text);
+    return entry ? entry->id : 0;
+}
+
 /* `bytes` of payload under `kind`, in one piece. 0, or an errno. */
 MOESCOPE_API int moescope_blob(const char *kind, const void *payload, uint32_t bytes) {
     struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);

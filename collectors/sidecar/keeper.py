@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import moescope
 from moescope.collectors.clock import Clock
 from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
-from moescope.collectors.sidecar.drain import Batch
+from moescope.collectors.sidecar.batch import Batch
 from moescope.collectors.sidecar.ranks import RankProcess, RankTable, alive, started
 from moescope.collectors.sidecar.writer import RecordingWriter
 
@@ -174,7 +174,7 @@ class Keeper:
             process.ended = True
             process.state = "lost"
             text = f"process {process.pid} is not recorded any more: {error!r}"
-            self.log("error", "drain", text, rank=max(process.drain.rank, 0))
+            self.log("error", "drain", text, rank=max(process.drain.origin.rank, 0))
 
     def _drain(self, process: RankProcess, now_ns: int, *, final: bool) -> None:
         if not self._ranks.settle(process, now_ns, final=final):
@@ -194,31 +194,36 @@ class Keeper:
         if dropped > self._dropped_told.get(process.pid, 0):
             lost = dropped - self._dropped_told.get(process.pid, 0)
             self._dropped_told[process.pid] = dropped
-            rank = process.drain.rank
+            rank = process.drain.origin.rank
             self.log("warning", "ring", f"the ring was full: {lost} events dropped", rank=rank, dropped=lost)
         if gone:
             process.ended = True
             process.state = "ended" if process.drain.ring.closed else "killed"
             if process.state == "killed" and process.drain.events:
                 text = f"process {process.pid} ended without a normal exit; what it had recorded is kept"
-                self.log("warning", "agent", text, rank=process.drain.rank)
+                self.log("warning", "agent", text, rank=process.drain.origin.rank)
 
     def _store_batch(self, process: RankProcess, batch: Batch) -> bool:
         """Stores a batch and marks it in the ring; where a table fails, the rest waits: what is stored stays so."""
-        folder = rank_folder(process.drain.rank)
+        folder = rank_folder(process.drain.origin.rank)
         for table in list(batch.tables):
             if not self._store(partial(self._writer.write, folder, table, batch.tables[table])):
                 self._pending[process.pid] = batch
                 return False
             del batch.tables[table]
         for table in list(batch.rows):
-            if not self._store(partial(self._writer.write_rows, folder, table, batch.rows[table])):
+            if not self._store(partial(self._write_rows, folder, table, batch.rows[table], process.drain.origin.rank)):
                 self._pending[process.pid] = batch
                 return False
             del batch.rows[table]
         self._pending.pop(process.pid, None)
         process.drain.commit(batch)
         return True
+
+    def _write_rows(self, folder: str, table: str, rows: list[dict[str, Any]], rank: int) -> None:
+        problem = self._writer.write_rows(folder, table, rows)
+        if problem:
+            self.log("error", "emit", problem, rank=rank)
 
     def _sample(self, *, final: bool) -> None:
         for sampler in list(self._samplers):
@@ -238,10 +243,10 @@ class Keeper:
                 self.log("error", sampler.name, f"switched off: {error!r}")
 
     def _store_log(self) -> None:
-        if self._log and self._store(lambda: self._writer.write_rows(host_folder(self._host), "log", self._log)):
+        if self._log and self._store(partial(self._writer.write_rows, host_folder(self._host), "log", self._log)):
             self._log = []
 
-    def _store(self, write: Callable[[], None]) -> bool:
+    def _store(self, write: Callable[[], object]) -> bool:
         """Whether it could be stored; a failure is logged once, and the next try waits."""
         try:
             write()

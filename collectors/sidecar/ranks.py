@@ -93,16 +93,18 @@ class RankTable:
         found = process.drain.ring.identity()
         if found:
             process.identity = found
-        if process.drain.rank >= 0:
+        if process.drain.origin.rank >= 0:
             return True
         wanted = process.identity.get("rank")
-        taken = {p.drain.rank: p for p in self.processes if p.drain.rank >= 0}
+        taken = {p.drain.origin.rank: p for p in self.processes if p.drain.origin.rank >= 0}
         if isinstance(wanted, int):
             holder = taken.get(wanted)
             # A rank started again after its process ended (an elastic restart) goes on in the same folder.
             if holder is None or holder.ended or not alive(holder.pid):
-                process.drain.rank = wanted
-                process.drain.id_base = sum(p.drain.rank == wanted for p in self.processes if p is not process) << 32
+                process.drain.origin.rank = wanted
+                process.drain.origin.id_base = (
+                    sum(p.drain.origin.rank == wanted for p in self.processes if p is not process) << 32
+                )
                 return True
         elif process.drain.ring.empty() or (not final and self._may_still_tell(process, now_ns)):
             return False
@@ -110,7 +112,7 @@ class RankTable:
         number = 0
         while number in taken or number in promised:
             number += 1
-        process.drain.rank = number
+        process.drain.origin.rank = number
         if isinstance(wanted, int):
             self.problems.append(f"process {process.pid} says it is rank {wanted}, which another is: kept as {number}")
         return True
@@ -119,26 +121,26 @@ class RankTable:
         """Whether to go on waiting for the process to name its rank; not where its ring fills up meanwhile."""
         waited_ns = now_ns - process.first_seen_ns
         parent = next((p for p in self.processes if p.pid == process.identity.get("ppid")), None)
-        if parent is not None and parent.drain.rank < 0 and alive(parent.pid) and not alive(process.pid):
+        if parent is not None and parent.drain.origin.rank < 0 and alive(parent.pid) and not alive(process.pid):
             return True  # what it recorded stays where it is, and its parent counts first
         return waited_ns < SETTLE_NS and process.drain.ring.fill() < SETTLE_FILL and alive(process.pid)
 
     def rank_of(self, pid: int) -> int | None:
         """Rank of a process, for samplers."""
-        return next((p.drain.rank for p in self.processes if p.pid == pid and p.drain.rank >= 0), None)
+        return next((p.drain.origin.rank for p in self.processes if p.pid == pid and p.drain.origin.rank >= 0), None)
 
     def pids(self) -> list[int]:
         """The processes that are ranks now."""
-        return [p.pid for p in self.processes if p.drain.rank >= 0 and not p.ended]
+        return [p.pid for p in self.processes if p.drain.origin.rank >= 0 and not p.ended]
 
     def role_of(self, pid: int, tid: int) -> str:
         """What a thread does: communication where it completed calls, else compute; ours is neither."""
         process = next((p for p in self.processes if p.pid == pid), None)
         if process is None:
             return "other"
-        if tid in process.drain.comm_threads:
+        if tid in process.drain.calls.threads:
             return "comm"
-        name = process.drain.thread_name(tid)
+        name = process.drain.origin.label(tid)
         if name.startswith(("pt_gloo", "gloo", "pt_nccl", "nccl", "NCCL")):
             return "comm"
         return "other" if name.startswith(("moescope", "pt_elastic", "pt_tcpstore")) else "compute"
@@ -147,12 +149,12 @@ class RankTable:
         """The recorded processes, for meta.json."""
         rows = []
         for p in self.processes:
-            if p.drain.rank < 0 or not p.drain.events:
+            if p.drain.origin.rank < 0 or not p.drain.events:
                 continue
             elapsed = max(p.drain.last_ns - int(p.identity.get("start_ns", p.drain.last_ns)), 1)
             rows.append(
                 {
-                    "rank": p.drain.rank,
+                    "rank": p.drain.origin.rank,
                     "local_rank": p.identity.get("local_rank"),
                     "world_size": p.identity.get("world_size"),
                     "host": p.identity.get("host"),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 SEGMENT_BYTES: Final = 16 << 20
 
+_NO_ROW: Final = (ValueError, TypeError, OverflowError)
+"""What Arrow raises for a value that its column cannot hold (ArrowInvalid and ArrowTypeError are among them)."""
+
 
 @dataclass
 class _Segment:
@@ -43,12 +46,25 @@ class RecordingWriter:
         self._numbers: dict[tuple[str, str], int] = {}
         self._closed: list[tuple[float, Path]] = []
 
-    def write_rows(self, folder: str, table: str, rows: list[dict[str, Any]]) -> None:
-        """Appends `rows`; columns that a row lacks are null. Raises OSError where they cannot be stored."""
+    def write_rows(self, folder: str, table: str, rows: list[dict[str, Any]]) -> str:
+        """Appends `rows`; columns that a row lacks are null. What was wrong with rows that were left out, if any was.
+
+        Raises OSError where they cannot be stored.
+        """
         import pyarrow as pa
 
         schema = arrow_schema(table)
-        self.write(folder, table, pa.Table.from_pylist(rows, schema=schema).to_batches())
+        problem = ""
+        try:
+            found = pa.Table.from_pylist(rows, schema=schema)
+        except _NO_ROW:
+            # A model may tell anything: what is no number must not cost the rows beside it.
+            problems = [_problem(row, schema) for row in rows]
+            found = pa.Table.from_pylist([r for r, wrong in zip(rows, problems, strict=True) if not wrong], schema)
+            refused = [wrong for wrong in problems if wrong]
+            problem = f"{len(refused)} row(s) of {table} left out: {refused[0]}"
+        self.write(folder, table, found.to_batches())
+        return problem
 
     def write(self, folder: str, table: str, batches: Iterable[pa.RecordBatch]) -> None:
         """Appends and flushes `batches`. Raises OSError where they cannot be stored; nothing torn stays behind."""
@@ -154,6 +170,17 @@ class _NoPandas:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "pandas":
             raise ModuleNotFoundError(name)
+
+
+def _problem(row: dict[str, Any], schema: pa.Schema) -> str:
+    """Why the row cannot be stored; nothing where it can."""
+    import pyarrow as pa
+
+    try:
+        pa.Table.from_pylist([row], schema=schema)
+    except _NO_ROW as error:
+        return str(error)
+    return ""
 
 
 def _arrow_without_pandas() -> None:

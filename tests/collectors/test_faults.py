@@ -263,3 +263,23 @@ def test_a_library_that_cannot_be_loaded_costs_precision_not_the_recording(moesc
     assert (facts["ring"], facts["source"]) == ("file", "kineto")
     assert "the C library's ring cannot be used" in said(tmp_path / "rec")
     assert moescope("summary", "rec", "--json").returncode == 0
+
+
+def test_nonsense_that_a_model_tells_costs_itself_alone(moescope: Moescope, tmp_path: Path) -> None:
+    middle = """
+emit.work(flops="many", bytes=1, dtype="bf16")
+emit.work(flops=2**70, bytes=1, dtype="bf16")
+emit.experts(layer=0, tokens=[1, "two"])
+emit.experts(layer=0, tokens=[3, 4])
+emit.kernel(name=object(), start_ns=1, dur_ns=1)
+"""
+    script = target(tmp_path, middle=middle)
+    done = moescope("run", "-o", "rec", "--", sys.executable, script)
+    assert unharmed(done), done.stderr
+    assert len(rows(tmp_path / "rec", "steps")) >= 40
+    assert {row["flops"] for row in rows(tmp_path / "rec", "work")} == {2 * 64**3}
+    assert [row["tokens"] for row in rows(tmp_path / "rec", "experts")][-2:] == [3, 4]
+    text = said(tmp_path / "rec")
+    assert "2 row(s) of work left out" in text
+    assert "a row of experts left out" in text
+    assert "a row of kernel was not recorded" in text
