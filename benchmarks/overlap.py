@@ -26,9 +26,9 @@ from benchmarks.report import save
 from benchmarks.turns import Turn, by_schedule, run_turns, spread
 
 STAGES = {
-    "train": (("serial", "overlapped", "interleaved"), 3),
-    "prefill": (("serial", "overlapped"), 6),
-    "decode": (("serial", "overlapped"), 10),
+    "train": (("serial", "overlapped", "interleaved"), 2),
+    "prefill": (("serial", "overlapped"), 4),
+    "decode": (("serial", "overlapped"), 6),
 }
 """Schedules and steps of a turn."""
 ACCUMULATE = 2

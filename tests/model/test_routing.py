@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from moescope.instrumented_model.config import Config, ConfigError, size  # noqa: E402
 from moescope.instrumented_model.layers import routing  # noqa: E402
-from moescope.instrumented_model.numerics.quantise import dequantise, quantise_tiles  # noqa: E402
+from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles  # noqa: E402
 from moescope.instrumented_model.parallel import wire as wires  # noqa: E402
 from moescope.instrumented_model.parallel.link import NO_LINK, Link, parse_link  # noqa: E402
 
@@ -64,11 +64,19 @@ def test_rows_that_travel_in_fp8_arrive_as_quantised_with_powers_of_2_and_in_bf1
     x = torch.randn(7, 200)
     wire = torch.cat([*wires.pack_tokens(x, True, "x"), torch.zeros(7, 5, dtype=torch.uint8)], dim=1)
     assert wire.shape[1] == wires.token_bytes(200, True) + 5 == 200 + 2 * 4 + 5
-    came = wires.unpack_tokens(wire, 200, True)
-    assert torch.equal(came, dequantise(quantise_tiles(x, power_of_2=True)))
-    assert torch.equal(dequantise(quantise_tiles(came, power_of_2=True)), came)
+    copies = torch.tensor([3, 0, 0, 6])
+    came = wires.unpack_tokens(wire, copies, 200, True)
+    sent = quantise_tiles(x, power_of_2=True)
+    assert isinstance(came, Quantised)
+    assert torch.equal(came.q.view(torch.uint8), sent.q.view(torch.uint8)[copies])
+    assert torch.equal(came.scale, sent.scale[copies])
+    values = dequantise(sent)[copies]
+    assert torch.equal(dequantise(came), values)
+    assert torch.equal(dequantise(quantise_tiles(values, power_of_2=True)), values)
     (wire,) = wires.pack_tokens(x, False, "x")
-    assert torch.equal(wires.unpack_tokens(wire, 200, False), x.bfloat16().float())
+    rounded = wires.unpack_tokens(wire, copies, 200, False)
+    assert isinstance(rounded, torch.Tensor)
+    assert torch.equal(rounded, x.bfloat16().float()[copies])
 
 
 def test_the_balance_loss_is_the_sum_of_frequency_times_probability_over_experts_of_each_sequence() -> None:
