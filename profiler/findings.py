@@ -60,7 +60,7 @@ class Aggregates:
 
     shares: summed over devices, unscaled; step_ns: mean step, None where no step is known or they are not alike;
     rank_compute: how long each rank computes, over the mean time that ranks were looked at; worst_exposed_ns: start of
-    the longest exposed stretch; stage: what advice is for, empty where it is not known or more than one;
+    the longest exposed stretch; stage: what advice is for, empty where it has no name;
     recorded_ns, extent_ns: what `coverage` is the quotient of
     """
 

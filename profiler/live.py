@@ -73,8 +73,12 @@ class LiveFeed:
         return self._state.span()
 
     def steps_span(self) -> tuple[int, int] | None:
-        """From the first step's start to the last one's end, over all ranks; None where no step is known."""
-        return _steps_span(self._state)
+        """From the first step's start to the last one's end, over all ranks, of the stage that takes most of the time.
+
+        None where no step is known.
+        """
+        span = steps_in(self._state.tables["steps"], self._state.names).span_ns
+        return None if span is None else _within(span, self.span())
 
     def snapshot(self, view: View) -> Snapshot:
         """Everything but the timeline."""
@@ -120,17 +124,20 @@ class _Window:
         self.ranks = self.everyone if view.rank is None else [view.rank]
         self.filter = None if view.rank is None else self.ranks
         self.span = state.span()
-        self.window, self.period = _window(state, view, self.span)
+        self.window, self.period, run = _window(state, view, self.span)
         self.by_rank = {
             rank: rank_shares(state.ranks[rank], self.window) if rank in state.ranks else _EMPTY
             for rank in self.everyone
         }
         self.shares = total_shares([self.by_rank[rank] for rank in self.ranks if rank in self.by_rank])
         self.steps = steps_in(state.tables["steps"], state.names, self.filter, self.window)
-        self.step_ns = float(np.mean(self.steps.durations_ns)) if self.steps.alike else None
-        self.step, stage = latest_step(state.tables["steps"], state.names, self.window)
-        self.stage = view.stage or (self.steps.stage if self.steps.stages else stage)
-        self.latest_stage = stage
+        self.step_ns = self.steps.mean_ns if not self.steps.others else None
+        self.step, self.run_stage = self.steps.latest, self.steps.stage
+        if not self.steps.durations_ns:
+            self.step, self.run_stage = latest_step(state.tables["steps"], state.names, self.window)
+        self.stage = view.stage or self.run_stage
+        # What the run's other stages did is left out of a finished run's figures: they say of which stage they are.
+        self.among = f" of {self.run_stage or 'no stage'}" if run.others and noun_of(self.stage) == "step" else ""
         self.coverage = self._coverage(self.ranks)
         self.kernels, self.short_kernels = kernel_rows(state, self.ranks, self.window)
         self.phases = phase_rows(state, self.ranks, self.window)
@@ -206,10 +213,14 @@ class _Window:
         if self.filter is None and len(self.everyone) == 1:
             who = f"rank {self.everyone[0]}"
         count = len(self.steps.durations_ns)
-        if self.steps.alike:
-            parts = [f"mean of {count} {noun_of(self.stage)}{'s' if count != 1 else ''}", who]
+        if self.steps.others:
+            stages = dict([(self.run_stage, count), *self.steps.others])
+            parts = [
+                f"sum over {sum(stages.values())} steps of {', '.join(stage or 'no stage' for stage in stages)}",
+                who,
+            ]
         elif count:
-            parts = [f"sum over {count} steps of {len(self.steps.stages)} stages", who]
+            parts = [f"mean of {count} {noun_of(self.stage)}{'s' if count != 1 else ''}{self.among}", who]
         else:
             parts = ["sum over the window", who]
         if self.period:
@@ -258,7 +269,7 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
     return Snapshot(
         target=_target(meta, state.source.name),
         devices=_devices(state, meta),
-        stage=seen.latest_stage,
+        stage=seen.run_stage,
         step=seen.step,
         state=state.source.state,
         start_ns=seen.span[0],
@@ -276,13 +287,13 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
         shares=shares,
         shares_note=seen.shares_note(),
         noun=noun_of(seen.stage),
-        steps_ns=seen.steps.durations_ns[-STEPS_SHOWN:] if seen.steps.alike else (),
+        steps_ns=seen.steps.durations_ns[-STEPS_SHOWN:],
         step_median=_quantile(seen.steps, 0.5),
         step_p99=_quantile(seen.steps, 0.99),
         straggler=f"rank {slowest[0]} computes +{slowest[1]:.1%} of the time" if slowest else "",
         ranks=ranks,
         engines=engines,
-        engines_note=seen.period or "all steps",
+        engines_note=seen.period or f"all {noun_of(seen.stage)}s{seen.among}",
         phases=seen.phases,
         kernels=seen.kernels,
         links=links,
@@ -300,35 +311,32 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
     )
 
 
-def _window(state: LiveState, view: View, span: tuple[int, int]) -> tuple[tuple[int, int], str]:
-    """The time that figures are of, and how to name it: as chosen, the recent past of a live run, or all steps."""
+def _window(state: LiveState, view: View, span: tuple[int, int]) -> tuple[tuple[int, int], str, Steps]:
+    """The time that figures are of, how to name it, and the run's steps where they are all of them.
+
+    As chosen, the recent past of a live run, or the steps of the stage that takes most of the time.
+    """
     if view.window is not None:
         start, end = view.window
-        return (start, max(start, end)), f"window of {(max(start, end) - start) / 1e6:.4g} ms"
+        return (start, max(start, end)), f"window of {(max(start, end) - start) / 1e6:.4g} ms", Steps()
     start, end = span
     if state.source.state == "live":
         recent = max(start, end - RECENT_NS, _enough_kernels(state))
-        return (recent, end), f"last {(end - recent) / 1e9:.3g} s"
-    steps = _steps_span(state)
-    return (steps, "") if steps is not None else ((start, end), "whole run")
+        return (recent, end), f"last {(end - recent) / 1e9:.3g} s", Steps()
+    steps = steps_in(state.tables["steps"], state.names)
+    if steps.span_ns is None:
+        return (start, end), "whole run", steps
+    return _within(steps.span_ns, span), "", steps
 
 
-def _steps_span(state: LiveState) -> tuple[int, int] | None:
-    """From the first step's start to the last one's end, over all ranks; None where no step is known."""
-    steps = state.tables["steps"]
-    known = steps["dur_ns"] > 0
-    if not known.any():
-        return None
-    start, end = state.span()
-    first = int(steps["start_ns"][known].min())
-    last = int((steps["start_ns"] + steps["dur_ns"])[known].max())
-    return max(start, first), min(end, last)
+def _within(window: tuple[int, int], span: tuple[int, int]) -> tuple[int, int]:
+    return max(window[0], span[0]), min(window[1], span[1])
 
 
 def _quantile(steps: Steps, share: float) -> Figure:
-    """A typical or late step, where steps are alike."""
-    found = quantile_step(steps.durations_ns, share) if steps.alike else None
-    return Figure(None, "derived", steps.why_not()) if found is None else Figure(float(found), "derived")
+    """A typical or late step."""
+    found = quantile_step(steps.durations_ns, share)
+    return Figure(None, "derived", "no step is known") if found is None else Figure(float(found), "derived")
 
 
 def _enough_kernels(state: LiveState) -> int:

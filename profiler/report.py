@@ -72,15 +72,17 @@ def headline(summary: dict[str, Any]) -> str:
 
 def steps_line(steps: dict[str, Any]) -> str:
     """The steps alone: starting up is part of the recording, and hides what a step looks like."""
-    stages, count = steps["stages"], steps["count"]
-    noun = noun_of(stages[0]) if len(stages) == 1 else "step"
-    which = f"of {', '.join(stages)}" if steps["median_us"] is None else f"(median {_time(steps['median_us'])})"
+    stage, count, others = steps["stage"], steps["count"], steps["others"]
+    noun = noun_of(stage or "")
+    of = f" of {stage}" if others and stage and noun == "step" else ""
+    left = " and ".join(f"{other['count']} of {other['stage'] or 'no stage'}" for other in others)
+    median = f"(median {_time(steps['median_us'])}{f'; {left} left out' if left else ''})"
     hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
     shares = ", ".join(
         f"{_share(steps[key], steps['span_us'])} {word}"
         for key, word in (("exposed_comm_us", "exposed"), ("compute_us", "compute"), ("idle_us", "idle"))
     )
-    return f"Within its {count} {noun}{'s' if count != 1 else ''} {which}: {hidden}{shares}."
+    return f"Within its {count} {noun}{'s' if count != 1 else ''}{of} {median}: {hidden}{shares}."
 
 
 def _parts(total: dict[str, Any]) -> list[float]:
@@ -220,7 +222,10 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     units = summary["ranks"][0]["units"]
     notes = [f"Evidence: times {summary['evidence']}, units {units['evidence']}."]
     if summary["steps"]:
-        notes.append("Findings are of the steps; all else is of the whole recording, what lies around them included.")
+        noun = noun_of(summary["steps"]["stage"] or "")
+        notes.append(
+            f"Findings are of these {noun}s; all else is of the whole recording, what lies around them included."
+        )
     notes.append(_matrix_note(summary["ranks"]))
     if units["comm_typical"] is None:
         notes.append(f"Units: {units['comm_typical_reason']}.")

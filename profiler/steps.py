@@ -1,18 +1,19 @@
 """How long a step takes: one definition for the summary, the dashboard and the findings.
 
 A step takes what its median rank takes, and the median step is the median of these; of two in the middle, the lower.
+Steps of several stages are not alike: figures are of the stage that takes most of the time, and say what is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from moescope.profiler.live_columns import Columns, Names
+from moescope.profiler.live_columns import NULL, Column, Columns, Names
 from moescope.profiler.live_rows import chosen, groups
 
 Noun: TypeAlias = Literal["step", "token"]
@@ -25,30 +26,24 @@ def noun_of(stage: str) -> Noun:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The steps of a window.
+    """The steps of the stage that takes most of the time.
 
-    durations_ns: [steps] what each takes, the oldest first; stages: the stages that they belong to, the oldest first
+    stage: empty where it has no name; durations_ns: [steps] what each takes, the oldest first; span_ns: from the first
+    one's start to the last one's end, None without any; latest: the last one's number; others: steps of other stages by
+    stage; among: how many of those end within the span
     """
 
+    stage: str = ""
     durations_ns: tuple[int, ...] = ()
-    stages: tuple[str, ...] = ()
+    span_ns: tuple[int, int] | None = None
+    latest: int | None = None
+    others: tuple[tuple[str, int], ...] = ()
+    among: int = 0
 
     @property
-    def stage(self) -> str:
-        """The stage of all of them; empty where there is none or more than one."""
-        return self.stages[0] if len(self.stages) == 1 else ""
-
-    @property
-    def alike(self) -> bool:
-        """Whether there are steps, all of one stage: a mean or median of a training step and a token tells nothing."""
-        return len(self.stages) == 1
-
-    def why_not(self) -> str:
-        """Why there is no typical step."""
-        if len(self.stages) > 1:
-            *others, last = (stage or "unnamed" for stage in self.stages)
-            return f"steps of {', '.join(others)} and {last} are not alike: choose a time with one stage"
-        return "no step is known"
+    def mean_ns(self) -> float | None:
+        """The mean step; None without steps."""
+        return sum(self.durations_ns) / len(self.durations_ns) if self.durations_ns else None
 
 
 def quantile_step(durations_ns: Sequence[int], share: float = 0.5) -> int | None:
@@ -59,25 +54,51 @@ def quantile_step(durations_ns: Sequence[int], share: float = 0.5) -> int | None
     return ordered[max(ceil(len(ordered) * share) - 1, 0)]
 
 
-def steps_in(steps: Columns, names: Names, ranks: Sequence[int] | None, window: tuple[int, int]) -> Steps:
-    """The steps that end in the window, of these ranks, or of all where it is None.
+def steps_in(
+    steps: Columns, names: Names, ranks: Sequence[int] | None = None, window: tuple[int, int] | None = None
+) -> Steps:
+    """The steps that end in the window, of these ranks; None is all.
 
     steps: the table `steps`
     """
     ends = steps["start_ns"] + steps["dur_ns"]
-    pick = chosen(steps["rank"], ranks) & (ends > window[0]) & (ends <= window[1]) & (steps["dur_ns"] >= 0)
-    if not pick.any():
+    pick = chosen(steps["rank"], ranks)
+    if window is not None:
+        pick &= (ends > window[0]) & (ends <= window[1])
+    stages, numbers, starts, durations = (steps[name][pick] for name in ("stage", "step", "start_ns", "dur_ns"))
+    return steps_from(stages, numbers, starts, durations, names.text)
+
+
+def steps_from(stages: Column, numbers: Column, starts: Column, durations: Column, text: Callable[[int], str]) -> Steps:
+    """The steps of these rows, one a step and rank; rows without a duration go on and do not count.
+
+    stages, numbers: [rows] small integers; starts, durations: [rows] ns; text: the name of a stage
+    """
+    done = durations >= 0
+    if not done.any():
         return Steps()
-    durations, stages, ends = steps["dur_ns"][pick], steps["stage"][pick], ends[pick]
-    number, first = groups(stages, steps["step"][pick])
-    order = np.lexsort((durations, number))
-    edges = np.flatnonzero(np.diff(number[order], prepend=-1))
-    counts = np.diff(np.append(edges, len(number)))
-    median_rank = durations[order][edges + (counts - 1) // 2]
-    last = np.zeros(len(edges), np.int64)
-    np.maximum.at(last, number, ends)
-    by_time = np.argsort(last, kind="stable")
+    stages, numbers, starts, durations = stages[done], numbers[done], starts[done], durations[done]
+    step, first = groups(stages, numbers)
+    order = np.lexsort((durations, step))
+    edges = np.flatnonzero(np.diff(step[order], prepend=-1))
+    counts = np.diff(np.append(edges, len(step)))
+    takes = durations[order][edges + (counts - 1) // 2]
+    ends = np.full(len(edges), NULL, np.int64)
+    np.maximum.at(ends, step, starts + durations)
+    by_time = np.argsort(ends, kind="stable")
+    stage_of = stages[first]
+    seen = dict.fromkeys(stage_of[by_time].tolist())
+    total = {stage: int(takes[stage_of == stage].sum()) for stage in seen}
+    main = max(total, key=lambda stage: total[stage])
+    own = by_time[stage_of[by_time] == main]
+    span = (int(starts[stages == main].min()), int(ends[own[-1]]))
+    other_ends = ends[stage_of != main]
+    latest = int(numbers[first[own[-1]]])
     return Steps(
-        durations_ns=tuple(int(value) for value in median_rank[by_time]),
-        stages=tuple(dict.fromkeys(names.text(int(stages[first[at]])) for at in by_time)),
+        stage=text(main),
+        durations_ns=tuple(int(value) for value in takes[own]),
+        span_ns=span,
+        latest=None if latest == NULL else latest,
+        others=tuple((text(stage), int((stage_of == stage).sum())) for stage in seen if stage != main),
+        among=int(((other_ends > span[0]) & (other_ends <= span[1])).sum()),
     )

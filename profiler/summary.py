@@ -34,7 +34,7 @@ from moescope.profiler.ranks.part import (
 )
 from moescope.profiler.ranks.view import HOST, RankView, ranks_in
 from moescope.profiler.report import render_text
-from moescope.profiler.steps import Steps, quantile_step
+from moescope.profiler.steps import quantile_step
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,7 +123,6 @@ def _rank_part(source: Source, key: Key) -> Part:
         shares=seen.shares,
         seen_recorded_ns=seen.recorded_ns,
         seen_extent_ns=seen.extent_ns,
-        stage=seen.stage,
     )
     return Part(ranks={key: held}, logs={key: _log(source.table("log"))}, totals=totals_of(seen))
 
@@ -171,19 +170,22 @@ def _fraction(overlapped: float, comm: float) -> dict[str, Any]:
 def _steps(part: Part, seen: Aggregates) -> dict[str, Any]:
     """The same figures between each rank's first step's start and its last one's end, without what lies around them.
 
-    `findings` are of this time where there is one.
+    Of the stage that takes most of the time; `findings` are of this time where there is one.
     """
     steps = seen.steps
-    if not steps.durations_ns or not seen.shares.span_ns:
+    median = quantile_step(steps.durations_ns)
+    if median is None or not seen.shares.span_ns:
         known = any(rank.steps for rank in part.ranks.values())
         reason = "nothing was recorded inside steps" if known else "neither the run nor an optimizer names a step"
         return {"steps": None, "steps_reason": reason}
     shares = seen.shares
     comm = shares.overlapped_ns + shares.exposed_ns
     steps_alone = {
+        "stage": steps.stage or None,
+        **({} if steps.stage else {"stage_reason": "neither the run nor an optimizer names it"}),
         "count": len(steps.durations_ns),
-        "stages": [stage for stage in steps.stages if stage],
-        **_median_step(steps),
+        "median_us": _us(median),
+        "others": [{"stage": stage, "count": count} for stage, count in steps.others],
         "span_us": _us(shares.span_ns),
         "compute_us": _us(shares.compute_only_ns + shares.overlapped_ns),
         "comm_us": _us(comm),
@@ -195,11 +197,6 @@ def _steps(part: Part, seen: Aggregates) -> dict[str, Any]:
         "evidence": "derived",
     }
     return {"steps": steps_alone}
-
-
-def _median_step(steps: Steps) -> dict[str, Any]:
-    median = quantile_step(steps.durations_ns) if steps.alike else None
-    return {"median_us": None, "median_us_reason": steps.why_not()} if median is None else {"median_us": _us(median)}
 
 
 def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:

@@ -428,7 +428,7 @@ def test_the_median_step_is_one_figure_in_the_summary_and_on_the_dashboard() -> 
     assert (shown.step_median.value, summed["median_us"]) == (20, 0.02)
     assert shown.step_p99.value == 40
     assert [row.step_ns.value for row in shown.ranks] == [20, 25]
-    assert (summed["count"], summed["stages"]) == (4, ["train"])
+    assert (summed["count"], summed["stage"], summed["others"]) == (4, "train", [])
 
 
 @settings(max_examples=50, deadline=None)
@@ -438,17 +438,59 @@ def test_a_quantile_of_steps_is_the_shortest_that_enough_do_not_exceed(durations
     assert quantile_step(durations, per_cent / 100) == min(enough, default=None)
 
 
-def test_steps_of_several_stages_have_no_typical_one_and_say_why() -> None:
+def test_figures_are_of_the_stage_that_takes_most_of_the_time_and_say_what_they_leave_out() -> None:
+    source = MemorySource().add("windows", [window(0, 1000)])
+    source.add("kernels", [kernel(0, 200, "comm"), kernel(200, 300), kernel(600, 300)])
+    prompt, tokens = (
+        [step(0, 0, 400, stage="prefill")],
+        [step(at, 400 + 60 * at, 60, stage="decode") for at in range(9)],
+    )
+    shown, summed = _feed(source.add("steps", prompt + tokens)).snapshot(View()), summarise(source)
+    assert (shown.stage, shown.step, shown.noun, shown.step_median.value) == ("decode", 8, "token", 60)
+    assert "mean of 9 tokens" in shown.shares_note
+    assert shown.shares.exposed_ns == 0  # the prompt's
+    assert (summed["steps"]["stage"], summed["steps"]["count"], summed["steps"]["median_us"]) == ("decode", 9, 0.06)
+    assert summed["steps"]["others"] == [{"stage": "prefill", "count": 1}]
+    assert "Within its 9 tokens (median 0.1 µs; 1 of prefill left out): " in steps_line(summed["steps"])
+    assert "exposed-communication" not in {finding.id for finding in shown.findings}
+    chosen = _feed(source).snapshot(View(window=(0, 400)))
+    assert (chosen.stage, chosen.noun, chosen.step_median.value) == ("prefill", "step", 400)
+    assert "mean of 1 step ·" in chosen.shares_note
+
+
+def test_a_time_with_steps_of_several_stages_has_no_mean_step() -> None:
     source = MemorySource().add("windows", [window(0, 1000)]).add("kernels", [kernel(0, 900)])
-    source.add("steps", [step(0, 0, 500), step(0, 500, 20, stage="decode"), step(1, 520, 20, stage="decode")])
+    source.add("steps", [step(0, 0, 300), step(0, 300, 20, stage="decode"), step(1, 320, 300)])
     shown, summed = _feed(source).snapshot(View()), summarise(source)
-    assert (shown.step_median.value, shown.steps_ns) == (None, ())
-    assert "train and decode are not alike" in shown.step_median.reason
-    assert "sum over 3 steps of 2 stages" in shown.shares_note
-    assert (summed["steps"]["median_us"], summed["steps"]["stages"]) == (None, ["train", "decode"])
-    assert "Within its 3 steps of train, decode:" in steps_line(summed["steps"])
-    alone = _feed(source).snapshot(View(window=(500, 1000)))
-    assert (alone.step_median.value, alone.noun) == (20, "token")
+    assert "sum over 3 steps of train, decode" in shown.shares_note
+    assert shown.shares.span_ns == 620
+    assert (shown.stage, shown.steps_ns, shown.step_median.value) == ("train", (300, 300), 300)
+    assert "Within its 2 steps of train (median 0.3 µs; 1 of decode left out): " in steps_line(summed["steps"])
+    assert not any("a step" in finding.gain for finding in shown.findings)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 5)),
+        st.dictionaries(st.integers(0, 3), st.tuples(st.integers(0, 40), st.integers(0, 9)), min_size=1),
+    )
+)
+def test_steps_equal_a_slow_count(taken: dict[tuple[str, int], dict[int, tuple[int, int]]]) -> None:
+    rows = [
+        step(number, start, dur, rank, stage)
+        for (stage, number), ranks in taken.items()
+        for rank, (start, dur) in ranks.items()
+    ]
+    found = _feed(MemorySource().add("steps", rows)).aggregates(View(window=(-1, 100))).steps
+    lasts = {key: sorted(dur for _, dur in ranks.values())[(len(ranks) - 1) // 2] for key, ranks in taken.items()}
+    total = {stage: sum(last for key, last in lasts.items() if key[0] == stage) for stage in ("a", "b")}
+    assert sorted(found.durations_ns) == sorted(last for key, last in lasts.items() if key[0] == found.stage)
+    assert total.get(found.stage, 0) == max(total.values())
+    assert sum(count for _, count in found.others) + len(found.durations_ns) == len(taken)
+    if taken:
+        own = [at for key, ranks in taken.items() if key[0] == found.stage for at in ranks.values()]
+        assert found.span_ns == (min(start for start, _ in own), max(start + dur for start, dur in own))
 
 
 def test_decoding_speaks_of_tokens_throughout_and_a_chosen_stage_brings_its_words() -> None:

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
+import numpy as np
+
 from moescope.profiler.findings import Aggregates, CallCount, KernelTime
+from moescope.profiler.live_columns import NULL
 from moescope.profiler.live_figures import total_shares
 from moescope.profiler.live_rows import rank_tokens
 from moescope.profiler.snapshot import ExpertRow, PhaseRow, QuantisationRow, Shares
-from moescope.profiler.steps import Steps
+from moescope.profiler.steps import Steps, steps_from
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +49,7 @@ class RankPart:
 
     devices: entries of the answer's `ranks`, one a device; evidence: place in EVIDENCE of the weakest label that
     counts; counted_ns, extent_ns: recorded time, and the time between its first and last window, 0 for a rank without
-    windows; shares, seen_recorded_ns, seen_extent_ns: the same within its steps; stage: what advice is for
+    windows; shares, seen_recorded_ns, seen_extent_ns: the same within its steps
     """
 
     devices: tuple[dict[str, Any], ...]
@@ -57,7 +60,6 @@ class RankPart:
     shares: Shares
     seen_recorded_ns: int
     seen_extent_ns: int
-    stage: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +211,10 @@ def aggregates(part: Part, *, finished: bool) -> Aggregates:
     totals, ranks = part.totals, [part.ranks[key] for key in sorted(part.ranks)]
     experts = _experts(totals.experts)
     steps = steps_of(part)
-    stages = {rank.stage for rank in ranks}
     whole = sum(rank.seen_extent_ns for rank in ranks)
     return Aggregates(
         shares=total_shares([rank.shares for rank in ranks] or [_NOTHING]),
-        step_ns=sum(steps.durations_ns) / len(steps.durations_ns) if steps.alike else None,
+        step_ns=None if steps.among else steps.mean_ns,
         phases=tuple(
             sorted(
                 (PhaseRow(name, *values) for name, values in totals.phases.items()),
@@ -240,7 +241,7 @@ def aggregates(part: Part, *, finished: bool) -> Aggregates:
         finished=finished,
         short_kernels=totals.short_kernels,
         worst_exposed_ns=None,
-        stage=steps.stage if steps.stages else stages.pop() if len(stages) == 1 else "",
+        stage=steps.stage,
         steps=steps,
     )
 
@@ -253,16 +254,17 @@ def _experts(tokens: Mapping[tuple[int, int], tuple[int]]) -> tuple[ExpertRow, .
 
 def steps_of(part: Part) -> Steps:
     """The steps of all ranks, as `steps.steps_in` has them: each takes what its median rank takes."""
-    found: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for rank in part.ranks.values():
-        for one in rank.steps:
-            if one.dur_ns is not None and one.end_ns is not None and one.dur_ns >= 0:
-                key = (one.stage, -1 if one.step is None else one.step)
-                found.setdefault(key, []).append((one.dur_ns, one.end_ns))
-    by_time = sorted(found, key=lambda key: (max(end for _, end in found[key]), key))
-    return Steps(
-        durations_ns=tuple(sorted(found[key])[(len(found[key]) - 1) // 2][0] for key in by_time),
-        stages=tuple(dict.fromkeys(stage for stage, _ in by_time)),
+    rows = [row for key in sorted(part.ranks) for row in part.ranks[key].steps]
+    rows = [row for row in rows if row.dur_ns is not None and row.end_ns is not None]
+    stages = sorted({row.stage for row in rows})
+    number = {stage: at for at, stage in enumerate(stages)}
+    durations = np.array([row.dur_ns for row in rows], np.int64)
+    return steps_from(
+        np.array([number[row.stage] for row in rows], np.int64),
+        np.array([NULL if row.step is None else row.step for row in rows], np.int64),
+        np.array([row.end_ns for row in rows], np.int64) - durations,
+        durations,
+        stages.__getitem__,
     )
 
 
