@@ -30,7 +30,7 @@ class Steps:
 
     stage: empty where it has no name; durations_ns: [steps] what each takes, the oldest first; span_ns: from the first
     one's start to the last one's end, None without any; latest: the last one's number; others: steps of other stages by
-    stage; among: how many of those end within the span
+    stage; among: how many of those lie within the span
     """
 
     stage: str = ""
@@ -59,6 +59,8 @@ def steps_in(
 ) -> Steps:
     """The steps that end in the window, of these ranks; None is all.
 
+    A step of another stage that ends in the window and began before it is what comes before the window, not in it:
+    ranks do not begin a stage at the same moment.
     steps: the table `steps`
     """
     ends = steps["start_ns"] + steps["dur_ns"]
@@ -66,13 +68,21 @@ def steps_in(
     if window is not None:
         pick &= (ends > window[0]) & (ends <= window[1])
     stages, numbers, starts, durations = (steps[name][pick] for name in ("stage", "step", "start_ns", "dur_ns"))
-    return steps_from(stages, numbers, starts, durations, names.text)
+    return steps_from(stages, numbers, starts, durations, names.text, NULL if window is None else window[0])
 
 
-def steps_from(stages: Column, numbers: Column, starts: Column, durations: Column, text: Callable[[int], str]) -> Steps:
+def steps_from(
+    stages: Column,
+    numbers: Column,
+    starts: Column,
+    durations: Column,
+    text: Callable[[int], str],
+    since_ns: int = NULL,
+) -> Steps:
     """The steps of these rows, one a step and rank; rows without a duration go on and do not count.
 
-    stages, numbers: [rows] small integers; starts, durations: [rows] ns; text: the name of a stage
+    stages, numbers: [rows] small integers; starts, durations: [rows] ns; text: the name of a stage; since_ns: other
+    stages' steps that begin earlier are left out
     """
     done = durations >= 0
     if not done.any():
@@ -83,8 +93,9 @@ def steps_from(stages: Column, numbers: Column, starts: Column, durations: Colum
     edges = np.flatnonzero(np.diff(step[order], prepend=-1))
     counts = np.diff(np.append(edges, len(step)))
     takes = durations[order][edges + (counts - 1) // 2]
-    ends = np.full(len(edges), NULL, np.int64)
+    ends, begins = np.full(len(edges), NULL, np.int64), np.full(len(edges), np.iinfo(np.int64).max)
     np.maximum.at(ends, step, starts + durations)
+    np.minimum.at(begins, step, starts)
     by_time = np.argsort(ends, kind="stable")
     stage_of = stages[first]
     seen = dict.fromkeys(stage_of[by_time].tolist())
@@ -92,13 +103,13 @@ def steps_from(stages: Column, numbers: Column, starts: Column, durations: Colum
     main = max(total, key=lambda stage: total[stage])
     own = by_time[stage_of[by_time] == main]
     span = (int(starts[stages == main].min()), int(ends[own[-1]]))
-    other_ends = ends[stage_of != main]
+    other = (stage_of != main) & (begins >= since_ns)
     latest = int(numbers[first[own[-1]]])
     return Steps(
         stage=text(main),
         durations_ns=tuple(int(value) for value in takes[own]),
         span_ns=span,
         latest=None if latest == NULL else latest,
-        others=tuple((text(stage), int((stage_of == stage).sum())) for stage in seen if stage != main),
-        among=int(((other_ends > span[0]) & (other_ends <= span[1])).sum()),
+        others=tuple((text(stage), int(count)) for stage in seen if (count := (other & (stage_of == stage)).sum())),
+        among=int((other & (begins >= span[0]) & (ends <= span[1])).sum()),
     )

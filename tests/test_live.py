@@ -458,6 +458,19 @@ def test_figures_are_of_the_stage_that_takes_most_of_the_time_and_say_what_they_
     assert "mean of 1 step ·" in chosen.shares_note
 
 
+def test_a_stage_that_one_rank_ends_while_another_has_begun_the_next_is_not_among_its_steps() -> None:
+    source = MemorySource()
+    for rank, late in ((0, 0), (1, 10)):
+        source.add("windows", [window(0, 1000, rank)])
+        source.add("kernels", [kernel(0, 500, rank=rank), kernel(500, 500, "comm", rank=rank)])
+        source.add("steps", [step(0, late, 100, rank, "prefill")])
+        source.add("steps", [step(at, 100 + late + 80 * at, 80, rank, "decode") for at in range(10)])
+    shown, summed = _feed(source).snapshot(View()), summarise(source)
+    assert "mean of 10 tokens" in shown.shares_note
+    assert all("a token" in finding["gain"] for finding in summed["findings"])
+    assert summed["steps"]["others"] == [{"stage": "prefill", "count": 1}]
+
+
 def test_a_time_with_steps_of_several_stages_has_no_mean_step() -> None:
     source = MemorySource().add("windows", [window(0, 1000)]).add("kernels", [kernel(0, 900)])
     source.add("steps", [step(0, 0, 300), step(0, 300, 20, stage="decode"), step(1, 320, 300)])
