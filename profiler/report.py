@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from moescope.profiler.report_machine import machine_notes
+from moescope.profiler.report_machine import bound_of, machine_notes
 from moescope.profiler.steps import noun_of
 
 if TYPE_CHECKING:
@@ -201,12 +201,17 @@ def _phases(ranks: list[dict[str, Any]]) -> Table:
 
 
 def _operators(ranks: list[dict[str, Any]]) -> Table:
-    table = _table("operator", "kind", "count", "total", "share")
+    table = _table("operator", "kind", "count", "total", "share", "bound")
     rows = _merged(ranks, "operators", ("class", "kind"), ("count", "total_us"))
     whole = sum(row["total_us"] for row in rows)
     for row in rows[:_ROWS]:
         table.add_row(
-            row["class"], row["kind"], str(row["count"]), _time(row["total_us"]), _share(row["total_us"], whole)
+            row["class"],
+            row["kind"],
+            str(row["count"]),
+            _time(row["total_us"]),
+            _share(row["total_us"], whole),
+            bound_of(ranks, row["class"], row["kind"]) or UNKNOWN,
         )
     return table
 
@@ -226,7 +231,6 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append(
             f"Findings are of these {noun}s; all else is of the whole recording, what lies around them included."
         )
-    notes.append(_matrix_note(summary["ranks"]))
     if units["comm_typical"] is None:
         notes.append(f"Units: {units['comm_typical_reason']}.")
     notes += machine_notes(summary["ranks"])
@@ -252,17 +256,6 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if summary["log"]["warnings"] > 5:
         notes.append(f"… {summary['log']['warnings']} warnings in all: see --json.")
     return notes
-
-
-def _matrix_note(ranks: list[dict[str, Any]]) -> str:
-    """Use of the matrix units, rank by rank, or why it is not known."""
-    uses = [(rank["rank"], rank["matrix_use"]) for rank in ranks]
-    known = [(rank, use["achieved"]) for rank, use in uses if use["achieved"] is not None]
-    if not known:
-        return f"Matrix units: {UNKNOWN}, {uses[0][1]['achieved_reason']}."
-    low, high = min(use for _, use in known), max(use for _, use in known)
-    text = f"{low:.1%}" if len(known) == 1 else f"{low:.1%} to {high:.1%}, by rank,"
-    return f"Matrix units: {text} of peak over the recorded time [derived]."
 
 
 def _findings(findings: list[dict[str, Any]], width: int | None) -> Any:

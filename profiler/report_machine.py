@@ -6,12 +6,67 @@ from typing import Any
 
 
 def machine_notes(ranks: list[dict[str, Any]]) -> list[str]:
-    """Lines about the entries of the answer's `ranks`; none where nothing is known or there is nothing to share."""
-    lines = []
+    """Lines about the entries of the answer's `ranks`."""
+    lines = [_matrix_line(ranks)]
     budgets = [rank for rank in ranks if rank["sm_budget"] is not None and rank["units"]["comm_peak"]]
     if budgets:
         lines.append(_budget_line(max(budgets, key=lambda rank: rank["sm_budget"]["both_share"]), len(ranks)))
-    return lines
+    return [*lines, *_bound_lines(ranks)]
+
+
+def bound_of(ranks: list[dict[str, Any]], operator: str, kind: str) -> str | None:
+    """What bounds most of a class's time over all ranks; None where nothing is known to."""
+    lasting: dict[str, float] = {}
+    for rank in ranks:
+        for row in rank["operators"]:
+            if (row["class"], row["kind"]) == (operator, kind):
+                for bound, share in row["bound_shares"].items():
+                    lasting[bound] = lasting.get(bound, 0.0) + share * row["total_us"]
+    most = max(lasting, key=lambda bound: lasting[bound], default="unknown")
+    return most if most != "unknown" and lasting[most] * 2 > sum(lasting.values()) else None
+
+
+def _matrix_line(ranks: list[dict[str, Any]]) -> str:
+    """Use of the matrix units, rank by rank, or why it is not known."""
+    uses = [rank["matrix_use"] for rank in ranks]
+    known = [use for use in uses if use["achieved"] is not None]
+    counters = [use["counter"] for use in uses if use["counter"] is not None]
+    counter = f" Their counter: {_span(counters)} of the time [measured]." if counters else ""
+    if not known:
+        return f"Matrix units: –, {uses[0]['achieved_reason']}.{counter}"
+    text = f"Matrix units: {_span([use['achieved'] for use in known])} of peak over the recorded time [derived]"
+    share = min(use["flops_known_share"] for use in known)
+    least = f", at least: operations are known for {share:.0%} of the products' time" if share < 0.995 else ""
+    return f"{text}{least}.{counter}"
+
+
+def _span(values: list[float]) -> str:
+    low, high = _percent(min(values)), _percent(max(values))
+    return low if len(values) == 1 else f"{low} to {high}, by rank,"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}" if value >= 0.001 or value == 0 else f"{100 * value:.2g}%"
+
+
+def _bound_lines(ranks: list[dict[str, Any]]) -> list[str]:
+    """How kernel time divides by what bounds it, over all ranks with a roofline."""
+    known = [rank["roofline"] for rank in ranks if rank["roofline"] is not None]
+    if not known:
+        return []
+    weights = [sum(one["total_us"] for one in roofline["classes"]) for roofline in known]
+    whole = sum(weights)
+    if not whole or all(roofline["bounds"]["unknown"] == 1 for roofline in known):
+        return []
+    parts = []
+    for bound, what in (
+        ("tensor", "matrix units"), ("memory", "memory"), ("latency", "latency"), ("link", "links"),
+        ("unknown", "– not known"),
+    ):  # fmt: skip
+        share = sum(roofline["bounds"][bound] * weight for roofline, weight in zip(known, weights, strict=True)) / whole
+        if share >= 0.0005:
+            parts.append(f"{what} {share:.1%}")
+    return [f"Kernel time is bound by: {', '.join(parts)} [derived, inferred] ({known[0]['device']})."]
 
 
 def _budget_line(rank: dict[str, Any], ranks: int) -> str:

@@ -202,6 +202,7 @@ def _steps(part: Part, seen: Aggregates) -> dict[str, Any]:
 def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
     inside = counted_ns(device.starts, device.ends, swept.recorded)
     counts = (inside > 0) | (device.starts == device.ends)
+    machine = machine_answer(source, device, swept)
     phases = phase_times(device, ranges_of(source.table("phases"), device.rank), swept)
     return {
         "rank": device.rank,
@@ -218,7 +219,7 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]
         "unknown_us": _us(length(swept.unknown)),
         "kernels": int(counts.sum()),
         "coverage": coverage(recorded_windows(source).get(device.rank)),
-        **machine_answer(source, device, swept),
+        **machine.keys,
         "phases": [
             {
                 "name": phase.name,
@@ -229,11 +230,13 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]
             }
             for phase in phases
         ],
-        "operators": _operators(device, inside, counts),
+        "operators": _operators(device, inside, counts, machine.bounds),
     }
 
 
-def _operators(device: DeviceKernels, inside: Any, counts: Any) -> list[dict[str, Any]]:
+def _operators(
+    device: DeviceKernels, inside: Any, counts: Any, bounds: dict[tuple[str, str], dict[str, Any]]
+) -> list[dict[str, Any]]:
     labels = device.kinds + "\t" + device.operators
     whole = int(inside.sum())
     found = []
@@ -250,8 +253,7 @@ def _operators(device: DeviceKernels, inside: Any, counts: Any) -> list[dict[str
                 "count": count,
                 "total_us": _us(total),
                 "share": total / whole if whole else 0.0,
-                "bound": None,
-                "bound_reason": "operations and bytes of its kernels are not recorded",
+                **bounds[operator, kind],
             }
         )
     return sorted(found, key=lambda one: -one["share"])

@@ -9,7 +9,7 @@ from moescope.profiler import roofline
 from moescope.profiler.roofline.hardware import all_hardware, hardware_named, hardware_of, link_rates
 from moescope.profiler.source import open_source
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 TABLE = Path(roofline.__file__).with_name("hardware.toml")
 
 

@@ -1,0 +1,120 @@
+"""Use of the matrix units: by their counter, and by the operations achieved against the peak of their type.
+
+The two are never mixed: the counter tells how long the units were busy, the other what the busy time was worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moescope.profiler.intervals import covered_within
+from moescope.profiler.overlap import DeviceKernels, Sweep
+from moescope.profiler.roofline.answer import DeviceRoofline, products_done
+from moescope.profiler.roofline.hardware import Hardware
+from moescope.profiler.roofline.operands import dtype_named
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from moescope.profiler.source import Source
+
+
+def matrix_use(source: Source, device: DeviceKernels, swept: Sweep, roofline: DeviceRoofline) -> dict[str, Any]:
+    """`matrix_use` of one device: `achieved` (derived) and `counter` (measured), each null with a reason.
+
+    Operations are those that the model tells (`work`), else those of the kernels; `flops_known_share` says how much of
+    the products' time their operations are known for: below 1, `achieved` is a lower bound.
+    """
+    return _achieved(source, device, swept, roofline) | _counter(source, device, swept) | {"evidence": "derived"}
+
+
+def _achieved(source: Source, device: DeviceKernels, swept: Sweep, roofline: DeviceRoofline) -> dict[str, Any]:
+    counted, share = _told_by_model(source.table("work"), device.rank, swept), 1.0
+    if not counted:
+        done = products_done(roofline)
+        if done.known_share is None:
+            return _unknown(None, "no matrix products were recorded", done.known_share)
+        if not done.flops:
+            return _unknown(None, _why(roofline), done.known_share)
+        counted, share = done.flops, done.known_share
+    if not swept.span_ns:
+        return _unknown(None, "nothing was recorded", share)
+    seconds = swept.span_ns / 1e9
+    achieved = sum(counted.values()) / seconds
+    hardware, at_peak, by_dtype = roofline.hardware, 0.0, {}
+    for dtype, flops in counted.items():
+        peak = hardware.peak(dtype_named(dtype) or dtype)
+        if peak is None:
+            return _unknown(achieved, _no_peak(hardware, dtype), share)
+        at_peak += flops / peak.value
+        by_dtype[dtype or "unnamed"] = {"flops": flops, "peak_flops_per_s": peak.value, "peak_source": peak.source}
+    return {
+        "achieved": at_peak / seconds,
+        "flops_per_s": achieved,
+        "flops_known_share": share,
+        "by_dtype": by_dtype,
+    }
+
+
+def _told_by_model(work: pa.Table, rank: int, swept: Sweep) -> dict[str, float]:
+    """Operations by type that the model emitted inside the counted time."""
+    if not work.num_rows:
+        return {}
+    times = work.column("t_ns").to_numpy()
+    own = (work.column("rank").to_numpy() == rank) & (covered_within(swept.recorded, times, times + 1) > 0)
+    rows = work.filter(own)
+    counted: dict[str, float] = {}
+    for flops, dtype in zip(rows.column("flops").to_pylist(), rows.column("dtype").to_pylist(), strict=True):
+        if flops:
+            counted[dtype or ""] = counted.get(dtype or "", 0) + flops
+    return counted
+
+
+def _unknown(flops_per_s: float | None, reason: str, share: float | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"achieved": None, "achieved_reason": reason, "flops_per_s": flops_per_s}
+    if flops_per_s is None:
+        answer["flops_per_s_reason"] = reason
+    answer["flops_known_share"] = share
+    return answer | ({"flops_known_share_reason": reason} if share is None else {})
+
+
+def _why(roofline: DeviceRoofline) -> str:
+    """Why no operations are known: the reason that holds for most of the products' time."""
+    lasting: dict[str, int] = {}
+    products = roofline.work.products
+    for reason, ns in zip(roofline.work.reasons[products].tolist(), roofline.inside[products].tolist(), strict=True):
+        lasting[reason] = lasting.get(reason, 0) + ns
+    return max(lasting, key=lambda reason: lasting[reason])
+
+
+def _no_peak(hardware: Hardware, dtype: str) -> str:
+    if hardware.reason:
+        return hardware.reason
+    return f"no peak of {hardware.name} for {dtype or 'products of an unnamed type'} is known"
+
+
+def _counter(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
+    """Mean of the device's samples of its matrix units' counter inside the counted time."""
+    rows = source.table("device_samples").select(["host", "device", "t_ns", "tensor_active"])
+    host = _host(source.meta, device.rank)
+    values = [
+        (row["t_ns"], row["tensor_active"])
+        for row in rows.filter(rows.column("tensor_active").is_valid()).to_pylist()
+        if row["device"] == device.device and host in (None, row["host"])
+    ]
+    times = np.array([time for time, _ in values], np.int64)
+    inside = covered_within(swept.recorded, times, times + 1) > 0
+    if not inside.any():
+        return {"counter": None, "counter_reason": "no samples of the device's counter of its matrix units (NVML GPM)"}
+    used = np.array([value for _, value in values], np.float64)[inside]
+    return {"counter": float(used.mean()), "counter_evidence": "measured", "counter_samples": len(used)}
+
+
+def _host(meta: Mapping[str, Any], rank: int) -> str | None:
+    for entry in meta.get("ranks") or ():
+        if isinstance(entry, Mapping) and entry.get("rank") == rank and isinstance(entry.get("host"), str):
+            return str(entry["host"])
+    return None
