@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+PRODUCT_DTYPES = ("float32", "bfloat16")
+
 
 class ConfigError(ValueError):
     """A size or option that cannot work; the message says which, and what would."""
@@ -40,6 +42,8 @@ class Config:
     sequence_length: int = 128
     decode_sequences: int = 16  # in a micro-batch of decode
     fp8: bool = True  # False: matrix products and exchange in BF16's place without quantisation, to compare with
+    promotion_interval: int = 128  # N_C, elements of k that are added up before promotion to FP32; 0: no bound
+    product_dtype: str = "float32"  # that Fprop and Dgrad come out in, or bfloat16; Wgrad stays in FP32
 
     def __post_init__(self) -> None:
         sizes = (self.layers, self.d, self.heads, self.d_head, self.d_rope, self.d_latent, self.experts, self.d_expert)
@@ -59,6 +63,14 @@ class Config:
                 raise ConfigError(
                     f"size {self.name!r}: {name} {getattr(self, name)} must be a finite number, 0 or above"
                 )
+        if self.promotion_interval < 0:
+            raise ConfigError(
+                f"size {self.name!r}: promotion_interval {self.promotion_interval} must be 0 (no bound) or above"
+            )
+        if self.product_dtype not in PRODUCT_DTYPES:
+            raise ConfigError(
+                f"size {self.name!r}: product_dtype {self.product_dtype!r} must be {' or '.join(PRODUCT_DTYPES)}"
+            )
         if self.d_rope % 2:
             raise ConfigError(f"size {self.name!r}: d_rope {self.d_rope} must be even, rotation turns pairs")
 

@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from moescope.instrumented_model.commands.configuration import DEFAULT_SIZE, configured
-from moescope.instrumented_model.config import SIZES, Config, ConfigError
+from moescope.instrumented_model.config import PRODUCT_DTYPES, SIZES, Config, ConfigError
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.choice import NAMES, Choice, choose
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
@@ -31,6 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="change one key; repeatable"
     )
     model.add_argument("--seed", type=int, default=0)
+    products = parser.add_argument_group("products in FP8")
+    products.add_argument("--gemm", metavar="NAME", help=f"{', '.join(NAMES)} (default: the first that works here)")
+    products.add_argument(
+        "--promotion-interval",
+        type=int,
+        metavar="K",
+        help="elements of k between promotions to FP32, 0 for no bound (default: the configuration's, 128)",
+    )
+    products.add_argument(
+        "--product-dtype",
+        choices=PRODUCT_DTYPES,
+        help="that Fprop and Dgrad come out in (default: the configuration's, float32)",
+    )
     run = parser.add_argument_group("run")
     run.add_argument("--schedule", choices=list(SCHEDULES), default="overlapped")
     run.add_argument(
@@ -44,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_INTRA_LINK,
         help="the wire inside a node where there are several; --link is the one between them (default %(default)s)",
     )
-    run.add_argument("--gemm", metavar="NAME", help=f"{', '.join(NAMES)} (default: the first that works here)")
     run.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for a rank that does not answer")
 
 
@@ -117,8 +130,14 @@ def _announce(run: Run, gemm: Choice) -> None:
 
 
 def configuration(a: argparse.Namespace) -> Config:
-    """By --size, --config and --set. Raises ConfigError."""
-    return configured(a.size, a.config, a.settings)
+    """By --size, --config, --set, and the flags of products. Raises ConfigError."""
+    return with_products(a, configured(a.size, a.config, a.settings))
+
+
+def with_products(a: argparse.Namespace, c: Config) -> Config:
+    """A configuration with the arithmetic that flags ask for. Raises ConfigError."""
+    wanted = {"promotion_interval": a.promotion_interval, "product_dtype": a.product_dtype}
+    return replace(c, **{key: value for key, value in wanted.items() if value is not None})
 
 
 def execute(
@@ -151,7 +170,7 @@ def _execute(
     intra_link = parse_link(a.intra_link)
     c.local_experts(ranks.count)
     c.check_nodes(ranks.nodes)
-    gemm = choose(a.gemm)
+    gemm = choose(a.gemm, arithmetic=Arithmetic.of(c))
     with joined(ranks, a.timeout):
         run = Run(a, c, ranks, link, intra_link, open_exchange(c, ranks, link, intra_link, a.timeout))
         _announce(run, gemm)

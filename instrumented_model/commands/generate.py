@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from moescope.instrumented_model.commands.common import Run
+from moescope.instrumented_model.commands.common import Run, with_products
 from moescope.instrumented_model.commands.decode import add_serving_arguments, server_limits
 from moescope.instrumented_model.config import Config, ConfigError
 from moescope.instrumented_model.inference.batching import Finished, Request, Server
@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(a: argparse.Namespace) -> Config:
-    """The checkpoint's own. Raises ConfigError where flags want another."""
+    """The checkpoint's own, but for the arithmetic of products. Raises ConfigError where flags want another."""
     if a.size or a.config or a.settings:
         raise ConfigError("--size, --config and --set cannot change a checkpoint's configuration: leave them out")
-    return checkpoint.read_manifest(checkpoint.find(a.checkpoint)).config
+    return with_products(a, checkpoint.read_manifest(checkpoint.find(a.checkpoint)).config)
 
 
 def run(run: Run) -> None:

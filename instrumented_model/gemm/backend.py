@@ -8,6 +8,7 @@ bits before the sum is promoted to FP32; what adds up in FP32 or better honours 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -53,11 +54,12 @@ class Backend(Protocol):
         """
 
 
-class ByGroup:
-    """Grouped products as one dense product a group."""
+class ByGroup(ABC):
+    """Grouped products as one dense product a group, for a backend that has nothing better."""
 
+    @abstractmethod
     def dense(self, a: Quantised, b: Quantised, interval: int | None, out_dtype: torch.dtype) -> torch.Tensor:
-        raise NotImplementedError
+        """As in `Backend`."""
 
     def grouped_m(
         self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype

@@ -9,6 +9,7 @@ import torch
 from moescope.collectors import emit
 from moescope.instrumented_model.config import ConfigError
 from moescope.instrumented_model.gemm import products
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.backend import Backend
 from moescope.instrumented_model.gemm.backends.cpu import Cpu
 from moescope.instrumented_model.gemm.backends.deepgemm import DeepGemm
@@ -30,36 +31,41 @@ _TOLERANCE = 2.0**-7
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend, and why each one before it in the order was not taken."""
+    """The backend, what is asked of it, and why each one before it in the order was not taken."""
 
     backend: Backend
+    arithmetic: Arithmetic
     rejected: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
         reasons = "; ".join(f"not {name}: {reason}" for name, reason in self.rejected)
-        return f"{self.backend.name}: {self.backend.arithmetic}" + (f" ({reasons})" if reasons else "")
+        what = f"{self.backend.name}: {self.backend.arithmetic}; {self.arithmetic}"
+        return f"{what} ({reasons})" if reasons else what
 
 
-def choose(name: str | None = None, device: torch.device | str = "cpu") -> Choice:
+def choose(
+    name: str | None = None, device: torch.device | str = "cpu", arithmetic: Arithmetic = Arithmetic()
+) -> Choice:
     """Choose for tensors on `device`, have all products use the choice, and tell the recording.
 
     name: the backend to take, or None for the first of `PREFERRED` that works
+    arithmetic: what products will ask for; it is probed with that
     raises: ConfigError where there is none of that name, or it does not work here
     """
     device = torch.device(device)
-    choice = _first(device) if name is None else _named(name, device)
+    choice = _first(device, arithmetic) if name is None else _named(name, device, arithmetic)
     products.use(choice.backend)
     emit.note("gemm", str(choice))
     return choice
 
 
-def _first(device: torch.device) -> Choice:
+def _first(device: torch.device, arithmetic: Arithmetic) -> Choice:
     rejected: list[tuple[str, str]] = []
     for backend in PREFERRED:
         # Kernels that an interpreter runs on the CPU are for checks.
-        reason = "only by name on the CPU" if _interpreted(backend, device) else unusable(backend, device)
+        reason = "only by name on the CPU" if _interpreted(backend, device) else unusable(backend, device, arithmetic)
         if reason is None:
-            return Choice(backend, tuple(rejected))
+            return Choice(backend, arithmetic, tuple(rejected))
         rejected.append((backend.name, reason))
     raise ConfigError("no backend multiplies here: " + "; ".join(f"{name}: {reason}" for name, reason in rejected))
 
@@ -68,28 +74,28 @@ def _interpreted(backend: Backend, device: torch.device) -> bool:
     return backend.name == "triton" and device.type == "cpu" and backend.why_not(device) is None
 
 
-def _named(name: str, device: torch.device) -> Choice:
+def _named(name: str, device: torch.device, arithmetic: Arithmetic) -> Choice:
     for backend in PREFERRED + BY_NAME:
         if backend.name == name:
-            reason = unusable(backend, device)
+            reason = unusable(backend, device, arithmetic)
             if reason is not None:
                 raise ConfigError(f"backend {name} does not work here: {reason}; leave it out to have one chosen")
-            return Choice(backend, ())
+            return Choice(backend, arithmetic, ())
     raise ConfigError(f"no backend {name!r}: choose one of {', '.join(NAMES)}")
 
 
-def unusable(backend: Backend, device: torch.device) -> str | None:
-    """Why `backend` cannot be used for tensors on `device`: its own reason, or how its probe failed."""
+def unusable(backend: Backend, device: torch.device, arithmetic: Arithmetic = Arithmetic()) -> str | None:
+    """Why `backend` cannot be used for such products on `device`: its own reason, or how its probe failed."""
     reason = backend.why_not(device)
     if reason is not None:
         return reason
     try:
-        return _probed(backend, device)
+        return _probed(backend, device, arithmetic.interval)
     except Exception as error:  # noqa: BLE001  whatever a library raises is the reason that is told
         return f"a small product failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
 
-def _probed(backend: Backend, device: torch.device) -> str | None:
+def _probed(backend: Backend, device: torch.device, interval: int | None) -> str | None:
     """Small products of all three forms and both results, held against FP64. returns: what is wrong, or None"""
     random = torch.Generator().manual_seed(0)
     rows = [70, 0, 130]
@@ -106,7 +112,7 @@ def _probed(backend: Backend, device: torch.device) -> str | None:
             ("grouped K", products.grouped_k, (dy_t, x_t, rows)),
         ):
             exact = got(*want, out_dtype=torch.float32, backend=Reference())
-            result = got(*want, out_dtype=out_dtype, backend=backend).float()
+            result = got(*want, interval=interval, out_dtype=out_dtype, backend=backend).float()
             error = float((result - exact).norm() / exact.norm())
             if not error < _TOLERANCE:
                 return f"a {form} product into {out_dtype} is off by {error:.1e} of its FP64 reference"

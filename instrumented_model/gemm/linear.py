@@ -14,6 +14,7 @@ from torch import nn
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.gemm import products
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.numerics.e5m6 import E5M6Tiles, dequantise_e5m6, quantise_e5m6
 from moescope.instrumented_model.numerics.quantise import (
     Quantised,
@@ -124,7 +125,7 @@ class Fp8Linear(nn.Module):
 
     weight: [groups, n, k] float32, the master weights; groups is 1 but for experts
     name: what the profiler calls it
-    fp8: False multiplies in FP32, to compare with
+    arithmetic: of the three products; results are rounded to its type, and FP32 tensors in the graph all the same
     power_of_2_x, power_of_2_dy: scales of the input and of the gradient that comes in are powers of 2, so that 1x128
         tiles become 128x1 tiles without further error (section 3.3.3)
     keep: what the input is kept in for backward: as it is multiplied, or finer
@@ -137,13 +138,13 @@ class Fp8Linear(nn.Module):
         n: int,
         *,
         groups: int = 1,
-        fp8: bool = True,
+        arithmetic: Arithmetic = Arithmetic(),
         power_of_2_x: bool = False,
         power_of_2_dy: bool = False,
         keep: Literal["e4m3", "e5m6"] = "e4m3",
     ) -> None:
         super().__init__()
-        self.name, self.k, self.n, self.fp8 = name, k, n, fp8
+        self.name, self.k, self.n, self.arithmetic = name, k, n, arithmetic
         self.power_of_2_x, self.power_of_2_dy, self.keep = power_of_2_x, power_of_2_dy, keep
         self.weight = nn.Parameter(torch.randn(groups, n, k) * k**-0.5)
         self._weights: tuple[int, Weights] | None = None
@@ -163,11 +164,11 @@ class Fp8Linear(nn.Module):
 
     def dequantised(self) -> torch.Tensor:
         """The weights as E4M3 holds them. returns: [groups, n, k] float32"""
-        return self.weights().w.dequantised.view_as(self.weight) if self.fp8 else self.weight.detach()
+        return self.weights().w.dequantised.view_as(self.weight) if self.arithmetic.fp8 else self.weight.detach()
 
     def count(self, rows: Sequence[int]) -> None:
         """Tell the profiler of one product for each group that has rows."""
-        dtype = observe.FP8 if self.fp8 else observe.BF16
+        dtype = observe.FP8 if self.arithmetic.fp8 else observe.BF16
         for m in rows:
             if m:
                 observe.product(m, self.n, self.k, dtype=dtype)
@@ -208,7 +209,7 @@ class Fp8Linear(nn.Module):
             x_t = quantise_columns(again, groups=rows, power_of_2=self.power_of_2_x)
             observe.quantised(f"{self.name}.dy", of_y, dy_t, rows)
             observe.quantised(f"{self.name}.x", again, x_t, rows)
-            gradient = products.grouped_k(transposed(dy_t), transposed(x_t), rows)
+            gradient = products.grouped_k(transposed(dy_t), transposed(x_t), rows, interval=self.arithmetic.interval)
             self.weight.grad = gradient if self.weight.grad is None else self.weight.grad.add_(gradient)
             self.count(rows)
 
@@ -224,7 +225,7 @@ class Fp8Linear(nn.Module):
         raises: ValueError on shapes that do not multiply
         """
         rows = self.checked(x, rows)
-        if not self.fp8:
+        if not self.arithmetic.fp8:
             return self.unquantised(x, rows)
         if wire is not None and wire.q.shape != x.shape:
             raise ValueError(
@@ -256,4 +257,7 @@ class Fp8Linear(nn.Module):
         return y[0] if len(y) == 1 else torch.cat(y)
 
     def _product(self, a: Quantised, w: Quantised, rows: Sequence[int]) -> torch.Tensor:
-        return products.dense(a, w) if w.q.dim() == 2 else products.grouped_m(a, w, rows)
+        interval, out_dtype = self.arithmetic.interval, self.arithmetic.out_dtype
+        if w.q.dim() == 2:
+            return products.dense(a, w, interval=interval, out_dtype=out_dtype).float()
+        return products.grouped_m(a, w, rows, interval=interval, out_dtype=out_dtype).float()

@@ -52,7 +52,7 @@ def swiglu_linear(
         raise ValueError(
             f"{down.name}: input {list(ab.shape)} is not two times [rows, {down.k}]: give [rows, {2 * down.k}]"
         )
-    if not down.fp8:
+    if not down.arithmetic.fp8:
         x = _gated(swiglu(ab), gates)
         return down.unquantised(x, down.checked(x, rows))
     rows = down.checked(ab[:, : down.k], rows)

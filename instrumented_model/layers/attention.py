@@ -15,6 +15,7 @@ from torch import nn
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.linear import Fp8Linear
 from moescope.instrumented_model.layers.cache import LayerCache, Spans
 from moescope.instrumented_model.layers.rope import angles, rotate
@@ -36,17 +37,17 @@ class LatentAttention(nn.Module):
     def __init__(self, c: Config) -> None:
         super().__init__()
         self.c = c
-        width = c.heads * (c.d_head + c.d_rope)
+        how, width = Arithmetic.of(c), c.heads * (c.d_head + c.d_rope)
         if c.d_query_latent:
-            self.query_down = Fp8Linear("attn.q_a", c.d, c.d_query_latent, fp8=c.fp8)
+            self.query_down = Fp8Linear("attn.q_a", c.d, c.d_query_latent, arithmetic=how)
             self.query_norm = nn.RMSNorm(c.d_query_latent)
-            self.query = Fp8Linear("attn.q_b", c.d_query_latent, width, fp8=c.fp8)
+            self.query = Fp8Linear("attn.q_b", c.d_query_latent, width, arithmetic=how)
         else:
-            self.query = Fp8Linear("attn.q", c.d, width, fp8=c.fp8)
-        self.down = Fp8Linear("attn.kv_a", c.d, c.d_latent + c.d_rope, fp8=c.fp8)
+            self.query = Fp8Linear("attn.q", c.d, width, arithmetic=how)
+        self.down = Fp8Linear("attn.kv_a", c.d, c.d_latent + c.d_rope, arithmetic=how)
         self.norm = nn.RMSNorm(c.d_latent)
-        self.up = Fp8Linear("attn.kv_b", c.d_latent, c.heads * 2 * c.d_head, fp8=c.fp8)
-        self.out = Fp8Linear("attn.o", c.heads * c.d_head, c.d, fp8=c.fp8, power_of_2_x=True, keep="e5m6")
+        self.up = Fp8Linear("attn.kv_b", c.d_latent, c.heads * 2 * c.d_head, arithmetic=how)
+        self.out = Fp8Linear("attn.o", c.heads * c.d_head, c.d, arithmetic=how, power_of_2_x=True, keep="e5m6")
 
     def forward(self, x: torch.Tensor, sequences: int, cache: LayerCache | None = None) -> torch.Tensor:
         """x: [tokens, d] float32, sequence after sequence: of one length without a cache, else as its spans tell

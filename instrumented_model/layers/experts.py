@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.linear import Fp8Linear, WireGradient
 from moescope.instrumented_model.gemm.swiglu import swiglu_linear
 from moescope.instrumented_model.numerics.quantise import Quantised
@@ -19,11 +20,13 @@ class Experts(nn.Module):
     name: `mlp`, `shared`, `dense`
     """
 
-    def __init__(self, name: str, d: int, d_expert: int, groups: int, fp8: bool) -> None:
+    def __init__(self, name: str, d: int, d_expert: int, groups: int, arithmetic: Arithmetic) -> None:
         super().__init__()
         travels = name == "mlp"  # its input and its gradient come over the wire, with power-of-2 scales (section 3.3.3)
-        self.gate_up = Fp8Linear(f"{name}.up", d, 2 * d_expert, groups=groups, fp8=fp8, power_of_2_x=travels)
-        self.down = Fp8Linear(f"{name}.down", d_expert, d, groups=groups, fp8=fp8, power_of_2_dy=travels)
+        self.gate_up = Fp8Linear(
+            f"{name}.up", d, 2 * d_expert, groups=groups, arithmetic=arithmetic, power_of_2_x=travels
+        )
+        self.down = Fp8Linear(f"{name}.down", d_expert, d, groups=groups, arithmetic=arithmetic, power_of_2_dy=travels)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from torch import nn
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.linear import WireGradient
 from moescope.instrumented_model.layers import routing
 from moescope.instrumented_model.layers.attention import LatentAttention
@@ -42,7 +43,7 @@ class DenseLayer(Layer):
 
     def __init__(self, c: Config) -> None:
         super().__init__(c)
-        self.dense = Experts("dense", c.d, c.d_dense, 1, c.fp8)
+        self.dense = Experts("dense", c.d, c.d_dense, 1, Arithmetic.of(c))
 
     def mlp(self, residual: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
         """returns: h [tokens, d]"""
@@ -64,8 +65,9 @@ class MoELayer(Layer):
         self.centroids = nn.Parameter(torch.randn(c.experts, c.d) * c.d**-0.5)
         self.register_buffer("bias", torch.zeros(c.experts))
         # N_s shared experts of equal width, added up, are one of N_s times the width.
-        self.shared = Experts("shared", c.d, c.d_expert * c.shared_experts, 1, c.fp8) if c.shared_experts else None
-        self.experts = Experts("mlp", c.d, c.d_expert, local_experts, c.fp8)
+        how, width = Arithmetic.of(c), c.d_expert * c.shared_experts
+        self.shared = Experts("shared", c.d, width, 1, how) if c.shared_experts else None
+        self.experts = Experts("mlp", c.d, c.d_expert, local_experts, how)
 
     def attend(
         self, h: torch.Tensor, sequences: int, cache: LayerCache | None

@@ -10,6 +10,7 @@ from torch import nn
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config, ConfigError
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.linear import Fp8Linear
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class MtpModule(nn.Module):
         self.c, self.k = c, k
         self.hidden_norm = nn.RMSNorm(c.d)
         self.embedding_norm = nn.RMSNorm(c.d)
-        self.projection = Fp8Linear("mtp.merge", 2 * c.d, c.d, fp8=c.fp8)  # M_k
+        self.projection = Fp8Linear("mtp.merge", 2 * c.d, c.d, arithmetic=Arithmetic.of(c))  # M_k
         self.layer = layer
         self.norm = nn.RMSNorm(c.d)
 

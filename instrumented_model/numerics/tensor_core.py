@@ -121,5 +121,5 @@ def _check_scale(name: str, scale: torch.Tensor, period: int, k: int) -> None:
         if (scale[:, first : last + 1] != scale[:, first : first + 1]).any():
             raise ValueError(
                 f"scales of {name} change within the promotion interval at k = {start}: a running sum cannot be scaled "
-                f"twice; promote every {TILE} or {STEP} elements"
+                f"twice; promote every {STEP}, {2 * STEP} or {TILE} elements"
             )

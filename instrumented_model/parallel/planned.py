@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from moescope.collectors import emit
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.layers.experts import Experts
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Arrived, Handle, Plan, Rows, finished
@@ -124,7 +125,7 @@ def place_experts(model: Model, placements: Mapping[int, Placement]) -> None:
     """
     for number, layer in model.moe_layers().items():
         here = placements[number].of_rank(model.rank)
-        new = Experts("mlp", model.c.d, model.c.d_expert, len(here), model.c.fp8)
+        new = Experts("mlp", model.c.d, model.c.d_expert, len(here), Arithmetic.of(model.c))
         for old, linear in ((layer.experts.gate_up, new.gate_up), (layer.experts.down, new.down)):
             own = old.weight.detach()
             every = own.new_empty(model.ranks * own.shape[0], *own.shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ pytest.importorskip("torch")
 from moescope.instrumented_model.__main__ import main
 from moescope.instrumented_model.commands.configuration import configured
 from moescope.instrumented_model.config import SIZES, ConfigError, size
+from moescope.instrumented_model.gemm import products
 
 
 def test_flags_go_before_the_file_and_the_file_before_the_size(tmp_path: Path) -> None:
@@ -69,6 +71,8 @@ def test_a_file_that_cannot_work_is_named_with_what_is_wrong(tmp_path: Path, tom
         ("balance_weight=x", "balance_weight must be a number"),
         ("routed_scale=nan", "routed_scale"),
         ("gamma=1", "unknown key 'gamma'"),
+        ("promotion_interval=-32", "promotion_interval -32 must be 0 (no bound) or above"),
+        ("product_dtype=float16", "product_dtype 'float16' must be float32 or bfloat16"),
     ],
 )
 def test_a_flag_that_cannot_work_is_quoted(setting: str, words: str) -> None:
@@ -89,3 +93,30 @@ def test_the_program_ends_with_one_line_and_code_2(tmp_path: Path, capsys: pytes
         assert out == ""
         assert len(err.splitlines()) == 1
         assert err.startswith("error: ")
+
+
+@pytest.fixture
+def products_as_before() -> Iterator[None]:
+    before = products.active()
+    yield
+    products.use(before)
+
+
+@pytest.mark.usefixtures("products_as_before")
+def test_the_arithmetic_of_products_comes_from_file_or_flags_and_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('promotion_interval = 0\nproduct_dtype = "bfloat16"\nd = 64\nlayers = 1\nsequence_length = 8\n')
+    start = ["train", "--steps", "1", "--config", str(file)]
+    assert main(start) == 0
+    assert "products; no bound on promotion, results in bfloat16" in capsys.readouterr().out
+    assert main([*start, "--promotion-interval", "64", "--gemm", "emulated", "--product-dtype", "float32"]) == 0
+    assert "emulated; promotion every 64 elements, results in float32" in capsys.readouterr().out
+    # A running sum of 14 bits cannot be scaled twice: intervals end where scales may change.
+    assert main([*start, "--promotion-interval", "256", "--gemm", "emulated"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "backend emulated does not work here" in err
+    assert "promote every 32, 64 or 128 elements" in err

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from moescope.instrumented_model.gemm import products  # noqa: E402
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic  # noqa: E402
 from moescope.instrumented_model.gemm.backend import Backend  # noqa: E402
 from moescope.instrumented_model.gemm.backends.cpu import Cpu  # noqa: E402
 from moescope.instrumented_model.gemm.backends.emulated import Emulated  # noqa: E402
@@ -122,6 +125,42 @@ def test_an_input_that_came_over_the_wire_is_not_quantised_again() -> None:
         assert torch.equal(first, second)
     with pytest.raises(ValueError, match=r"wire \[9, 256\] does not stand for x \[8, 256\]"):
         layer(torch.zeros(8, 256), [4, 4], wire=wire)
+
+
+@pytest.fixture
+def emulated() -> Iterator[None]:
+    """Products as the tensor core adds them up."""
+    before = products.active()
+    products.use(Emulated())
+    yield
+    products.use(before)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_linear_promotes_and_rounds_its_three_products_as_its_arithmetic_says() -> None:
+    """All positive, so that what 14 bits lose shows: it grows with the interval, in each of the three."""
+    torch.manual_seed(0)
+    x, dy = torch.rand(256, 256), torch.rand(256, 256)
+    found: dict[Arithmetic, list[torch.Tensor]] = {}
+    for arithmetic in (Arithmetic(interval=32), Arithmetic(), Arithmetic(interval=32, out_dtype=torch.bfloat16)):
+        layer = Fp8Linear("t", 256, 256, arithmetic=arithmetic)
+        with torch.no_grad():
+            layer.weight.copy_(torch.rand(1, 256, 256, generator=torch.Generator().manual_seed(1)))
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        y.backward(dy)
+        assert leaf.grad is not None
+        assert layer.weight.grad is not None
+        found[arithmetic] = [y.detach(), leaf.grad, layer.weight.grad[0]]
+    w = dequantise(quantise_blocks(torch.rand(1, 256, 256, generator=torch.Generator().manual_seed(1))))[0].double()
+    xd, dyd = (dequantise(quantise_tiles(t)).double() for t in (x, dy))
+    exact = [xd @ w.T, dyd @ w, _along_tokens(dy).T @ _along_tokens(xd.float())]
+    fine, coarse, rounded = found.values()
+    for a, b, want in zip(fine, coarse, exact, strict=True):
+        errors = [float((t.double() - want).norm() / want.norm()) for t in (a, b)]
+        assert 0 < 3 * errors[0] < errors[1] < 2e-3
+    assert all(torch.equal(a.bfloat16().float(), b) for a, b in zip(fine[:2], rounded[:2], strict=True))
+    assert torch.equal(fine[2], rounded[2])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 
+from moescope.instrumented_model.gemm.arithmetic import Arithmetic  # noqa: E402
 from moescope.instrumented_model.gemm.linear import Fp8Linear  # noqa: E402
 from moescope.instrumented_model.gemm.swiglu import swiglu_linear  # noqa: E402
 from moescope.instrumented_model.numerics.quantise import (  # noqa: E402
@@ -69,7 +70,7 @@ def test_what_is_saved_is_the_two_inputs_in_fp8_with_their_scales() -> None:
     def bytes_of(fp8: bool) -> int:
         saved.clear()
         ab = torch.randn(m, 2 * f, requires_grad=True)
-        down = Fp8Linear("t.down", f, 128, fp8=fp8)
+        down = Fp8Linear("t.down", f, 128, arithmetic=Arithmetic(fp8=fp8))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             swiglu_linear(ab, down)
         stores = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
