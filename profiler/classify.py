@@ -37,7 +37,9 @@ __all__ = [
     "head_of",
     "is_host_call",
     "read_rules",
+    "stored_rules",
     "use_rules",
+    "user_rules",
     "without_host_calls",
 ]
 
@@ -91,6 +93,8 @@ def _compile(rules: Iterable[Rule]) -> tuple[_Compiled, ...]:
 
 
 _BUILT_IN: Final = _compile(RULES)
+_given: tuple[Rule, ...] = ()
+_stored: tuple[Rule, ...] = ()
 _compiled = _BUILT_IN
 
 
@@ -99,12 +103,27 @@ def operator_of_collective(name: str) -> str:
     return next((operator for pattern, operator in _COLLECTIVES if pattern.search(name)), "collective")
 
 
-def use_rules(rules: Sequence[Rule]) -> None:
-    """Put the user's rules before the built-in ones, for the rest of the process."""
-    global _compiled
-    _compiled = (*_compile(rules), *_BUILT_IN)
+def use_rules(rules: Sequence[Rule], *, stored: Sequence[Rule] | None = None) -> None:
+    """Put the user's rules before the built-in ones, for the rest of the process.
+
+    stored: rules that came with recordings, asked after the user's; None leaves them as they are
+    """
+    global _compiled, _given, _stored
+    _given = tuple(rules)
+    _stored = _stored if stored is None else tuple(stored)
+    _compiled = (*_compile(_given), *_compile(_stored), *_BUILT_IN)
     _of_name.cache_clear()
     _of_op.cache_clear()
+
+
+def user_rules() -> tuple[Rule, ...]:
+    """The user's rules, which another process must be given to classify alike."""
+    return _given
+
+
+def stored_rules() -> tuple[Rule, ...]:
+    """Rules that came with recordings."""
+    return _stored
 
 
 def _match(parts: Name) -> tuple[Rule, str] | None:

@@ -39,6 +39,14 @@ def read_rules(path: Path) -> list[Rule]:
     entries = loaded.get("rule")
     if not isinstance(entries, list) or not entries:
         raise UsageProblem(f"{path}: holds no rules: write {_EXAMPLE}")
+    return rules_from(entries, str(path))
+
+
+def rules_from(entries: list[Any], path: str) -> list[Rule]:
+    """Rules from entries as they stand in a TOML file or in a recording's `meta.json`.
+
+    path: what to call their file. Raises UsageProblem for the first that is not as it must be.
+    """
     rules = [_rule(path, number, entry) for number, entry in enumerate(entries, 1)]
     seen: dict[str, int] = {}
     for number, rule in enumerate(rules, 1):
@@ -48,7 +56,7 @@ def read_rules(path: Path) -> list[Rule]:
     return rules
 
 
-def _rule(path: Path, number: int, entry: object) -> Rule:
+def _rule(path: str, number: int, entry: object) -> Rule:
     where = f"{path}: rule {number}"
     if not isinstance(entry, dict):
         raise UsageProblem(f"{where} is no table: write {_EXAMPLE}")
@@ -79,8 +87,13 @@ def _rule(path: Path, number: int, entry: object) -> Rule:
         pattern,
         kind,
         entry.get("operator", "*" if kind == "comm" else "other"),
-        entry.get("reason", f"a rule of {path.name}"),
+        entry.get("reason", f"a rule of {Path(path).name}"),
     )
+
+
+def as_entry(rule: Rule) -> dict[str, str]:
+    """A rule as `rules_from` takes it."""
+    return {key: getattr(rule, key) for key in _KEYS}
 
 
 def _listed(keys: list[str]) -> str:

@@ -43,6 +43,46 @@ def union(starts: Times, ends: Times) -> Intervals:
     return starts[np.concatenate(([0], gaps + 1))], ends[np.concatenate((gaps, [len(ends) - 1]))]
 
 
+def union_by_group(groups: Times, starts: Times, ends: Times) -> tuple[Times, Intervals]:
+    """The union of each group's intervals, in one sweep for all of them: each group moves to a stretch of its own.
+
+    groups: [intervals] numbers from 0; starts, ends: [intervals], in any order; returns the group of every interval of
+    the unions, rising, and these intervals
+    """
+    groups, starts, ends = (np.asarray(values, np.int64) for values in (groups, starts, ends))
+    real = ends > starts
+    if not real.all():
+        groups, starts, ends = groups[real], starts[real], ends[real]
+    if not len(starts):
+        return np.empty(0, np.int64), empty()
+    low = int(starts.min())
+    wide = int(ends.max()) - low + 1
+    if wide * (int(groups.max()) + 1) > _HIGHEST:
+        # More groups times time than 63 bits hold: numbers and times are cut into halves that fit.
+        return _halves(groups, starts, ends)
+    shift = groups * wide - low
+    from_ns, to_ns = union(starts + shift, ends + shift)
+    owner = from_ns // wide
+    back = low - owner * wide
+    return owner, (from_ns + back, to_ns + back)
+
+
+def _halves(groups: Times, starts: Times, ends: Times) -> tuple[Times, Intervals]:
+    numbers = np.unique(groups)
+    if len(numbers) == 1:
+        found = union(starts, ends)
+        return np.full(len(found[0]), numbers[0]), found
+    pick = groups < numbers[len(numbers) // 2]
+    low, high = (np.searchsorted(numbers, groups[part]) for part in (pick, ~pick))
+    parts = [
+        union_by_group(number - number.min(), starts[part], ends[part]) for number, part in ((low, pick), (high, ~pick))
+    ]
+    middle = int(high.min())
+    owner = np.concatenate((parts[0][0], parts[1][0] + middle))
+    joined = tuple(np.concatenate((parts[0][1][side], parts[1][1][side])) for side in (0, 1))
+    return numbers[owner], (joined[0], joined[1])
+
+
 def intersect(a: Intervals, b: Intervals) -> Intervals:
     """What two unions both cover."""
     if not len(a[0]) or not len(b[0]):

@@ -6,13 +6,13 @@ unknown kernels are busy and neither. Where operators were recorded in windows o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.classify import classify_table
+from moescope.profiler.classify import Class, classify_codes
 from moescope.profiler.intervals import (
     Intervals,
     Times,
@@ -38,7 +38,7 @@ class DeviceKernels:
     """Kernels of one device in order of start.
 
     starts, ends: [kernels] ns; kinds, operators: [kernels] str; phases: [kernels] `phases.id` or NO_PHASE;
-    rows: [kernels] row in the table
+    rows: [kernels] row in the table; codes: [kernels] index into classes, both empty where only words are known
     """
 
     rank: int
@@ -49,6 +49,8 @@ class DeviceKernels:
     operators: NDArray[Any]
     phases: Times
     rows: Times
+    codes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    classes: tuple[Class, ...] = ()
 
     def of_kinds(self, *kinds: str) -> Intervals:
         """The union of all kernels of these kinds."""
@@ -98,7 +100,8 @@ def kernels_by_device(kernels: pa.Table) -> list[DeviceKernels]:
         return []
     import pyarrow.compute as pc
 
-    kinds, operators, _ = classify_table(kernels)
+    classes, known = classify_codes(kernels)
+    kinds, operators = (np.array([getattr(one, part) for one in known], object) for part in ("kind", "operator"))
     ranks = kernels.column("rank").fill_null(0).to_numpy()
     starts = kernels.column("start_ns").fill_null(0).to_numpy()
     ends = starts + kernels.column("dur_ns").fill_null(0).to_numpy()
@@ -116,10 +119,12 @@ def kernels_by_device(kernels: pa.Table) -> list[DeviceKernels]:
                 device=names[key % len(names)],
                 starts=starts[rows],
                 ends=ends[rows],
-                kinds=kinds[rows],
-                operators=operators[rows],
+                kinds=kinds[classes[rows]],
+                operators=operators[classes[rows]],
                 phases=phases[rows],
                 rows=rows,
+                codes=classes[rows],
+                classes=known,
             )
         )
     return sorted(found, key=lambda one: (one.rank, one.device))

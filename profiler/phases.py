@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times, covered_within, intersect, length, subtract, union
+from moescope.profiler.breakdown import overlap_of_labels
+from moescope.profiler.intervals import Times, covered_within
 from moescope.profiler.overlap import NO_PHASE, DeviceKernels, Sweep
+from moescope.profiler.placement import IN_ORDER, phase_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,10 +45,12 @@ class Ranges:
 
 
 def ranges_of(phases: pa.Table, rank: int) -> Ranges:
-    """The phases of one rank."""
+    """The phases of one rank; of those that begin at once, the inner one last."""
     import pyarrow.compute as pc
 
-    own = phases.filter(pc.equal(phases.column("rank"), rank)).sort_by("start_ns") if phases.num_rows else phases
+    own = phases
+    if phases.num_rows:
+        own = phases.filter(pc.equal(phases.column("rank"), rank)).sort_by(IN_ORDER)
     starts = own.column("start_ns").to_numpy()
     return Ranges(
         own.column("id").fill_null(NO_PHASE).to_numpy(),
@@ -58,55 +62,36 @@ def ranges_of(phases: pa.Table, rank: int) -> Ranges:
 
 def phase_times(kernels: DeviceKernels, phases: Ranges, swept: Sweep) -> list[PhaseTime]:
     """Phases of one device by total time, the longest first, and what lies outside all of them at the end."""
-    names = phase_names(kernels, phases)
+    rows = phase_rows(kernels, phases.ids, phases.starts, phases.ends)
+    number = {name: at for at, name in enumerate(dict.fromkeys(phases.names.tolist()))}
+    of_phase = np.fromiter((number[name] for name in phases.names.tolist()), np.int64, len(phases.names))
+    names = [*number, OUTSIDE]
+    labels = np.full(len(rows), len(number), np.int64)
+    labels[rows >= 0] = of_phase[rows[rows >= 0]]
+    parts = {part.key: part for part in overlap_of_labels(kernels, swept, list(range(len(names))), labels)}
     # A range of the host may lie outside the device's first and last kernel; only windows cut it.
     inside = (
         covered_within(swept.recorded, phases.starts, phases.ends) if swept.clipped else phases.ends - phases.starts
     )
-    communicates = np.isin(kernels.kinds, ("comm", "fused"))
+    counts = (inside > 0) | (not swept.clipped)
+    count = np.bincount(of_phase[counts], minlength=len(number))
+    total = np.zeros(len(number), np.int64)
+    np.add.at(total, of_phase[counts], inside[counts])
     found = []
-    for name in dict.fromkeys(phases.names.tolist()):
-        ranges = (phases.names == name) & ((inside > 0) | (not swept.clipped))
-        comm, exposed = _communication(kernels, communicates & (names == name), swept)
-        count = int(ranges.sum())
-        if count or comm:
-            found.append(PhaseTime(name, count, int(inside[ranges].sum()), comm, exposed))
+    for at, name in enumerate(number):
+        comm, exposed = (parts[at].comm_ns, parts[at].exposed_ns) if at in parts else (0, 0)
+        if count[at] or comm:
+            found.append(PhaseTime(name, int(count[at]), int(total[at]), comm, exposed))
     found.sort(key=lambda phase: -phase.total_ns)
-    outside = names == OUTSIDE
-    if outside.any():
-        comm, exposed = _communication(kernels, communicates & outside, swept)
-        busy = intersect(union(kernels.starts[outside], kernels.ends[outside]), swept.recorded)
-        count = int((covered_within(swept.recorded, kernels.starts[outside], kernels.ends[outside]) > 0).sum())
-        if count:
-            found.append(PhaseTime(OUTSIDE, count, length(busy), comm, exposed))
+    outside = parts.get(len(number))
+    if outside is not None and outside.total_ns:
+        found.append(PhaseTime(OUTSIDE, outside.kernels, outside.busy_ns, outside.comm_ns, outside.exposed_ns))
     return found
 
 
 def phase_names(kernels: DeviceKernels, phases: Ranges) -> NDArray[np.object_]:
-    """Name of each kernel's innermost phase: [kernels]; OUTSIDE where there is none.
-
-    By `phase_id`; on the CPU backend, where a kernel runs while its phase is open, else by the time of its start.
-    """
-    names = np.full(len(kernels.starts), OUTSIDE, object)
-    if not len(phases.ids):
-        return names
-    order = np.argsort(phases.ids, kind="stable")
-    at = np.minimum(np.searchsorted(phases.ids[order], kernels.phases), len(order) - 1)
-    known = (kernels.phases != NO_PHASE) & (phases.ids[order][at] == kernels.phases)
-    names[known] = phases.names[order][at][known]
-    if kernels.device.startswith("cpu"):
-        lost = np.flatnonzero(~known)
-        reach = np.maximum.accumulate(phases.ends)
-        for row, time in zip(lost.tolist(), kernels.starts[lost].tolist(), strict=True):
-            candidate = int(np.searchsorted(phases.starts, time, side="right")) - 1
-            while candidate >= 0 and reach[candidate] > time:
-                if phases.ends[candidate] > time:
-                    names[row] = phases.names[candidate]
-                    break
-                candidate -= 1
+    """Name of each kernel's innermost phase: [kernels]; OUTSIDE where there is none."""
+    rows = phase_rows(kernels, phases.ids, phases.starts, phases.ends)
+    names = np.full(len(rows), OUTSIDE, object)
+    names[rows >= 0] = phases.names[rows[rows >= 0]]
     return names
-
-
-def _communication(kernels: DeviceKernels, pick: NDArray[np.bool_], swept: Sweep) -> tuple[int, int]:
-    comm = intersect(union(kernels.starts[pick], kernels.ends[pick]), swept.recorded)
-    return length(comm), length(subtract(comm, swept.compute))

@@ -26,6 +26,7 @@ _RANK_COLUMNS: Final = (
 _DISPENSABLE: Final = ("busy", "device", "span", "compute")
 _INDENT: Final = 10
 _ROWS: Final = 12
+_NEARLY_ALL: Final = 0.995
 _PLAIN_WIDTH: Final = 120
 """Columns where nobody looks: a file or pipe takes any width."""
 
@@ -238,6 +239,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append(
             f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone."
         )
+    notes += _phase_note(summary["ranks"])
     if summary["state"] == "live":
         notes.append("The run still goes on: these are its figures so far.")
     if summary["state"] == "torn":
@@ -256,6 +258,18 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if summary["log"]["warnings"] > 5:
         notes.append(f"… {summary['log']['warnings']} warnings in all: see --json.")
     return notes
+
+
+def _phase_note(ranks: list[dict[str, Any]]) -> list[str]:
+    """How much of the kernels' time the phases account for, where it is not all of it."""
+    covered = [rank["phase_coverage"] for rank in ranks if rank["phases"]]
+    time = sum(one["time_us"] for one in covered)
+    share = sum(one["with_phase_us"] for one in covered) / time if time else 1.0
+    if share >= _NEARLY_ALL:
+        return []
+    shared = sum(one["graph_kernels"] for one in covered)
+    graphs = f"; {shared} kernels share a launch and its phase, as those of a graph do" if shared else ""
+    return [f"Phases: {share:.1%} of the kernels' time was launched inside one{graphs}."]
 
 
 def _findings(findings: list[dict[str, Any]], width: int | None) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from moescope.collectors.schema import EVIDENCE
+from moescope.profiler.breakdown_rows import operator_rows, overlap_rows
 from moescope.profiler.errors import NoData
 from moescope.profiler.findings import Aggregates, aggregates_of, as_rows, findings
 from moescope.profiler.intervals import length
@@ -20,6 +21,7 @@ from moescope.profiler.overlap import (
     sweep,
 )
 from moescope.profiler.phases import phase_times, ranges_of
+from moescope.profiler.placement import place
 from moescope.profiler.ranks.part import (
     LOG_LINES,
     Key,
@@ -204,6 +206,7 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]
     counts = (inside > 0) | (device.starts == device.ends)
     machine = machine_answer(source, device, swept)
     phases = phase_times(device, ranges_of(source.table("phases"), device.rank), swept)
+    places = place(device, swept, source.table("kernels"), source.table("phases"), source.table("steps"))
     return {
         "rank": device.rank,
         "device": device.device,
@@ -230,33 +233,9 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]
             }
             for phase in phases
         ],
-        "operators": _operators(device, inside, counts, machine.bounds),
+        "operators": operator_rows(device, swept, machine.bounds),
+        **overlap_rows(device, swept, places),
     }
-
-
-def _operators(
-    device: DeviceKernels, inside: Any, counts: Any, bounds: dict[tuple[str, str], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    labels = device.kinds + "\t" + device.operators
-    whole = int(inside.sum())
-    found = []
-    for label in dict.fromkeys(labels.tolist()):
-        pick = (labels == label) & counts
-        count, total = int(pick.sum()), int(inside[pick].sum())
-        if not count:
-            continue
-        kind, operator = label.split("\t")
-        found.append(
-            {
-                "class": operator,
-                "kind": kind,
-                "count": count,
-                "total_us": _us(total),
-                "share": total / whole if whole else 0.0,
-                **bounds[operator, kind],
-            }
-        )
-    return sorted(found, key=lambda one: -one["share"])
 
 
 def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep]) -> int:

@@ -18,7 +18,7 @@ GOOD = (
 @pytest.fixture(autouse=True)
 def built_in_rules_again():
     yield
-    use_rules([])
+    use_rules([], stored=())
 
 
 def write(folder, text):
@@ -88,6 +88,33 @@ def test_explain_tells_kind_operator_rule_reason_and_what_matched(tmp_path):
         CliRunner().invoke(cli, ["explain", "FROB_v7", "--json", "--rules", write(tmp_path, GOOD)]).output
     )
     assert (told["name"], told["kind"], told["rule"], told["reason"]) == ("FROB_v7", "comm", "ours", "because")
+
+
+def test_rules_that_an_import_was_given_stay_with_the_recording(tmp_path):
+    events = [
+        {"ph": "X", "cat": "kernel", "name": "frob_v7", "pid": 0, "tid": 7, "ts": 0, "dur": 5, "args": {"device": 0}}
+    ]
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events}))
+    arguments = [
+        "import",
+        str(tmp_path / "trace.json"),
+        "-o",
+        str(tmp_path / "rec"),
+        "--rules",
+        str(write(tmp_path, GOOD)),
+    ]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    use_rules([])
+    summary = ["summary", str(tmp_path / "rec"), "--json"]
+    assert json.loads(CliRunner().invoke(cli, summary).output)["total"]["comm_us"] == 5
+    other = write(tmp_path, '[[rule]]\npattern = "frob"\nkind = "memory"\n')
+    told = json.loads(CliRunner().invoke(cli, [*summary, "--rules", str(other)]).output)
+    assert (told["total"]["memory_us"], told["total"]["comm_us"]) == (5, 0)
+    meta = tmp_path / "rec" / "meta.json"
+    meta.write_text(meta.read_text().replace('"kind": "comm"', '"kind": "comms"'))
+    found = CliRunner().invoke(cli, summary)
+    assert isinstance(found.exception, UsageProblem)
+    assert "meta.json: rule 1 ('ours'): kind 'comms'" in str(found.exception)
 
 
 def test_explain_shows_no_control_character_of_a_name():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moescope.profiler.commands.options import RULES, take_rules
 from moescope.profiler.errors import UsageProblem
 
 if TYPE_CHECKING:
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
     "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Where the recording goes."
 )
 @click.option("-f", "--force", is_flag=True, help="Replace the recording that is there.")
-def command(traces: tuple[Path, ...], output: Path, force: bool) -> None:
+@RULES
+def command(traces: tuple[Path, ...], output: Path, force: bool, rules: Path | None) -> None:
     """Turn PyTorch (Kineto) traces, `*.json` or `*.json.gz` or a folder of them, into a recording.
 
-    So that it need not be parsed again; `top`, `summary` and `export` read traces, too.
+    So that it need not be parsed again; `top`, `summary` and `export` read traces, too. Rules stay with the recording.
     """
     from moescope.profiler.commands.following import say_next, words
     from moescope.profiler.source import is_recording, open_source
 
     if output.exists() and not (force and is_recording(output)) and not (output.is_dir() and not any(output.iterdir())):
         raise UsageProblem(f"{output}: exists; choose another folder with -o, or replace a recording with -f")
+    take_rules(rules)
     source = open_source(traces)
     if source.state != "trace":
         raise UsageProblem(f"{traces[0]}: is a recording already")
@@ -77,6 +80,8 @@ def write_recording(source: Source, folder: Path) -> None:
 def _meta(source: Source) -> dict[str, Any]:
     from moescope import __version__
     from moescope.collectors.schema import RECORDING_VERSION
+    from moescope.profiler.classify import user_rules
+    from moescope.profiler.classify_user import as_entry
 
     starts = source.table("kernels").column("start_ns").to_numpy()
     ends = starts + source.table("kernels").column("dur_ns").to_numpy()
@@ -88,4 +93,5 @@ def _meta(source: Source) -> dict[str, Any]:
         "ended_ns": int(ends.max()),
         "exit_code": None,
         "dropped_events": 0,
+        **({"rules": [as_entry(rule) for rule in user_rules()]} if user_rules() else {}),
     }

@@ -21,7 +21,21 @@ def open_for_reading(paths: Sequence[Path]) -> Source:
 
     if len(paths) == 1 and is_recording(paths[0]):
         _complete(paths[0])
-    return open_source(paths)
+    source = open_source(paths)
+    _take_stored_rules(source)
+    return source
+
+
+def _take_stored_rules(source: Source) -> None:
+    """Rules that a recording was imported with go behind the user's and before the built-in ones."""
+    entries = source.meta.get("rules")
+    if isinstance(entries, list) and entries:
+        from moescope.profiler.classify import stored_rules, use_rules, user_rules
+        from moescope.profiler.classify_user import rules_from
+
+        known = stored_rules()
+        rules = rules_from(entries, f"{source.name}/meta.json")
+        use_rules(user_rules(), stored=(*known, *(rule for rule in rules if rule not in known)))
 
 
 def _complete(recording: Path) -> None:
