@@ -46,8 +46,8 @@ def open_source(paths: Sequence[Path]) -> Source:
 
     Raises UsageProblem for a path that is neither, NoData for a folder that holds nothing.
     """
-    from moescope.profiler.kineto import open_traces
     from moescope.profiler.recording import Recording
+    from moescope.profiler.sources.traces import open_traces
 
     if not paths:
         raise UsageProblem("no source given: name a recording folder or trace files")
@@ -73,10 +73,12 @@ def is_recording(path: Path) -> bool:
 
 
 def _traces_of(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(TRACE_SUFFIXES) and path.is_file())
-    if not found:
-        raise NoData(
-            f"{folder}: neither a recording (no {META_FILE}) nor a folder of traces (no *.json, *.json.gz); "
-            "record one with `moescope run`"
-        )
-    return found
+    """Traces of a folder, or of the folders in it, one for each rank."""
+    for pattern in ("*", "*/*"):
+        found = sorted(path for path in folder.glob(pattern) if path.name.endswith(TRACE_SUFFIXES) and path.is_file())
+        if found:
+            return found
+    raise NoData(
+        f"{folder}: neither a recording (no {META_FILE}) nor a folder of traces (no *.json, *.json.gz); "
+        "record one with `moescope run`"
+    )

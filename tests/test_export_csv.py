@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from moescope.collectors.schema import TABLES, arrow_schema
 from moescope.profiler.dictionary import dictionary
 from moescope.profiler.export_csv import OVERLAP_COLUMNS, export_csv
-from moescope.profiler.kineto import TraceSource
 from moescope.profiler.source import open_source
+from moescope.profiler.sources.traces import TraceSource
 from moescope.profiler.summary import summarise
 from tests.live_recording import MemorySource, kernel, window
 

@@ -1,0 +1,5 @@
+"""Readers of other tools' traces; `profiler.source.open_source` is the door.
+
+A file goes *blocks → events → columns → tables*: `kineto_*` and `nsight` bring `columns.TraceColumns`, `tables` makes
+the recording's tables of them, `traces` puts the files of a run together.
+"""

@@ -1,0 +1,64 @@
+"""One PyTorch (Kineto) trace file: its columns, and what it says of its rank and devices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from moescope.profiler.errors import MoescopeError
+from moescope.profiler.sources.columns import FARTHEST_NS, Origin, TraceFile, groups_of
+from moescope.profiler.sources.kineto_columns import KinetoColumns, integer
+from moescope.profiler.sources.kineto_events import Envelope
+from moescope.profiler.sources.kineto_scan import Uncertain, scan
+from moescope.profiler.sources.kineto_whole import read_whole
+
+MENDED: Final = (
+    "the file is no clean JSON (bare nan, inf or N/A, broken escapes or text): such values are read as missing, "
+    "such text as it stands"
+)
+
+
+def read_kineto(path: Path) -> list[TraceFile]:
+    """Read a trace, plain or gzip; several ranks where the traces of several were merged into one file.
+
+    Raises NoData for an empty file, MoescopeError for one that is torn or no trace.
+    """
+    columns = KinetoColumns()
+    try:
+        found = scan(path, columns.take)
+    except Uncertain:
+        columns = KinetoColumns()
+        found = read_whole(path, columns.take)
+    envelope = found.envelope
+    told = envelope.distributed if isinstance(envelope.distributed, dict) else {}
+    base_ns = integer(envelope.base_ns) or 0
+    if abs(base_ns) > FARTHEST_NS:
+        raise MoescopeError(f"{path}: baseTimeNanoseconds {base_ns} is beyond any clock; export the trace again")
+    done = columns.done(base_ns)
+    origin = Origin(
+        path=path,
+        tool="kineto",
+        rank=integer(told.get("rank"), 32),
+        world_size=integer(told.get("world_size"), 32),
+        devices=_devices(envelope),
+        notes=[*done.notes, *([(MENDED, 0)] if found.mended else [])],
+    )
+    ranks = groups_of(done)
+    if len(ranks) == 1:
+        return [TraceFile(origin, done)]
+    return [TraceFile(replace(origin, rank=None, group=group), columns) for group, columns in ranks.items()]
+
+
+def _devices(envelope: Envelope) -> dict[str, dict[str, Any]]:
+    """Properties by device; under the names of today's traces, whatever the trace calls them."""
+    listed = envelope.devices if isinstance(envelope.devices, list) else envelope.legacy_devices
+    found = {}
+    for at, properties in enumerate(listed if isinstance(listed, list) else ()):
+        if not isinstance(properties, dict):
+            continue
+        number = integer(properties.get("id"), 32)
+        if "numSms" not in properties and "multiProcessorCount" in properties:
+            properties = properties | {"numSms": properties["multiProcessorCount"]}
+        found[f"cuda:{at if number is None else number}"] = properties
+    return found

@@ -1,0 +1,354 @@
+"""The recording's tables of one rank from a trace's columns; kernels find their phase through their launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.collectors.schema import arrow_schema
+from moescope.profiler.classify import is_host_call
+from moescope.profiler.sources.columns import NO_INT, NO_TEXT, Codes, Ints, TraceColumns, count, picked
+from moescope.profiler.sources.nesting import NOBODY, Innermost, leaves, parents
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STEP: Final = "ProfilerStep#"
+COLLECTIVE_RANGES: Final = ("nccl:", "gloo:", "mpi:", "ucc:", "xccl:", "hccl:")
+"""Names of the ranges that PyTorch itself puts around a collective: no phase of the model."""
+EXECUTED_RANGES: Final = ("gloo:",)
+"""Those of them that last as long as the collective runs: what communicates on the CPU backend."""
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Phases:
+    """Phases of a rank: rows of the ranges they come from, by thread and outer first; ids count from 1."""
+
+    columns: Columns
+    parent: Ints
+    on_host: bool
+
+
+def tables_of(columns: TraceColumns) -> dict[str, pa.Table]:
+    """`kernels` in order of start, `phases`, `steps` and `collectives` of one trace, as those of rank 0.
+
+    Kernels are the device's; in a trace without any, the operators that the CPU backend executed.
+    """
+    names = columns.texts
+    is_step = _coded(names, lambda name: _step_number(name) is not None)
+    is_phase = _coded(names, lambda name: not name.startswith((STEP, *COLLECTIVE_RANGES)))
+    phases = _phases(columns, is_phase)
+    work = _device_work(columns)
+    on_device = count(columns.work) > 0
+    return {
+        "kernels": _kernel_table(columns, work, phases) if on_device else _operator_table(columns, phases),
+        "phases": _phase_table(columns, phases),
+        "steps": _step_table(columns, is_step),
+        "collectives": _collective_table(columns, work),
+    }
+
+
+def _coded(texts: list[str], holds: Any) -> NDArray[np.bool_]:
+    """[texts + 1] whether `holds` is true of each; the last one, for NO_TEXT, is not."""
+    return np.array([holds(text) for text in texts] + [False], np.bool_)
+
+
+def _step_number(name: str) -> int | None:
+    number = name.removeprefix(STEP)
+    return int(number) if name.startswith(STEP) and number.isdecimal() and len(number) < 19 else None
+
+
+def _phases(columns: TraceColumns, is_phase: NDArray[np.bool_]) -> _Phases:
+    """The annotations of the host, and those of the device only where the host has none."""
+    for ranges, on_host in ((columns.ranges, True), (columns.device_ranges, False)):
+        chosen = picked(ranges, is_phase[ranges["name"]])
+        if count(chosen):
+            order = np.lexsort((-chosen["dur"], chosen["start"], chosen["thread"]))
+            chosen = picked(chosen, order)
+            parent = np.full(len(order), NOBODY, np.int64)
+            for first, last in _runs(chosen["thread"]):
+                ends = chosen["start"][first:last] + chosen["dur"][first:last]
+                above = parents(chosen["start"][first:last], ends)
+                parent[first:last] = np.where(above == NOBODY, NOBODY, above + first)
+            return _Phases(chosen, parent, on_host)
+    return _Phases(picked(columns.ranges, np.empty(0, np.int64)), np.empty(0, np.int64), True)
+
+
+def _runs(sorted_keys: NDArray[Any]) -> list[tuple[int, int]]:
+    """First and last + 1 row of every run of equal keys."""
+    if not len(sorted_keys):
+        return []
+    edges = np.flatnonzero(np.diff(sorted_keys)) + 1
+    bounds = [0, *edges.tolist(), len(sorted_keys)]
+    return list(pairwise(bounds))
+
+
+def _device_work(columns: TraceColumns) -> Columns:
+    """Device work in order of start, without calls that only issue work."""
+    issues = _coded(columns.texts, is_host_call)
+    work = picked(columns.work, ~issues[columns.work["name"]])
+    return picked(work, np.argsort(work["start"], kind="stable"))
+
+
+def _phase_ids(columns: TraceColumns, phases: _Phases, work: Columns, launched: Ints) -> Ints:
+    """[work] id of the innermost annotation around each launch, 0 outside all: on its thread, else on another one of
+    its process. launched: [work] row of each launch
+
+    The backward pass launches from a thread of its own while the thread that called it waits inside its annotation.
+    Without annotations on the host, those of the kernel's own stream.
+    """
+    found = np.zeros(count(work), np.int64)
+    if not count(phases.columns) or not len(found):
+        return found
+    threads, times = work["thread"].astype(np.int64), work["start"]
+    waiting = np.ones(len(found), np.bool_)
+    if phases.on_host:
+        waiting = launched != NOBODY
+        if not waiting.any():
+            return found
+        launch = np.where(waiting, launched, 0)
+        threads, times = columns.launches["thread"][launch].astype(np.int64), columns.launches["start"][launch]
+    _fill(found, waiting, threads, times, phases, phases.columns["thread"].astype(np.int64))
+    if phases.on_host:
+        process_of = _numbered([(thread.process, thread.group) for thread in columns.threads])
+        waiting &= found == 0
+        _fill(found, waiting, process_of[threads], times, phases, process_of[phases.columns["thread"]])
+    return found
+
+
+def _numbered(keys: list[tuple[str, str]]) -> Ints:
+    known: dict[tuple[str, str], int] = {}
+    return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)
+
+
+def _launch_rows(launches: Columns, correlations: Ints) -> Ints:
+    """[correlations] row of the last launch with each, NOBODY where there is none."""
+    if not count(launches):
+        return np.full(len(correlations), NOBODY, np.int64)
+    order = np.argsort(launches["correlation"], kind="stable")
+    known = launches["correlation"][order]
+    at = np.searchsorted(known, correlations, side="right") - 1
+    rows: Ints = np.where((at >= 0) & (known[at] == correlations), order[at], NOBODY)
+    return rows
+
+
+def _fill(found: Ints, waiting: NDArray[np.bool_], keys: Ints, times: Ints, phases: _Phases, owners: Ints) -> None:
+    """Give each waiting row the innermost phase, at its time, of those whose owner is the row's key.
+
+    found: [rows] ids, written; waiting, keys, times: [rows]; owners: [phases]
+    """
+    rows = np.flatnonzero(waiting)
+    rows = rows[np.argsort(keys[rows], kind="stable")]
+    by_owner = np.argsort(owners, kind="stable")
+    sorted_owners = owners[by_owner]
+    starts, ends = phases.columns["start"], phases.columns["start"] + phases.columns["dur"]
+    for first, last in _runs(keys[rows]):
+        key = keys[rows[first]]
+        low, high = np.searchsorted(sorted_owners, [key, key + 1])
+        if low == high:
+            continue
+        own = by_owner[low:high]
+        inner = Innermost(starts[own], ends[own]).at(times[rows[first:last]])
+        hit = inner != NOBODY
+        found[rows[first:last][hit]] = own[inner[hit]] + 1
+
+
+def _kernel_table(columns: TraceColumns, work: Columns, phases: _Phases) -> pa.Table:
+    launched = _launch_rows(columns.launches, work["correlation"])
+    phase_ids = _phase_ids(columns, phases, work, launched)
+    call = _calls(columns, work, launched)
+    told = work["dtype"] != NO_TEXT
+    devices = work["device"]
+    numbers, device_codes = np.unique(devices, return_inverse=True)
+    return _table(
+        "kernels",
+        count(work),
+        rank=np.zeros(len(devices)),
+        device=_strings(device_codes.astype(np.int32), [f"cuda:{number}" for number in numbers.tolist()]),
+        stream=_strings(work["stream"], columns.texts),
+        name=_strings(work["name"], columns.texts),
+        start_ns=work["start"] + columns.base_ns,
+        dur_ns=work["dur"],
+        correlation=_nullable(work["correlation"]),
+        phase_id=_nullable(np.where(phase_ids == 0, NO_INT, phase_ids)),
+        grid=_strings(work["grid"], columns.texts),
+        block=_strings(work["block"], columns.texts),
+        registers=_nullable(work["registers"]),
+        shared_bytes=_nullable(work["shared"]),
+        shapes=_strings(call.shapes, columns.texts),
+        bytes=_nullable(work["bytes"]),
+        dtype=_strings(np.where(told, work["dtype"], call.dtype).astype(np.int32), columns.texts),
+        evidence=_strings(np.zeros(len(devices), np.int32), ["measured"]),
+        op=_strings(call.op, columns.texts),
+        op_call=_nullable(call.number),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """[work] of the operator's call that launched each: codes of its name, operands and their type; its number."""
+
+    op: Codes
+    number: Ints
+    shapes: Codes
+    dtype: Codes
+
+
+def _calls(columns: TraceColumns, work: Columns, launched: Ints) -> _Calls:
+    """The innermost operator around each kernel's launch, on the thread of the launch.
+
+    A launch that several kernels share is that of a whole graph: what was around it tells nothing about one of them.
+    """
+    operators = columns.operators
+    call = np.full(count(work), NOBODY, np.int64)
+    _, inverse, shared = np.unique(work["correlation"], return_inverse=True, return_counts=True)
+    alone = np.flatnonzero((launched != NOBODY) & (shared[inverse] == 1)) if len(call) else call
+    launch = launched[alone]
+    by_thread = np.argsort(operators["thread"], kind="stable")
+    threads = operators["thread"][by_thread]
+    order = np.argsort(columns.launches["thread"][launch], kind="stable")
+    alone, launch = alone[order], launch[order]
+    for first, last in _runs(columns.launches["thread"][launch]):
+        thread = columns.launches["thread"][launch[first]]
+        own = by_thread[slice(*np.searchsorted(threads, [thread, thread + 1]))]
+        if len(own):
+            starts = operators["start"][own]
+            found = Innermost(starts, starts + operators["dur"][own]).at(columns.launches["start"][launch[first:last]])
+            call[alone[first:last]] = np.where(found == NOBODY, NOBODY, own[found])
+    known = call != NOBODY
+    row = np.where(known, call, 0)
+
+    def of(column: str) -> Codes:
+        values = operators[column][row] if count(operators) else np.zeros(len(row), np.int32)
+        return np.where(known, values, NO_TEXT).astype(np.int32)
+
+    return _Calls(of("name"), np.where(known, call + 1, NO_INT), of("shapes"), of("dtype"))
+
+
+def _collective_table(columns: TraceColumns, work: Columns) -> pa.Table:
+    own = picked(work, work["op"] != NO_TEXT)
+    rows = count(own)
+    starts = own["start"] + columns.base_ns
+    groups = np.where(own["group"] == NO_TEXT, len(columns.texts), own["group"]).astype(np.int32)
+    return _table(
+        "collectives",
+        rows,
+        rank=np.zeros(rows),
+        call=np.arange(rows),
+        op=_strings(own["op"], [text.lstrip("_") for text in columns.texts]),
+        group=_strings(groups, [*columns.texts, ""]),
+        group_ranks=_strings(own["ranks"], columns.texts),
+        backend=_strings(np.zeros(rows, np.int32), ["nccl"]),
+        dtype=_strings(own["dtype"], columns.texts),
+        issue_ns=starts,
+        start_ns=starts,
+        dur_ns=own["dur"],
+        evidence=_strings(np.zeros(rows, np.int32), ["measured"]),
+    )
+
+
+def _phase_table(columns: TraceColumns, phases: _Phases) -> pa.Table:
+    rows = count(phases.columns)
+    prefix = "" if phases.on_host else "stream "
+    parent = np.where(phases.parent == NOBODY, NO_INT, phases.parent + 1)
+    return _table(
+        "phases",
+        rows,
+        rank=np.zeros(rows),
+        id=np.arange(1, rows + 1),
+        parent=_nullable(parent),
+        name=_strings(phases.columns["name"], columns.texts),
+        thread=_strings(phases.columns["thread"], [prefix + thread.label for thread in columns.threads]),
+        start_ns=phases.columns["start"] + columns.base_ns,
+        dur_ns=phases.columns["dur"],
+    )
+
+
+def _step_table(columns: TraceColumns, is_step: NDArray[np.bool_]) -> pa.Table:
+    steps = picked(columns.ranges, is_step[columns.ranges["name"]])
+    rows = count(steps)
+    return _table(
+        "steps",
+        rows,
+        rank=np.zeros(rows),
+        step=np.array([_step_number(columns.texts[code]) for code in steps["name"].tolist()], np.int64),
+        source=_strings(np.zeros(rows, np.int32), ["profiler_step"]),
+        start_ns=steps["start"] + columns.base_ns,
+        dur_ns=steps["dur"],
+    )
+
+
+def _operator_table(columns: TraceColumns, phases: _Phases) -> pa.Table:
+    """Kernels of the CPU backend: leaf operators, and the ranges in which a backend executes collectives."""
+    executed = _coded(columns.texts, lambda name: name.startswith(EXECUTED_RANGES))
+    extra = picked(columns.ranges, executed[columns.ranges["name"]])
+    nothing = np.full(count(extra), NO_TEXT, np.int32)
+    both = {name: np.concatenate((values, extra.get(name, nothing))) for name, values in columns.operators.items()}
+    both["key"] = both["thread"].astype(np.int64)
+    both = picked(both, np.lexsort((-both["dur"], both["start"], both["key"])))
+    ends = both["start"] + both["dur"]
+    kept = [first + leaves(both["start"][first:last], ends[first:last]) for first, last in _runs(both["key"])]
+    issues = _coded(columns.texts, is_host_call)
+    own = picked(both, np.concatenate(kept) if kept else np.empty(0, np.int64))
+    own = picked(own, ~issues[own["name"]])
+    own = picked(own, np.argsort(own["start"], kind="stable"))
+    rows = count(own)
+    phase_ids = np.zeros(rows, np.int64)
+    _fill(
+        phase_ids, np.ones(rows, np.bool_), own["key"], own["start"], phases, phases.columns["thread"].astype(np.int64)
+    )
+    return _table(
+        "kernels",
+        rows,
+        rank=np.zeros(rows),
+        device=_strings(np.zeros(rows, np.int32), ["cpu"]),
+        stream=_strings(own["thread"], [thread.label for thread in columns.threads]),
+        name=_strings(own["name"], columns.texts),
+        start_ns=own["start"] + columns.base_ns,
+        dur_ns=own["dur"],
+        phase_id=_nullable(np.where(phase_ids == 0, NO_INT, phase_ids)),
+        shapes=_strings(own["shapes"], columns.texts),
+        dtype=_strings(own["dtype"], columns.texts),
+        evidence=_strings(np.zeros(rows, np.int32), ["measured"]),
+    )
+
+
+def _table(table: str, rows: int, /, **columns: Any) -> pa.Table:
+    """A table of the recording; a column that is not given is null."""
+    import pyarrow as pa
+
+    schema = arrow_schema(table)
+    arrays = []
+    for one in schema:
+        values = columns.get(one.name)
+        if values is None:
+            values = pa.nulls(rows, one.type)
+        elif isinstance(values, np.ndarray):
+            values = pa.array(values.astype(one.type.to_pandas_dtype(), copy=False))
+        arrays.append(values.cast(one.type) if values.type != one.type else values)
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _strings(codes: Codes, texts: list[str]) -> pa.Array:
+    """[codes] the texts, null for NO_TEXT."""
+    import pyarrow as pa
+
+    used, numbered = np.unique(codes, return_inverse=True)
+    known = [texts[code] for code in used.tolist() if code != NO_TEXT]
+    skipped = int(len(used) > 0 and used[0] == NO_TEXT)
+    indices = pa.array(numbered.reshape(-1).astype(np.int32) - skipped, mask=codes == NO_TEXT)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(known, pa.string())).cast(pa.string())
+
+
+def _nullable(values: Ints) -> pa.Array:
+    """[values] null for NO_INT."""
+    import pyarrow as pa
+
+    return pa.array(values, mask=values == NO_INT)

@@ -1,0 +1,122 @@
+"""Trace files of one run as a source: one rank a file, or the ranks that a file tells apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from moescope.collectors.schema import arrow_schema
+from moescope.profiler.errors import NoData
+from moescope.profiler.sources.columns import Origin, count
+from moescope.profiler.sources.kineto import read_kineto
+from moescope.profiler.sources.ranks import odd_worlds, ranks_of
+from moescope.profiler.sources.tables import tables_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NO_DEVICE: Final = "no device events, where traces of other ranks have some: its rank counts nothing"
+
+
+class TraceSource:
+    """Trace files of one run, one rank a file; read whole, so `poll` never brings anything."""
+
+    state: Literal["trace"] = "trace"
+
+    def __init__(self, name: str, meta: dict[str, Any], tables: dict[str, pa.Table]) -> None:
+        self.name = name
+        self.meta = meta
+        self.torn: list[str] = []
+        self._tables = tables
+
+    def poll(self) -> bool:
+        """A trace does not grow."""
+        return False
+
+    def table(self, name: str) -> pa.Table:
+        """All rows of a table; empty where traces have none."""
+        if name not in self._tables:
+            self._tables[name] = arrow_schema(name).empty_table()
+        return self._tables[name]
+
+    def ranks(self) -> list[int]:
+        """Ranks of the files, rising."""
+        return sorted(entry["rank"] for entry in self.meta["ranks"])
+
+
+def open_traces(files: Sequence[Path]) -> TraceSource:
+    """Read trace files of one run.
+
+    Raises NoData where none of them holds a device kernel or CPU operator, MoescopeError for a file that is no trace,
+    or of a rank that another one is of.
+    """
+    import pyarrow as pa
+
+    origins: list[Origin] = []
+    parts: list[dict[str, pa.Table]] = []
+    on_device: list[bool] = []
+    for path in files:
+        for trace in read_kineto(path):
+            origins.append(trace.origin)
+            parts.append(tables_of(trace.columns))
+            on_device.append(count(trace.columns.work) > 0)
+    ranks, notes = ranks_of(origins)
+    if not any(part["kernels"].num_rows for part in parts):
+        names = ", ".join(str(path) for path in files[:3]) + (" …" if len(files) > 3 else "")
+        raise NoData(f"{names}: no device kernels and no CPU operators; record with ProfilerActivity.CUDA or CPU")
+    log = [_log_row(None, note, 0) for note in (*notes, *odd_worlds(origins, ranks))]
+    for at, (origin, rank) in enumerate(zip(origins, ranks, strict=True)):
+        told = list(origin.notes)
+        if any(on_device) and not on_device[at]:
+            parts[at]["kernels"] = parts[at]["kernels"].slice(0, 0)
+            told.append((NO_DEVICE, 0))
+        log += [_log_row(rank, f"{origin.path.name}: {note}", lost) for note, lost in told]
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    tables = {
+        name: pa.concat_tables([_of_rank(parts[at].pop(name), ranks[at]) for at in order]) for name in [*parts[0]]
+    }
+    tables["log"] = pa.Table.from_pylist(log, schema=arrow_schema("log"))
+    entries = [_entry(origins[at], ranks[at], tables["kernels"]) for at in order]
+    return TraceSource(_name(files), _meta(files, origins, entries), tables)
+
+
+def _of_rank(table: pa.Table, rank: int) -> pa.Table:
+    import pyarrow as pa
+
+    field = table.schema.field("rank")
+    return table.set_column(
+        table.schema.get_field_index("rank"), field, pa.repeat(pa.scalar(rank, field.type), len(table))
+    )
+
+
+def _log_row(rank: int | None, message: str, lost: int) -> dict[str, Any]:
+    return {"t_ns": 0, "rank": rank, "level": "warning", "source": "import", "message": message, "dropped": lost}
+
+
+def _entry(origin: Origin, rank: int, kernels: pa.Table) -> dict[str, Any]:
+    import pyarrow.compute as pc
+
+    devices = pc.unique(kernels.filter(pc.equal(kernels.column("rank"), rank)).column("device")).to_pylist()
+    return {
+        "rank": rank,
+        "world_size": origin.world_size,
+        "device": devices[0] if devices else None,
+        "state": "trace",
+        "source": origin.tool,
+        "file": origin.path.name,
+        "device_properties": origin.devices,
+    } | ({"process": origin.group} if origin.group else {})
+
+
+def _name(files: Sequence[Path]) -> str:
+    return files[0].name if len(files) == 1 else f"{files[0].resolve().parent.name} ({len(files)} traces)"
+
+
+def _meta(files: Sequence[Path], origins: Sequence[Origin], ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "target": files[0].name if len(files) == 1 else files[0].resolve().parent.name,
+        "state": "trace",
+        "ranks": ranks,
+        "collectors": {"kernels": ", ".join(sorted({origin.tool for origin in origins}))},
+    }
