@@ -159,16 +159,15 @@ def _of_op(op: str) -> Class | None:
 def classify(name: str, *, stream: str = "", phase: str = "", kind_hint: str | None = None, op: str = "") -> Class:
     """What a kernel is.
 
-    stream: does not decide (a cast on the communication stream is compute); phase: the range around it, which
-    tells what a send-receive kernel serves; kind_hint: what the source itself knows, which outranks the name; op: the
-    operator that launched it, which speaks where no rule knows the name
+    stream: does not decide (a cast on the communication stream is compute); phase: the range around it; op: the
+    operator that launched it: both tell which collective a send-receive kernel serves, and the operator speaks where no
+    rule knows the name; kind_hint: what the source itself knows, which outranks the name
     """
     del stream
     found = _of_name(name)
-    if found.operator in ("p2p", "collective") and found.kind == "comm" and phase:
-        named = operator_of_collective(phase)
-        if named not in _VAGUE:
-            found = Class(found.kind, named, found.rule)
+    if found.operator in ("p2p", "collective") and found.kind == "comm":
+        named = next((word for word in map(operator_of_collective, (phase, op)) if word not in _VAGUE), found.operator)
+        found = Class(found.kind, named, found.rule)
     if kind_hint in KINDS and kind_hint not in ("unknown", found.kind):
         operator = operator_of_collective(name) if kind_hint == "comm" else found.operator
         return Class(str(kind_hint), operator, "told-by-source")

@@ -13,7 +13,7 @@ _ALL_REDUCE = any_of(
     r"(?:one|two)_?shot_?(?:push|pull)?_?(?:reduce|all)",
 )
 _WORDS = any_of(
-    r"(?<![a-z])(?:all_?to_?all|all_?gather|reduce_?scatter|all_?reduce|send_?recv)",
+    r"(?<![a-z])(?:all_?to_?all|all_?2_?all|all_?gather|reduce_?scatter|all_?reduce|send_?recv)",
     r"(?-i:All[Tt]o[Aa]ll|All[Gg]ather|Reduce[Ss]catter|All[Rr]educe|Send[Rr]ecv)",
 )
 _EXPERTS = r"(?:deep_ep|nixl_ep|nccl_ep|hybrid_ep|uccl|pplx|mori|intranode|internode|internode_ll|elastic|(?<!\w)ep)::"
@@ -29,6 +29,7 @@ LOCAL: Final = (
             r"(?:dispatch|combine)_(?:\w{1,20}_)?(?:epilogue|prologue|preprocess|postprocess|layout|metadata)",
             r"moea2a(?:prepare|sanitize)|moe_prepare::(?!all_?to_?all)|moe_comm::\w*(?:prepare|sanitize|indice)",
             r"computecountandindice|computecumsumdevice|moveindice|memsetexpertids|increment_epoch",
+            r"convert_?(?:dispatch|combine)",
         ),
         "compute",
         "routing",
@@ -49,7 +50,7 @@ LOCAL: Final = (
     Rule(
         "single-rank",
         "head",
-        r"onerankreduce|nvshmemi_init|lamport_?init|init\w{0,20}lamport",
+        r"onerankreduce|checkfornan|nvshmemi_init|lamport_?init|init\w{0,20}lamport",
         "compute",
         "elementwise",
         "scales or fills a buffer of this device, for a collective to come or of one rank alone",
@@ -91,7 +92,7 @@ FUSED: Final = (
     Rule(
         "gemm-collective-template",
         "body",
-        r"gemm_?(?:v\d)?_?(?:ag(?:kernel|scatter)|all_?gather|reduce_?scatter|all_?reduce|a2a)",
+        r"gemm_?(?:grouped)?_?(?:v\d)?_?(?:ag(?:kernel|scatter)|gather_?rs|all_?gather|reduce_?scatter|all_?reduce|a2a)",
         "fused",
         "gemm",
         "CUTLASS runs a product that also exchanges its tiles (flux, TensorRT-LLM)",

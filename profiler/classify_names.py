@@ -17,7 +17,7 @@ _COPY: Final = re.compile(r"\[?(?:cuda |hip )?mem(?:cpy|set)", re.IGNORECASE)
 _LENGTH: Final = re.compile(r"\d+")
 _NO_WORD: Final = re.compile(r"L[a-z]n?\d+E|S[0-9A-Z]*_|T\d*_|(\d+)")
 """In a mangled name, digits that tell no length: of literals, substitutions and template parameters; else a length."""
-_WRAPPER: Final = re.compile(r"(?:^|::)(?:Kernel2?|device_kernel|kentry)$")
+_WRAPPER: Final = re.compile(r"(?:^|::)(?:Kernel2?|device_kernel|kentry|global_kernel)$")
 _TYPE: Final = re.compile(r"[A-Za-z_][\w:]*")
 
 

@@ -38,7 +38,7 @@ COLLECTIVES: Final = (
     (r"reduce[_-]?scatter", "reduce_scatter"),
     (r"all[_-]?gather|fcollect|ag_nvl|gather_multimem|multimem_gather", "all_gather"),
     (r"all[_-]?reduce|cross_?device_?reduce|rdxn", "all_reduce"),
-    (r"all[_-]?to[_-]?all|(?<![a-z])a2a", "all_to_all"),
+    (r"all[_-]?to[_-]?all|all_?2_?all|(?<![a-z])a2a", "all_to_all"),
     (r"broadcast", "broadcast"),
     (r"notify|barrier|signal", "notify"),
     (r"dispatch", "dispatch"),

@@ -174,6 +174,8 @@ def test_the_launching_operator_speaks_only_where_no_rule_knows_the_name():
     found = classify("frobnicate_v7", op="aten::mm")
     assert (found.kind, found.operator, found.rule) == ("compute", "gemm", "launching-operator")
     assert classify("ncclDevKernel_SendRecv", op="aten::mm").kind == "comm"
+    assert classify("ncclDevKernel_SendRecv", op="c10d::alltoall_base_").operator == "all_to_all"
+    assert classify("ncclDevKernel_SendRecv", op="record_param_comms").operator == "p2p"
     assert classify("frobnicate_v7", op="c10d::allreduce_") == UNKNOWN
     assert classify("frobnicate_v7", op="vendor::exchange") == UNKNOWN
 
