@@ -11,7 +11,7 @@ def machine_notes(ranks: list[dict[str, Any]]) -> list[str]:
     budgets = [rank for rank in ranks if rank["sm_budget"] is not None and rank["units"]["comm_peak"]]
     if budgets:
         lines.append(_budget_line(max(budgets, key=lambda rank: rank["sm_budget"]["both_share"]), len(ranks)))
-    return [*lines, *_bound_lines(ranks)]
+    return [*lines, *_bound_lines(ranks), *decode_notes(ranks)]
 
 
 def bound_of(ranks: list[dict[str, Any]], operator: str, kind: str) -> str | None:
@@ -46,7 +46,9 @@ def _span(values: list[float]) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value:.1%}" if value >= 0.001 or value == 0 else f"{100 * value:.2g}%"
+    if value >= 0.001 or value == 0:
+        return f"{value:.1%}"
+    return f"{value:.2%}" if value >= 0.0001 else "<0.01%"
 
 
 def _bound_lines(ranks: list[dict[str, Any]]) -> list[str]:
@@ -90,3 +92,69 @@ def _budget_line(rank: dict[str, Any], ranks: int) -> str:
 def _count(units: dict[str, Any], role: str) -> str:
     typical, most = units[f"{role}_typical"], units[f"{role}_at_most"]
     return f"{typical}" if most in (None, typical) else f"{typical} to {most}"
+
+
+def decode_notes(ranks: list[dict[str, Any]]) -> list[str]:
+    """Why decoding takes as long as it does, on the rank whose steps take longest; nothing without decode steps."""
+    known = [rank for rank in ranks if rank["decode"] is not None]
+    if not known:
+        return []
+    slowest = max(known, key=lambda rank: rank["decode"]["step_us"])
+    decode = slowest["decode"]
+    who = f" of rank {slowest['rank']}" if len(ranks) > 1 else ""
+    return [_steps_line(decode, who), *_time_lines(decode), _ridge_line(decode), _bytes_line(decode)]
+
+
+def _steps_line(decode: dict[str, Any], who: str) -> str:
+    count = decode["steps"]
+    text = f"Decode{who}: {count} step{'s' if count != 1 else ''}, median {decode['step_us'] / 1000:.2f} ms"
+    if decode["batch"] is not None:
+        text += f", {decode['batch']:.0f} sequences"
+    if decode["tokens_per_s"] is not None:
+        text += f", {decode['tokens_per_s']:,.0f} tokens/s"
+    return f"{text} [{decode['evidence']}: {decode['how']}]."
+
+
+def _time_lines(decode: dict[str, Any]) -> list[str]:
+    if decode["gaps"] is None:
+        return [f"  Where its steps' time goes: –, {decode['gaps_reason']}."]
+    gaps = decode["gaps"]
+    text = f"  No kernel runs for {_percent(decode['idle_share'])} of a step"
+    if gaps["longest_us"] is not None:
+        text += f": {gaps['count_per_step']:.0f} gaps, median {gaps['median_us']:.1f} µs"
+        text += f", longest {gaps['longest_us']:.0f} µs"
+    if gaps["graph_share"] and gaps["longest_us"] is not None:
+        text += (
+            f"; {_percent(gaps['idle_in_graph_share'])} inside CUDA graphs, "
+            f"{_percent(gaps['idle_outside_graph_share'])} around them, where the host launches"
+        )
+    bounds = ", ".join(f"{name} {_percent(share)}" for name, share in decode["bounds"].items() if share >= 0.0005)
+    longest = ", ".join(
+        f"{one['class']} {_percent(one['share'])} ({one['bound'] or '– not known'})" for one in decode["classes"][:3]
+    )
+    return [f"{text} [derived].", f"  Its kernel time is bound by: {bounds}; longest: {longest} [derived, inferred]."]
+
+
+def _ridge_line(decode: dict[str, Any]) -> str:
+    tokens, ridge = decode["tokens_per_expert"], decode["ridge_tokens"]
+    if tokens is None:
+        return f"  Tokens an expert: –, {decode['tokens_per_expert_reason']}."
+    text = f"  Tokens an expert: {tokens:.1f} [{decode['tokens_per_expert_evidence']}]"
+    if ridge is None:
+        return f"{text}; ridge –, {decode['ridge_tokens_reason']}."
+    side = "under it reading weights takes the time" if tokens < ridge else "over it multiplying takes the time"
+    return f"{text}, ridge T* {ridge:.0f} ({decode['ridge_dtype']}): {side}."
+
+
+def _bytes_line(decode: dict[str, Any]) -> str:
+    if decode["bytes_per_step"] is None:
+        least = decode.get("bytes_at_least")
+        told = f", at least {least / 1e6:.0f} MB [inferred]" if least else ""
+        return f"  Bytes of a step: –, {decode['bytes_per_step_reason']}{told}."
+    text = f"  Bytes of a step: {decode['bytes_per_step'] / 1e6:.1f} MB, {decode['bytes_per_s'] / 1e9:.1f} GB/s"
+    if decode["bandwidth_share"] is not None:
+        text += f", {_percent(decode['bandwidth_share'])} of the bandwidth"
+    text += f" [{decode['bytes_evidence']}: {decode['bytes_how']}]"
+    if decode["roofline_share"] is not None:
+        text += f"; {_percent(decode['roofline_share'])} of the model's roofline [modelled]"
+    return f"{text}."
