@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
+from moescope.collectors import emit
 from moescope.instrumented_model.commands.configuration import DEFAULT_SIZE, configured
 from moescope.instrumented_model.config import PRODUCT_DTYPES, SIZES, Config, ConfigError
+from moescope.instrumented_model.device import DEVICES, PROCESS_GROUPS, device_of
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.choice import NAMES, Choice, choose
 from moescope.instrumented_model.layers.model import Model
@@ -46,17 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="that Fprop and Dgrad come out in (default: the configuration's, float32)",
     )
     run = parser.add_argument_group("run")
+    run.add_argument(
+        "--device", choices=DEVICES, default="cpu", help="cuda: a GPU for each rank, over NCCL (default %(default)s)"
+    )
     run.add_argument("--schedule", choices=list(SCHEDULES), default="overlapped")
     run.add_argument(
         "--link",
-        default=DEFAULT_LINK,
-        help="emulated wire, BANDWIDTH:LATENCY such as 1GB/s:50us, or none (default %(default)s)",
+        help=f"emulated wire, BANDWIDTH:LATENCY such as 1GB/s:50us, or none (default {DEFAULT_LINK}; none on a GPU)",
     )
     run.add_argument("--nodes", type=int, default=1, help="that the ranks are spread over (default %(default)s)")
     run.add_argument(
         "--intra-link",
-        default=DEFAULT_INTRA_LINK,
-        help="the wire inside a node where there are several; --link is the one between them (default %(default)s)",
+        help="the wire inside a node where there are several; --link is the one between them "
+        f"(default {DEFAULT_INTRA_LINK}; none on a GPU)",
     )
     run.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for a rank that does not answer")
 
@@ -77,6 +81,7 @@ class Run:
 
     arguments: argparse.Namespace
     c: Config
+    device: torch.device
     ranks: Ranks
     link: Link
     intra_link: Link
@@ -89,9 +94,9 @@ class Run:
 
     def new_model(self) -> Model:
         """A model of this run's configuration, drawn from its seed."""
-        return Model(
-            self.c, rank=self.ranks.rank, ranks=self.ranks.count, nodes=self.ranks.nodes, seed=self.arguments.seed
-        )
+        ranks = self.ranks
+        model = Model(self.c, rank=ranks.rank, ranks=ranks.count, nodes=ranks.nodes, seed=self.arguments.seed)
+        return model.to(self.device)  # drawn on the CPU: the same weights on every device
 
 
 @dataclass
@@ -116,13 +121,17 @@ class StepLog:
 def _announce(run: Run, gemm: Choice) -> None:
     a, c, ranks = run.arguments, run.c, run.ranks
     arithmetic = gemm.backend.arithmetic if c.fp8 else "FP32 products"
-    exchange = described(ranks)
+    exchange = described(ranks, run.device)
     wire = str(run.link) if ranks.count > 1 else "none, nothing travels"
     if ranks.nodes > 1:
         wire += f" between nodes; {run.intra_link} inside"
     changed = " (changed)" if c != SIZES.get(c.name) else ""
+    device = f"cpu, {torch.get_num_threads()} thread(s) a rank"
+    if run.device.type == "cuda":
+        device = f"cuda, {torch.cuda.get_device_name(run.device)} a rank"
+    emit.note("device", f"{device}, {exchange}")
     run.say(
-        f"backend cpu, {torch.get_num_threads()} thread(s) a rank | arithmetic {arithmetic} | ranks {ranks.count} | "
+        f"backend {device} | arithmetic {arithmetic} | ranks {ranks.count} | "
         f"exchange {exchange} | link {wire} | size {c.name}{changed} | {a.stage}, {a.schedule}"
     )
     if c.fp8:
@@ -166,13 +175,18 @@ def _execute(
         value = getattr(a, name, 1)
         if value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be above 0")
-    c, link, ranks = configuration(a), parse_link(a.link), world(a.nodes)
-    intra_link = parse_link(a.intra_link)
+    c, ranks = configuration(a), world(a.nodes)
+    # On a GPU the real wire is what matters.
+    links = (DEFAULT_LINK, DEFAULT_INTRA_LINK) if a.device == "cpu" else ("none", "none")
+    link, intra_link = parse_link(a.link or links[0]), parse_link(a.intra_link or links[1])
     c.local_experts(ranks.count)
     c.check_nodes(ranks.nodes)
-    gemm = choose(a.gemm, arithmetic=Arithmetic.of(c))
-    with joined(ranks, a.timeout):
-        run = Run(a, c, ranks, link, intra_link, open_exchange(c, ranks, link, intra_link, a.timeout))
+    if a.device != "cpu" and getattr(a, "redundant_experts", 0):
+        raise ConfigError("--redundant-experts are planned on the CPU: leave them out, or use --device cpu")
+    device = device_of(a.device)
+    gemm = choose(a.gemm, device, Arithmetic.of(c))
+    with joined(ranks, a.timeout, PROCESS_GROUPS[a.device]):
+        run = Run(a, c, device, ranks, link, intra_link, open_exchange(c, ranks, link, intra_link, a.timeout))
         _announce(run, gemm)
         try:
             command(run)  # all that uses the process group is gone when it returns

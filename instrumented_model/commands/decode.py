@@ -60,9 +60,10 @@ def stage(run: Run, model: Model) -> None:
 
 
 def _machine(run: Run) -> Peaks | None:
-    machine = peaks.peaks(getattr(run.arguments, "peaks", peaks.HERE))
+    machine = peaks.peaks(getattr(run.arguments, "peaks", peaks.HERE), run.device)
     if machine is None:
-        run.say("roofline – (no peaks of this machine: run `moescope calibrate`, or give --peaks)")
+        calibrate = "run `moescope calibrate`, or " if run.device.type == "cpu" else ""
+        run.say(f"roofline – (no peaks of this machine: {calibrate}give --peaks)")
     else:
         peak = f"{machine.flops_per_s:.4g} FLOP/s, {machine.bytes_per_s:.4g} B/s"
         emit.note("roofline", f"modelled for {peak} ({machine.source})")
@@ -100,7 +101,7 @@ def _serve(run: Run, model: Model) -> None:
     if a.requests < 1:
         raise ConfigError(f"--requests {a.requests} must be at least 1")
     requests = drawn(a.requests, c, data.corpus(), max_new=a.max_new, spacing=2, seed=a.seed)
-    cache = PagedCache(c, a.cache_blocks)
+    cache = PagedCache(c, a.cache_blocks, device=run.device)
     exchange = redundant.planned_exchange(run, model)
     server = Server(model, exchange, cache, requests, limits=server_limits(a), schedule=a.schedule, seed=a.seed)
     machine, served, generated = _machine(run), 0, 0

@@ -52,7 +52,7 @@ def run(run: Run) -> None:
     server = Server(
         model,
         run.exchange,
-        PagedCache(run.c, a.cache_blocks),
+        PagedCache(run.c, a.cache_blocks, device=run.device),
         requests,
         limits=limits,
         sampling=sampling,

@@ -22,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def peaks(text: str) -> Peaks | None:
-    """None for `here` where nothing was measured yet. Raises ConfigError for what is not understood."""
+def peaks(text: str, device: torch.device) -> Peaks | None:
+    """None for `here` where nothing was measured of `device`. Raises ConfigError for what is not understood."""
     if text != HERE:
         return parse_peaks(text)
-    measured = load_peaks()
+    measured = load_peaks() if device.type == "cpu" else None  # `moescope calibrate` measures the CPU
     if measured is None:
         return None
     one = torch.get_num_threads() == 1

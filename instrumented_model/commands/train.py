@@ -6,6 +6,8 @@ import argparse
 import resource
 from pathlib import Path
 
+import torch
+
 from moescope.collectors import emit
 from moescope.instrumented_model.commands.common import Run, StepLog, add_step_arguments
 from moescope.instrumented_model.config import ConfigError
@@ -93,6 +95,8 @@ def _run(run: Run, trainer: Trainer) -> None:
     log.close()
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     run.say(f"peak memory {peak_bytes / 1e6:.0f} MB of rank 0, the interpreter and torch among it")
+    if run.device.type == "cuda":
+        run.say(f"peak memory of its GPU {torch.cuda.max_memory_allocated(run.device) / 1e6:.0f} MB, in tensors")
 
 
 def _save(run: Run, trainer: Trainer) -> int:

@@ -196,7 +196,7 @@ class Server:
         tokens, caches = [], []
         for part in parts:
             fed = [token for a, n in part for token in a.pending[:n]]
-            tokens.append(torch.tensor(fed, dtype=torch.int64))
+            tokens.append(torch.tensor(fed, dtype=torch.int64).to(self.model.device))
             caches.append(self.cache.open([a.sequence for a, _ in part], [n for _, n in part]))
         result = infer(self.model, self.exchange, tokens, caches, self.schedule, step)
         for part, logits in zip(parts, result.logits, strict=True):

@@ -37,7 +37,7 @@ def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """
     if sampling.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
-        return torch.zeros(logits.shape).scatter_(-1, best, 1.0)
+        return torch.zeros(logits.shape, device=logits.device).scatter_(-1, best, 1.0)
     # The largest is taken off first: logits over a small temperature overflow.
     scaled = (logits.float() - logits.float().amax(-1, keepdim=True)) / sampling.temperature
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
@@ -56,5 +56,5 @@ def sample(logits: torch.Tensor, sampling: Sampling, generators: Sequence[torch.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()
-    rows = zip(probabilities(logits, sampling), generators, strict=True)
+    rows = zip(probabilities(logits.cpu(), sampling), generators, strict=True)
     return [int(torch.multinomial(p, 1, generator=generator)) for p, generator in rows]

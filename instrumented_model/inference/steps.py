@@ -81,13 +81,13 @@ def prompts(model: Model, text: torch.Tensor, *, step: int, sequences: int, seed
             sequences=sequences,
             positions=c.sequence_length,
             seed=seed,
-        )[0]
+        )[0].to(model.device)
         for m in range(c.micro_batches)
     ]
 
 
 def new_cache(
-    c: Config, sequences: int, capacity: int, kind: CacheKind = "contiguous"
+    c: Config, sequences: int, capacity: int, kind: CacheKind = "contiguous", device: torch.device | str = "cpu"
 ) -> tuple[LatentCache, list[list[int]]]:
     """A cache for all micro-batches, with room for as many `sequences` of `capacity` positions in each.
 
@@ -96,9 +96,9 @@ def new_cache(
     count = c.micro_batches * sequences
     cache: LatentCache
     if kind == "contiguous":
-        cache = ContiguousCache(c, count, capacity)
+        cache = ContiguousCache(c, count, capacity, device=device)
     else:
-        cache = PagedCache(c, count * -(-capacity // BLOCK))
+        cache = PagedCache(c, count * -(-capacity // BLOCK), device=device)
     return cache, [[cache.add() for _ in range(sequences)] for _ in range(c.micro_batches)]
 
 
@@ -113,7 +113,7 @@ def prefill(model: Model, exchange: Exchange, *, steps: int, schedule: Schedule,
     emit.stage("prefill")
     for step in range(steps):
         tokens = prompts(model, text, step=step, sequences=model.c.sequences, seed=seed)
-        cache, sequences = new_cache(model.c, model.c.sequences, model.c.sequence_length)
+        cache, sequences = new_cache(model.c, model.c.sequences, model.c.sequence_length, device=model.device)
         yield infer(model, exchange, tokens, opened(cache, sequences, tokens), schedule, step)
 
 
@@ -129,7 +129,7 @@ def decode(
     """Prefill one prompt, then `steps` greedy steps of one token a sequence from the latent cache."""
     c, text = model.c, data.corpus()
     emit.stage("prefill")
-    kept, sequences = new_cache(c, c.decode_sequences, c.sequence_length + DECODE_WINDOW, cache)
+    kept, sequences = new_cache(c, c.decode_sequences, c.sequence_length + DECODE_WINDOW, cache, model.device)
     tokens = prompts(model, text, step=0, sequences=c.decode_sequences, seed=seed)
     first = infer(model, exchange, tokens, opened(kept, sequences, tokens), schedule, 0)
     emit.stage("decode")

@@ -22,9 +22,9 @@ from moescope.instrumented_model.layers.rope import angles, rotate
 
 
 @lru_cache(maxsize=8)
-def _future(new: int, positions: int) -> torch.Tensor:
+def _future(new: int, positions: int, device: torch.device) -> torch.Tensor:
     """Added to the scores of the last `new` positions. returns: [new, positions], -inf where a key is yet to come"""
-    return torch.full((new, positions), -torch.inf).triu(1 + positions - new)
+    return torch.full((new, positions), -torch.inf, device=device).triu(1 + positions - new)
 
 
 class LatentAttention(nn.Module):
@@ -57,7 +57,7 @@ class LatentAttention(nn.Module):
         """
         c = self.c
         spans = cache.spans if cache is not None else Spans.uncached(sequences, x.shape[0] // max(sequences, 1))
-        cos, sin = angles(spans.positions, spans.longest, c.d_rope)
+        cos, sin = angles(spans.positions.to(x.device), spans.longest, c.d_rope)
         q_head, q_rope = torch.split(self._queries(x), [c.d_head, c.d_rope], dim=-1)
         latent, key_rope = self.down(x).split([c.d_latent, c.d_rope], dim=-1)
         latent, key_rope, q_rope = self.norm(latent), rotate(key_rope, cos, sin), rotate(q_rope, cos, sin)
@@ -117,7 +117,7 @@ class LatentAttention(nn.Module):
         k = torch.cat([k, key_rope[:, :, None].expand(-1, -1, c.heads, -1)], dim=-1)
         q = torch.cat([q_head, q_rope], dim=-1).reshape(sequences, new, c.heads, c.d_head + c.d_rope)
         scores = (q * (c.d_head + c.d_rope) ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
-        o = F.softmax(scores + _future(new, positions), dim=-1) @ v.transpose(1, 2)
+        o = F.softmax(scores + _future(new, positions, scores.device), dim=-1) @ v.transpose(1, 2)
         batch = sequences * c.heads
         observe.product(new, positions, c.d_head + c.d_rope, dtype=observe.BF16, batch=batch)
         observe.product(new, c.d_head, positions, dtype=observe.BF16, batch=batch)
@@ -137,7 +137,7 @@ class LatentAttention(nn.Module):
         q_latent = torch.einsum("bhd,hdl->bhl", q_head, w[:, 0])
         scores = torch.cat([q_latent, q_rope], dim=-1) @ past.mT * (c.d_head + c.d_rope) ** -0.5
         if min(ends) < longest:
-            beyond = torch.arange(longest) >= torch.tensor(ends)[:, None]
+            beyond = torch.arange(longest, device=past.device) >= torch.tensor(ends).to(past.device)[:, None]
             scores = scores.masked_fill(beyond[:, None], -torch.inf)
         p = F.softmax(scores, dim=-1)
         o = torch.einsum("bhl,hdl->bhd", p @ past[..., : c.d_latent], w[:, 1])

@@ -147,9 +147,16 @@ class ContiguousCache:
     rows: [layers, sequences * capacity + 1, d_c + d_h^R] of `dtype`
     """
 
-    def __init__(self, c: Config, sequences: int, capacity: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self,
+        c: Config,
+        sequences: int,
+        capacity: int,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.capacity, self.sequences = capacity, sequences
-        self.rows = torch.zeros(c.layers, sequences * capacity + 1, _width(c), dtype=dtype)
+        self.rows = torch.zeros(c.layers, sequences * capacity + 1, _width(c), dtype=dtype, device=device)
         self.bytes_per_position = c.layers * _width(c) * dtype.itemsize
         self._lengths: dict[int, int] = {}
 
@@ -187,7 +194,8 @@ class ContiguousCache:
             views = list(whole[:, first : first + len(sequences), : spans.longest])
         else:
             read_from = _rows([torch.arange(end) + s * self.capacity for s, _, end in places], zero_row)
-        return [LayerCache(spans, r, write_to, read_from, v) for r, v in zip(self.rows, views, strict=True)]
+        to, source = write_to.to(self.rows.device), read_from.to(self.rows.device)
+        return [LayerCache(spans, r, to, source, v) for r, v in zip(self.rows, views, strict=True)]
 
     @property
     def capacity_bytes(self) -> int:
@@ -204,9 +212,16 @@ class PagedCache:
     rows: [layers, blocks * block + 1, d_c + d_h^R] of `dtype`
     """
 
-    def __init__(self, c: Config, blocks: int, block: int = BLOCK, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self,
+        c: Config,
+        blocks: int,
+        block: int = BLOCK,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.blocks, self.block = blocks, block
-        self.rows = torch.zeros(c.layers, blocks * block + 1, _width(c), dtype=dtype)
+        self.rows = torch.zeros(c.layers, blocks * block + 1, _width(c), dtype=dtype, device=device)
         self.bytes_per_position = c.layers * _width(c) * dtype.itemsize
         self.tables: dict[int, list[int]] = {}
         """Blocks of each sequence, in the order of its positions."""
@@ -255,7 +270,8 @@ class PagedCache:
         empty = torch.empty(0, dtype=torch.int64)
         write_to = torch.cat([empty, *(table[start:] for table, start in zip(tables, spans.starts, strict=True))])
         read_from = _rows(tables, self.rows.shape[1] - 1)
-        return [LayerCache(spans, rows, write_to, read_from) for rows in self.rows]
+        to, source = write_to.to(self.rows.device), read_from.to(self.rows.device)
+        return [LayerCache(spans, rows, to, source) for rows in self.rows]
 
     def _positions(self, sequence: int) -> torch.Tensor:
         """Row of each position that the sequence's blocks have room for. returns: [blocks * block] int64"""

@@ -130,6 +130,11 @@ class Model(nn.Module):
             for linear in (layer.experts.gate_up, layer.experts.down):
                 linear.weight = nn.Parameter(linear.weight.detach().chunk(ranks)[rank].clone())
 
+    @property
+    def device(self) -> torch.device:
+        """Where all of it lies."""
+        return self.embedding.weight.device
+
     def layer(self, number: int) -> DenseLayer | MoELayer:
         """Those of multi-token prediction come after the last."""
         if number >= self.c.layers:

@@ -10,9 +10,10 @@ THETA = 10000.0
 
 
 @lru_cache(maxsize=8)
-def _table(length: int, half: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _table(length: int, half: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of every angle. returns: [length, half] float32 each"""
-    angle = torch.arange(length).float()[:, None] * THETA ** (-torch.arange(half) / half)
+    steps = THETA ** (-torch.arange(half, device=device) / half)
+    angle = torch.arange(length, device=device).float()[:, None] * steps
     return angle.cos(), angle.sin()
 
 
@@ -22,7 +23,7 @@ def angles(positions: torch.Tensor, longest: int, d_rope: int) -> tuple[torch.Te
     positions: [tokens] int64, each below `longest`
     returns: [tokens, d_rope / 2] float32 each
     """
-    cos, sin = _table(1 << max(longest - 1, 0).bit_length(), d_rope // 2)
+    cos, sin = _table(1 << max(longest - 1, 0).bit_length(), d_rope // 2, positions.device)
     return cos[positions], sin[positions]
 
 

@@ -27,7 +27,7 @@ def select(s: torch.Tensor, bias: torch.Tensor, top_k: int, nodes: int = 1, at_m
         by_node = biased.reshape(len(s), nodes, -1)
         counted = min(max(top_k // at_most, 1), by_node.shape[2])
         open_nodes = by_node.topk(counted, dim=-1).values.sum(-1).topk(at_most, dim=-1).indices
-        closed = torch.ones(len(s), nodes, dtype=torch.bool).scatter_(1, open_nodes, False)
+        closed = torch.ones(len(s), nodes, dtype=torch.bool, device=s.device).scatter_(1, open_nodes, False)
         biased = by_node.masked_fill(closed.unsqueeze(-1), -torch.inf).reshape(s.shape)
     return torch.topk(biased, top_k, dim=-1).indices
 

@@ -41,7 +41,8 @@ def counts(x: torch.Tensor, quantised: Quantised | E5M6Tiles, groups: Sequence[i
         return Counts(0.0, 0.0, 0.0, 0, 0, 0, 0)
     format, scale, after = _parts(quantised)
     if groups is not None:
-        at = torch.cat([torch.arange(s, s + n) for s, n in zip(group_starts(groups), groups, strict=True)])
+        placed = zip(group_starts(groups), groups, strict=True)
+        at = torch.cat([torch.arange(start, start + n, device=scale.device) for start, n in placed])
         scale, after = scale[at], after[at]
     finite = torch.isfinite(original)
     return Counts(

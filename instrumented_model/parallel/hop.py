@@ -51,7 +51,8 @@ class Hop:
         returns: rows [sent] int64, which row each copy is of, ordered by peer; copies for each peer [peers] int64
         """
         rows = slots.shape[0]
-        wanted = torch.zeros(rows, self.peers + 1, dtype=torch.bool)
+        self._peer_of = self._peer_of.to(slots.device)
+        wanted = slots.new_zeros(rows, self.peers + 1, dtype=torch.bool)
         wanted.scatter_(1, self._peer_of.index_select(0, slots.reshape(-1)).reshape(slots.shape), True)
         by_peer = wanted.mT[: self.peers]
         return by_peer.nonzero()[:, 1], by_peer.sum(1)

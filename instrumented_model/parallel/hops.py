@@ -102,6 +102,7 @@ class HopExchange(Exchange):
         return column(wire, token_bytes(self.d, self.fp8) + 4 * top_k, top_k, torch.int32)
 
     def _arrived(self, wire: torch.Tensor, routes: tuple[Route, ...], top_k: int) -> Arrived:
+        self._local_of = self._local_of.to(wire.device)
         local = self._local_of.index_select(0, self._slots(wire, top_k).reshape(-1))
         counts = torch.bincount(local, minlength=self.local + 1)[: self.local].tolist()
         pair = torch.argsort(local, stable=True)[: sum(counts)]

@@ -17,13 +17,14 @@ from moescope.instrumented_model.parallel.ranks import Ranks
 from moescope.instrumented_model.parallel.two_hop import two_hops
 
 
-def described(ranks: Ranks) -> str:
-    """What `open_exchange` takes and the reason, for people: the stack's ranks compute on CPUs."""
+def described(ranks: Ranks, device: torch.device) -> str:
+    """What `open_exchange` takes for tensors on `device` and the reason, for people."""
     if ranks.count == 1:
         return "none, one rank"
     hops = "one hop on one node" if ranks.nodes == 1 else f"two hops over {ranks.nodes} nodes x {ranks.gpus} ranks"
-    installed = "needs tensors on a GPU" if find_spec("deep_ep") else "is not installed"
-    return f"gloo all-to-all, {hops} (DeepEP {installed})"
+    on_gpu = device.type == "cuda"
+    installed = ("has to be opened by hand" if on_gpu else "needs tensors on a GPU") if find_spec("deep_ep") else None
+    return f"{'NCCL' if on_gpu else 'gloo'} all-to-all, {hops} (DeepEP {installed or 'is not installed'})"
 
 
 def open_exchange(

@@ -71,14 +71,17 @@ def answering() -> Iterator[None]:
 
 
 @contextmanager
-def joined(ranks: Ranks, timeout_s: float) -> Iterator[None]:
-    """The process group, while more than one rank runs. What uses it must be gone when the block ends."""
+def joined(ranks: Ranks, timeout_s: float, backend: str = "gloo") -> Iterator[None]:
+    """The process group, while more than one rank runs. What uses it must be gone when the block ends.
+
+    backend: as `torch.distributed` takes it; NCCL is not yet run on a GPU
+    """
     if ranks.count == 1:
         yield
         return
     torch.set_num_threads(1)  # ranks share the cores: more threads than cores makes products 100 times slower
     with answering():
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield
         with answering():

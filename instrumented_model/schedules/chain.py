@@ -128,7 +128,7 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
         else:
             with torch.no_grad():
                 spans = mb.caches[0].spans if mb.caches else Spans.uncached(*mb.tokens.shape)
-                mb.result = model.logits(h[spans.last])
+                mb.result = model.logits(h[spans.last.to(h.device)])
     if record:
         yield from _predict_further(model, exchange, mb, h)
 
@@ -210,7 +210,7 @@ def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) ->
     m, c = mb.number, model.c
     if not mb.tape:
         raise ValueError(f"micro-batch {m} has no tape: run forward with targets first")
-    scale = torch.tensor(weight)
+    scale = torch.tensor(weight).to(model.device)
     with observe.phase("head(B)", micro_batch=m):
         of_heads = [head.backward(scale if k == 0 else scale * _share(c))[0] for k, head in enumerate(mb.heads)]
         mb.heads.clear()

@@ -36,13 +36,13 @@ def held_out_loss(
         first = (group * model.ranks + model.rank) * each
         passages = data.windows(text, first=first, sequences=each, positions=c.sequence_length, count=count)
         micro_batches = [
-            MicroBatch(m, tokens, targets, record=False)
+            MicroBatch(m, tokens.to(model.device), targets.to(model.device), record=False)
             for m, (tokens, targets) in enumerate(zip(*(t.chunk(c.micro_batches) for t in passages), strict=True))
         ]
         SCHEDULES[schedule]([forward(model, exchange, mb) for mb in micro_batches])
         for mb in micro_batches:
             assert mb.result is not None
-            total += mb.result.double() / (groups * c.micro_batches * model.ranks)
+            total += mb.result.double().cpu() / (groups * c.micro_batches * model.ranks)
     if model.ranks > 1:
 
         def job() -> None:

@@ -63,6 +63,9 @@ class AdamW:
         if decays and self.weight_decay:
             torch._foreach_mul_(decays, 1 - learning_rate * self.weight_decay)
         torch._foreach_addcdiv_(self.parameters, m, v, -learning_rate / (1 - self.beta1**self.steps))
+        # By its version an FP8 layer knows that a weight has changed, and foreach does not raise that of every class of
+        # tensor (pytorch/pytorch#191154).
+        torch.autograd.graph.increment_version(self.parameters)
 
     def zero_grad(self) -> None:
         for p in self.parameters:

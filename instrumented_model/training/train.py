@@ -131,10 +131,12 @@ class Trainer:
         """This rank's passages of the next step."""
         c = self.model.c
         shape = {"sequences": c.sequences, "positions": c.sequence_length, "seed": self.recipe.seed}
-        return [
-            MicroBatch(m, *data.batch(self.text, step=self.step, rank=self.model.rank, micro_batch=m, **shape))
+        passages = [
+            data.batch(self.text, step=self.step, rank=self.model.rank, micro_batch=m, **shape)
             for m in range(c.micro_batches * self.recipe.accumulate)
         ]
+        device = self.model.device
+        return [MicroBatch(m, x.to(device), y.to(device)) for m, (x, y) in enumerate(passages)]
 
     def run_step(self) -> StepResult:
         """One step. Raises ConfigError where the gradients are no longer finite: the weights are then as before."""
