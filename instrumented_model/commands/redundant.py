@@ -54,7 +54,7 @@ def balance(exchange: PlannedExchange) -> tuple[float, float, float]:
 
     returns: mean max/mean load of the ranks without and with replicas; us of making a plan, on average
     """
-    plans = [p for p in exchange.plans if sum(p.before)]
+    plans = [p for p in exchange.plans if p.counts.any()]
     if not plans:
         return 1.0, 1.0, 0.0
 

@@ -51,7 +51,7 @@ def open_planned(
     """The same with redundant experts, for inference; placements: by layer, for `place_experts` too."""
     slots = len(next(iter(placements.values())).expert_of)
     hops = _hops(slots, ranks, link, intra_link, timeout_s)
-    return PlannedExchange(hops, _local_of(slots, ranks), placements, c.experts, ranks.rank, c.d, c.fp8)
+    return PlannedExchange(hops, _local_of(slots, ranks), placements, c.experts, ranks.rank, c.d, c.fp8, timeout_s)
 
 
 def _hops(slots: int, ranks: Ranks, link: Link, intra_link: Link, timeout_s: float) -> list[Hop]:

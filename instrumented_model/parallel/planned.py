@@ -6,7 +6,7 @@ For inference: the gradients of an expert's replicas are not added up here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,33 +23,50 @@ from moescope.instrumented_model.parallel.hop import Hop
 from moescope.instrumented_model.parallel.hops import HopExchange
 from moescope.instrumented_model.parallel.placement import Placement
 from moescope.instrumented_model.parallel.ranks import answering
+from moescope.instrumented_model.parallel.two_hop import own_group
 from moescope.instrumented_model.parallel.wire import pack_tokens
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What the plan of one dispatch did.
+    """What the plan of one dispatch was made from, and what it did; figures are worked out when they are asked for.
 
-    before: [ranks], rows of each rank's experts without replicas; after: [ranks], with them
-    gather_ns: to tell each other the counts, waiting for the slowest; plan_ns: to make the plan
+    counts: [ranks, experts] int64, tokens of each rank for each expert; slots: [ranks, experts] int64, where they went
+    gather_ns: that the dispatch waited for counts still on their way, of the slowest rank; plan_ns: to make the plan
     """
 
     layer: int
     micro_batch: int
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    placement: Placement
+    counts: torch.Tensor
+    slots: torch.Tensor
     gather_ns: int
     plan_ns: int
-    digest: str
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """[ranks], rows of each rank's experts without replicas."""
+        return tuple(self.counts.sum(0).reshape(self.placement.ranks, -1).sum(1).tolist())
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """[ranks], the same with them."""
+        return tuple(rank_loads(self.counts, self.slots, self.placement).tolist())
+
+    @property
+    def digest(self) -> str:
+        """What ranks compare to know that they had the same plan."""
+        return digest(self.slots)
 
 
 class PlannedExchange(HopExchange):
     """placements: of each layer with experts, by its number; all with the same number of slots
+    timeout_s: for a rank that does not answer, in the group that is made here; all ranks must make this together
 
     plans: what the last dispatches planned, newest last
     """
 
-    KEPT = 4096
+    KEPT = 1024
 
     def __init__(
         self,
@@ -60,21 +77,25 @@ class PlannedExchange(HopExchange):
         rank: int,
         d: int,
         fp8: bool,
+        timeout_s: float,
     ) -> None:
         first = next(iter(placements.values()))
         super().__init__(hops, local_of, first.slots_per_rank, d, fp8)
         self.placements, self.experts, self.rank, self.ranks = dict(placements), experts, rank, first.ranks
         self.plans: deque[Planned] = deque(maxlen=self.KEPT)
+        self._group = own_group("plan", [list(range(first.ranks))], 0, timeout_s) if first.ranks > 1 else None
 
     def dispatch(self, x: torch.Tensor, plan: Plan, *, phase: str, layer: int, micro_batch: int) -> Handle[Arrived]:
         """`plan.slots` are experts here; the global plan gives them slots, on the communication thread."""
+        with emit.phase("plan(F)", layer=layer, micro_batch=micro_batch):
+            counts = torch.bincount(plan.slots.reshape(-1), minlength=self.experts)
+            gathered = self._gathered(counts)
         parts = [*pack_tokens(x, self.fp8, "dispatch.x"), plan.gates.contiguous().view(torch.uint8)]
-        counts = torch.bincount(plan.slots.reshape(-1), minlength=self.experts)
         top_k = plan.slots.shape[1]
 
         def job() -> tuple[torch.Tensor, tuple[object, ...]]:
             with emit.phase("plan(F)", layer=layer, micro_batch=micro_batch):
-                mine = self._planned(counts, layer, micro_batch)
+                mine = self._planned(gathered, layer, micro_batch)
                 slots = mine.index_select(0, plan.slots.reshape(-1)).reshape(plan.slots.shape)
             wire = torch.cat([*parts, slots.int().view(torch.uint8)], dim=1)
             if not self.hops:
@@ -91,29 +112,34 @@ class PlannedExchange(HopExchange):
     ) -> Handle[Rows]:
         raise ValueError("redundant experts are for inference: gradients of replicas are not added up")
 
-    def _planned(self, counts: torch.Tensor, layer: int, micro_batch: int) -> torch.Tensor:
+    def _gathered(self, counts: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to tell every rank what this one has. counts: [experts] int64; returns: waits for [ranks, experts]
+
+        In a group of its own, where it need not queue behind the exchanges under way and neither waits for nor delays
+        them; as an all-to-all, one hop of the network for all ranks, where a gather goes around a ring.
+        """
+        if self.ranks == 1:
+            return lambda: counts.unsqueeze(0)
+        everyone = counts.new_empty(self.ranks, self.experts)
+        with answering():
+            work = dist.all_to_all_single(everyone, counts.repeat(self.ranks, 1), group=self._group, async_op=True)
+
+        def wait() -> torch.Tensor:
+            with answering():
+                work.wait()
+            return everyone
+
+        return wait
+
+    def _planned(self, gathered: Callable[[], torch.Tensor], layer: int, micro_batch: int) -> torch.Tensor:
         """returns: slots of this rank's tokens, [experts] int64"""
         start_ns = emit.clock_ns()
-        everyone = counts.new_empty(self.ranks * self.experts)
-        if self.ranks > 1:
-            with answering():
-                dist.all_gather(list(everyone.chunk(self.ranks)), counts)
-        else:
-            everyone.copy_(counts)
+        of_all, placement = gathered(), self.placements[layer]
         gathered_ns = emit.clock_ns()
-        of_all, placement = everyone.reshape(self.ranks, self.experts), self.placements[layer]
         plan = planned(of_all, placement)
         planned_ns = emit.clock_ns()
         self.plans.append(
-            Planned(
-                layer,
-                micro_batch,
-                tuple(of_all.sum(0).reshape(self.ranks, -1).sum(1).tolist()),
-                tuple(rank_loads(of_all, plan, placement).tolist()),
-                gathered_ns - start_ns,
-                planned_ns - gathered_ns,
-                digest(plan),
-            )
+            Planned(layer, micro_batch, placement, of_all, plan, gathered_ns - start_ns, planned_ns - gathered_ns)
         )
         return plan[self.rank]
 

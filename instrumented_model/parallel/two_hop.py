@@ -28,17 +28,17 @@ def two_hops(slots: int, ranks: Ranks, inter_link: Link, intra_link: Link, timeo
     inside = [[node * ranks.gpus + index for index in range(ranks.gpus)] for node in range(ranks.nodes)]
     hops = []
     if ranks.nodes > 1:
-        group = _own_group("internode", across, ranks.index, timeout_s)
+        group = own_group("internode", across, ranks.index, timeout_s)
         hops.append(Hop("internode", node_of, ranks.nodes, ranks.node, inter_link, group))
     if ranks.gpus > 1:
-        group = _own_group("intranode", inside, ranks.node, timeout_s)
+        group = own_group("intranode", inside, ranks.node, timeout_s)
         here = torch.where(node_of == ranks.node, index_of, ranks.gpus)
         hops.append(Hop("intranode", here, ranks.gpus, ranks.index, intra_link, group))
     return hops
 
 
-def _own_group(hop: str, groups: list[list[int]], mine: int, timeout_s: float) -> dist.ProcessGroup:
+def own_group(purpose: str, groups: list[list[int]], mine: int, timeout_s: float) -> dist.ProcessGroup:
     """Every rank makes every group, as `torch.distributed` asks; what a group is for is told to a profiler by name."""
-    made = [dist.new_group(members, timeout=timedelta(seconds=timeout_s), group_desc=hop) for members in groups]
+    made = [dist.new_group(members, timeout=timedelta(seconds=timeout_s), group_desc=purpose) for members in groups]
     own: dist.ProcessGroup = made[mine]
     return own

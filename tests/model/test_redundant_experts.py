@@ -5,7 +5,11 @@ Run as a program this file is one rank of the test.
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +31,9 @@ from moescope.instrumented_model.schedules.chain import MicroBatch, forward  # n
 from moescope.instrumented_model.schedules.order import overlapped  # noqa: E402
 from moescope.instrumented_model.training import data  # noqa: E402
 from moescope.instrumented_model.training.train import routed  # noqa: E402
-from tests.model.ranks import run_ranks  # noqa: E402
+from tests.collectors.reading import rows  # noqa: E402
+from tests.conftest import Moescope  # noqa: E402
+from tests.model.ranks import ROOT, fork_ranks, run_ranks  # noqa: E402
 
 RANKS = 4
 C = replace(size("tiny"), name="test", d=72, d_expert=40, experts=16, top_k=4, nodes_per_token=1, sequence_length=24)
@@ -137,16 +143,42 @@ def test_all_ranks_hash_the_same_plan_and_logits_are_those_without_replicas() ->
         assert out == "held\n"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["prefill", "--steps", "1"], ["decode", "--requests", "3", "--max-new", "2"]],  # which has passes without a token
-)
-def test_commands_use_replicas_and_say_what_they_did(command: list[str]) -> None:
-    options = ["--redundant-experts", "1", "--link", "none"]
-    (code, out, err), (_, other, _) = run_ranks(["-m", "moescope.instrumented_model", *command, *options])
+OPTIONS = ["--redundant-experts", "1", "--link", "none"]
+
+
+def test_a_command_says_what_replicas_did_where_passes_have_no_token_too() -> None:
+    said, silent = fork_ranks(["decode", "--requests", "3", "--max-new", "2", *OPTIONS], 2)
+    code, out, err = said.finish()
     assert code == 0, err
     assert "with replicas; a plan takes" in out
-    assert other == ""
+    assert silent.finish() == (0, "", "")
+
+
+TARGET = f"""
+from tests.model.ranks import run_ranks
+(code, out, err), _ = run_ranks(["-m", "moescope.instrumented_model", "prefill", "--steps", "2", *{OPTIONS}])
+print(out, err)
+raise SystemExit(code)
+"""
+
+
+def test_a_recorded_run_shows_a_plan_before_every_dispatch(moescope: Moescope, tmp_path: Path) -> None:
+    done = moescope("run", "-o", tmp_path / "rec", "--", sys.executable, "-c", TARGET, cwd=ROOT)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "with replicas; a plan takes" in done.stdout
+    tiny, phases = size("tiny"), rows(tmp_path / "rec", "phases")
+    for rank, step, layer, micro_batch in product(range(2), range(2), range(tiny.layers), range(tiny.micro_batches)):
+        where = {"rank": rank, "stage": "prefill", "step": step, "layer": layer, "micro_batch": micro_batch}
+        plans, dispatches = (
+            [p for p in phases if p["name"] == name and where.items() <= p.items()]
+            for name in ("plan(F)", "dispatch(F)")
+        )
+        assert [p["thread"] == "main" for p in plans].count(True) == 1  # counts are told, then a plan is made of them
+        assert len(plans) == 2
+        assert max(p["start_ns"] + p["dur_ns"] for p in plans) <= min(d["start_ns"] for d in dispatches)
+    summary = json.loads(moescope("summary", tmp_path / "rec", "--json").stdout)
+    for of_rank in summary["ranks"]:
+        assert {"plan(F)", "dispatch(F)"} <= {phase["name"] for phase in of_rank["phases"]}
 
 
 if __name__ == "__main__":
