@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 State = Literal["live", "finished", "torn", "trace"]
-TRACE_SUFFIXES = (".json", ".json.gz")
+TRACE_SUFFIXES = (".json", ".json.gz", ".sqlite")
 
 
 class Source(Protocol):
@@ -79,6 +79,6 @@ def _traces_of(folder: Path) -> list[Path]:
         if found:
             return found
     raise NoData(
-        f"{folder}: neither a recording (no {META_FILE}) nor a folder of traces (no *.json, *.json.gz); "
+        f"{folder}: neither a recording (no {META_FILE}) nor a folder of traces (no *.json, *.json.gz, *.sqlite); "
         "record one with `moescope run`"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moescope.profiler.commands.options import RULES, take_rules
-from moescope.profiler.errors import UsageProblem
+from moescope.profiler.errors import MoescopeError, UsageProblem
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @click.option("-f", "--force", is_flag=True, help="Replace the recording that is there.")
 @RULES
 def command(traces: tuple[Path, ...], output: Path, force: bool, rules: Path | None) -> None:
-    """Turn PyTorch (Kineto) traces, `*.json` or `*.json.gz` or a folder of them, into a recording.
+    """Turn PyTorch (Kineto) traces (`*.json`, `*.json.gz`), Nsight Systems' SQLite exports, or a folder of them, into a
+    recording.
 
     So that it need not be parsed again; `top`, `summary` and `export` read traces, too. Rules stay with the recording.
     """
@@ -38,7 +39,12 @@ def command(traces: tuple[Path, ...], output: Path, force: bool, rules: Path | N
         raise UsageProblem(f"{traces[0]}: is a recording already")
     if output.exists():
         _clear(output)
-    write_recording(source, output)
+    try:
+        write_recording(source, output)
+    except OSError as problem:
+        raise MoescopeError(
+            f"{output}: cannot be written whole ({problem.strerror or problem}): make room, remove it, and import again"
+        ) from problem
     click.echo(str(output))
     say_next(f"moescope summary {words([output])}")
 

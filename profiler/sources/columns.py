@@ -164,12 +164,12 @@ def empty(types: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def groups_of(columns: TraceColumns) -> dict[str, TraceColumns]:
-    """The ranks of a trace that tells several apart, by `Thread.group`; those of one rank stay as they are."""
+    """The ranks of a trace: the groups of threads with device work, each with all that is theirs."""
     known: dict[str, int] = {}
     number = np.array([known.setdefault(thread.group, len(known)) for thread in columns.threads], np.int64)
     working = {columns.threads[thread].group for thread in np.unique(columns.work["thread"]).tolist()}
-    if len(working) < 2:
-        return {"": columns}
+    if len(known) < 2:
+        return dict.fromkeys(working or {""}, columns)
 
     def of(rows: Mapping[str, NDArray[Any]], group: str) -> dict[str, NDArray[Any]]:
         return picked(rows, number[rows["thread"]] == known[group])

@@ -45,7 +45,7 @@ def read_kineto(path: Path) -> list[TraceFile]:
         notes=[*done.notes, *([(MENDED, 0)] if found.mended else [])],
     )
     ranks = groups_of(done)
-    if len(ranks) == 1:
+    if len(ranks) < 2:
         return [TraceFile(origin, done)]
     return [TraceFile(replace(origin, rank=None, group=group), columns) for group, columns in ranks.items()]
 

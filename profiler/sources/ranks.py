@@ -37,6 +37,10 @@ def ranks_of(origins: Sequence[Origin]) -> tuple[list[int], list[str]]:
             return known, [why] if why else []
     _refuse_twins(origins, told, "say")
     _refuse_twins(origins, named, "are named as if")
+    listed = [f"{origin.group} is rank {rank}" for rank, origin in enumerate(origins) if origin.group]
+    if listed:
+        some = ", ".join(listed[:8]) + (" …" if len(listed) > 8 else "")
+        return list(range(len(origins))), [f"ranks are numbered by the GPU that a process used: {some}"]
     return list(range(len(origins))), ["the files do not tell their ranks apart: ranks are numbered in the order given"]
 
 
@@ -51,8 +55,9 @@ def odd_worlds(origins: Sequence[Origin], ranks: Sequence[int]) -> list[str]:
 
 
 def _named(origin: Origin) -> int | None:
-    for name in (origin.group, origin.path.name, origin.path.resolve().parent.name):
-        rank = rank_in(name) if name else None
+    names = (origin.group,) if origin.group else (origin.path.name, origin.path.resolve().parent.name)
+    for name in names:
+        rank = rank_in(name)
         if rank is not None:
             return rank
     return None

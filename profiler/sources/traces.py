@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from moescope.collectors.schema import arrow_schema
-from moescope.profiler.errors import NoData
-from moescope.profiler.sources.columns import Origin, count
+from moescope.profiler.errors import MoescopeError, NoData, UsageProblem
+from moescope.profiler.sources.columns import Origin, TraceFile, count
 from moescope.profiler.sources.kineto import read_kineto
+from moescope.profiler.sources.nsight import read_nsight
 from moescope.profiler.sources.ranks import odd_worlds, ranks_of
+from moescope.profiler.sources.sqlite import MAGIC
 from moescope.profiler.sources.tables import tables_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+REPORTS: Final = (".nsys-rep", ".qdrep")
 NO_DEVICE: Final = "no device events, where traces of other ranks have some: its rank counts nothing"
 
 
@@ -57,7 +60,7 @@ def open_traces(files: Sequence[Path]) -> TraceSource:
     parts: list[dict[str, pa.Table]] = []
     on_device: list[bool] = []
     for path in files:
-        for trace in read_kineto(path):
+        for trace in _read(path):
             origins.append(trace.origin)
             parts.append(tables_of(trace.columns))
             on_device.append(count(trace.columns.work) > 0)
@@ -71,7 +74,7 @@ def open_traces(files: Sequence[Path]) -> TraceSource:
         if any(on_device) and not on_device[at]:
             parts[at]["kernels"] = parts[at]["kernels"].slice(0, 0)
             told.append((NO_DEVICE, 0))
-        log += [_log_row(rank, f"{origin.path.name}: {note}", lost) for note, lost in told]
+        log += [_log_row(None if origin.group else rank, f"{origin.path.name}: {note}", lost) for note, lost in told]
     order = sorted(range(len(ranks)), key=ranks.__getitem__)
     tables = {
         name: pa.concat_tables([_of_rank(parts[at].pop(name), ranks[at]) for at in order]) for name in [*parts[0]]
@@ -79,6 +82,20 @@ def open_traces(files: Sequence[Path]) -> TraceSource:
     tables["log"] = pa.Table.from_pylist(log, schema=arrow_schema("log"))
     entries = [_entry(origins[at], ranks[at], tables["kernels"]) for at in order]
     return TraceSource(_name(files), _meta(files, origins, entries), tables)
+
+
+def _read(path: Path) -> list[TraceFile]:
+    """Whatever tool wrote it: by what stands at its beginning, and by no name but those of reports."""
+    if path.suffix in REPORTS:
+        raise UsageProblem(
+            f"{path}: a report of Nsight Systems: export it with `nsys export --type sqlite {path.name}`"
+        )
+    try:
+        with path.open("rb") as file:
+            is_sqlite = file.read(len(MAGIC)) == MAGIC
+    except OSError as problem:
+        raise MoescopeError(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+    return read_nsight(path) if is_sqlite else read_kineto(path)
 
 
 def _of_rank(table: pa.Table, rank: int) -> pa.Table:
