@@ -293,7 +293,7 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
         straggler=f"rank {slowest[0]} computes +{slowest[1]:.1%} of the time" if slowest else "",
         ranks=ranks,
         engines=engines,
-        engines_note=seen.period or f"all {noun_of(seen.stage)}s{seen.among}",
+        time_note=seen.period or f"all {noun_of(seen.stage)}s{seen.among}",
         phases=seen.phases,
         kernels=seen.kernels,
         links=links,

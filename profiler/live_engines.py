@@ -205,7 +205,7 @@ def engine_rows(
                 f"{noun} comm",
                 units.comm_typical,
                 whole,
-                noun.lower(),
+                "cores" if on_cpu else "SMs",
                 units.comm_time_share,
                 "units held by communication",
             )

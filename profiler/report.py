@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from moescope.profiler.printable import all_printable
 from moescope.profiler.report_machine import bound_of, machine_notes
 from moescope.profiler.steps import noun_of
 
@@ -32,9 +33,10 @@ _PLAIN_WIDTH: Final = 120
 
 
 def render_text(summary: dict[str, Any], console: Console) -> None:
-    """Print a summary; colours only on a terminal."""
+    """Print a summary; colours only on a terminal, and nothing that a name may hold to disturb it."""
     from rich.text import Text
 
+    summary = all_printable(summary)
     if not console.is_terminal:
         console.width = max(console.width, _PLAIN_WIDTH)
     total = summary["total"]
@@ -156,7 +158,7 @@ def _ranks(ranks: list[dict[str, Any]], console: Console) -> Table:
         table = _table(*(name.format(noun) for name in _RANK_COLUMNS if name not in left_out))
         for rank in ranks:
             cells = zip(_RANK_COLUMNS, _rank_cells(rank), strict=True)
-            table.add_row(*(cell for name, cell in cells if name not in left_out))
+            _row(table, *(cell for name, cell in cells if name not in left_out))
         if Measurement.get(console, console.options.update(width=1000), table).maximum <= console.width:
             break
     return table
@@ -197,7 +199,7 @@ def _phases(ranks: list[dict[str, Any]]) -> Table:
     rows.sort(key=lambda row: (-row["exposed_comm_us"], -row["total_us"]))
     for row in rows[:_ROWS]:
         values = _time(row["total_us"]), _time(row["comm_us"]), _time(row["exposed_comm_us"])
-        table.add_row(_plain(row["name"]), str(row["count"]), *values)
+        _row(table, row["name"], str(row["count"]), *values)
     return table
 
 
@@ -206,7 +208,8 @@ def _operators(ranks: list[dict[str, Any]]) -> Table:
     rows = _merged(ranks, "operators", ("class", "kind"), ("count", "total_us"))
     whole = sum(row["total_us"] for row in rows)
     for row in rows[:_ROWS]:
-        table.add_row(
+        _row(
+            table,
             row["class"],
             row["kind"],
             str(row["count"]),
@@ -217,10 +220,11 @@ def _operators(ranks: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _plain(name: str) -> Any:
+def _row(table: Table, *cells: str) -> None:
+    """A row of plain text: a `[` in a name is no markup."""
     from rich.text import Text
 
-    return Text("".join(letter if letter.isprintable() else "·" for letter in name))
+    table.add_row(*(Text(cell) for cell in cells))
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:

@@ -252,8 +252,8 @@ class LogRow:
 class Snapshot:
     """Everything that one frame shows, for the chosen ranks and window.
 
-    shares_note, engines_note: which time they are of; noun: what one step of the stage is called; steps_ns: the newest
-    steps, the oldest of them first, empty where they are not alike; step_median, step_p99: of every step of the window
+    time_note: which time all of it is of; shares_note: what the shares are of; noun: what one step of the stage is
+    called; steps_ns: the newest steps, the oldest of them first; step_median, step_p99: of every step of the window
     """
 
     target: str
@@ -274,7 +274,7 @@ class Snapshot:
     straggler: str
     ranks: tuple[RankRow, ...]
     engines: tuple[Engine, ...]
-    engines_note: str
+    time_note: str
     phases: tuple[PhaseRow, ...]
     kernels: tuple[KernelRow, ...]
     links: tuple[LinkRow, ...]

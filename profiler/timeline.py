@@ -11,7 +11,7 @@ from moescope.profiler.live_columns import NULL, Columns, Names
 from moescope.profiler.live_kernels import Lane as LaneTracks
 from moescope.profiler.live_kernels import lane_sets
 from moescope.profiler.live_state import LiveState, RankState
-from moescope.profiler.live_track import Times
+from moescope.profiler.live_track import EVER, Times
 from moescope.profiler.snapshot import Cell, KernelDetail, Lane, Timeline, TimelineView
 
 State: TypeAlias = Literal[
@@ -55,9 +55,15 @@ def cell_edges(start_ns: int, end_ns: int, cells: int) -> Times:
 
 
 def default_window(state: LiveState, ranks: list[int]) -> tuple[int, int]:
-    """The last three steps of these ranks; without steps the stretch that holds the last 200 ms inside windows."""
+    """The last three steps of these ranks that operators were recorded in, or the very last where that is in none.
+
+    Without steps the stretch that holds the last 200 ms inside windows.
+    """
     steps = state.tables["steps"]
     pick = np.isin(steps["rank"], ranks) & (steps["dur_ns"] > 0)
+    tracks = [state.ranks[rank].recorded for rank in ranks if rank in state.ranks]
+    recorded = pick & (steps["start_ns"] < max((int(track.ends[-1]) for track in tracks if len(track)), default=EVER))
+    pick = recorded if recorded.any() else pick
     if pick.any():
         starts, ends = steps["start_ns"][pick], (steps["start_ns"] + steps["dur_ns"])[pick]
         per_rank = [np.sort(starts[steps["rank"][pick] == rank])[-DEFAULT_STEPS:] for rank in ranks]

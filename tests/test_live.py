@@ -405,7 +405,7 @@ def test_all_gauges_are_of_one_window_and_it_is_named() -> None:
     def shares(feed: LiveFeed, view: View) -> tuple[str, list[float]]:
         shown = feed.snapshot(view)
         by_name = {engine.name: engine.share.value or 0.0 for engine in shown.engines}
-        return shown.engines_note, [by_name[name] for name in ("Matrix units", "Cores busy", "eth0 tx")]
+        return shown.time_note, [by_name[name] for name in ("Matrix units", "Cores busy", "eth0 tx")]
 
     finished, live = _feed(source("finished")), _feed(source("live"))
     early, late, mean = [0.1] * 3, [0.3] * 3, [0.2] * 3

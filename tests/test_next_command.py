@@ -96,7 +96,7 @@ def test_doctor_leads_to_what_this_machine_still_lacks(operators: Any, calibrate
 def test_the_next_command_comes_below_the_results_and_disturbs_no_terminal() -> None:
     code = "from moescope.profiler.commands.following import say_next; print('result'); say_next('a\\x1b[2J b')"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.stdout == "result\nmoescope: next: a?[2J b\n"
+    assert done.stdout == "result\nmoescope: next: a·[2J b\n"
     assert shlex.split(words([Path("a b"), Path("c")], Path("d'e"))) == ["a b", "c", "--rules", "d'e"]
 
 

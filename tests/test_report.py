@@ -82,6 +82,24 @@ def test_colour_repeats_what_glyphs_say(summary: dict[str, Any]) -> None:
     assert strip.sub("", coloured) == strip.sub("", plain)
 
 
+def test_no_string_of_others_reaches_the_terminal_as_it_is(summary: dict[str, Any]) -> None:
+    evil = "a\x1b[2J[bold]b\u202e"
+
+    def poisoned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: poisoned(item) if key != "severity" else item for key, item in value.items()}
+        if isinstance(value, list):
+            return [poisoned(item) for item in value]
+        return evil + value if isinstance(value, str) else value
+
+    log = {"warnings": 1, "lines": [{"level": "error", "rank": 0, "source": evil, "message": evil}]}
+    whole = text(poisoned(summary | {"torn": [evil], "log": log}), 300, terminal=True)
+    lines = whole.replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[2m", "")
+    assert "\x1b" not in lines
+    assert "\u202e" not in lines
+    assert lines.count("a·[2J[bold]b·") > 50
+
+
 @pytest.mark.parametrize(("state", "said"), [("live", "still goes on"), ("torn", "cut short"), ("finished", "")])
 def test_what_is_not_whole_says_so(summary: dict[str, Any], state: str, said: str) -> None:
     lines = text(summary | {"state": state}, 100, terminal=False)

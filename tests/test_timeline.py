@@ -219,3 +219,13 @@ def test_jumping_on_from_a_stretch_leaves_it() -> None:
     feed = _feed(source)
     assert feed.next_exposed(300 * us, None) == (500 * us, 560 * us)
     assert feed.next_exposed(300 * us, None, backward=True) == (100 * us, 160 * us)
+
+
+def test_the_timeline_opens_where_something_was_recorded_last() -> None:
+    source = MemorySource("live").add("windows", [window(0, 10), window(430, 50)])
+    source.add("kernels", [kernel(0, 10), kernel(440, 20)])
+    source.add("steps", [step(at, 100 * at, 100) for at in range(9)])
+    found = _feed(source).timeline(TimelineView(cells=10))
+    assert (found.start_ns, found.end_ns) == (200, 500)
+    unrecorded = MemorySource().add("steps", [step(at, 100 * at, 100) for at in range(9)])
+    assert _feed(unrecorded).timeline(TimelineView(cells=10)).end_ns == 900

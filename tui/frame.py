@@ -50,6 +50,9 @@ def headline(seen: Snapshot, view: ViewState, width: int) -> Line:
     line += [
         (clean(part.text), {"text": "strong", "loss": "loss", "figure": "figure"}[part.role]) for part in seen.headline
     ]
+    # What does not fit goes as a whole: half a figure tells nothing.
+    while length(line) > width and (cuts := [at for at, (text, _) in enumerate(line) if text.startswith(" · ")]):
+        line = line[: cuts[-1]]
     lost: Line = []
     if seen.dropped:
         lost = [(f"  ▼ {count(seen.dropped)} events dropped", "loss")]
@@ -109,7 +112,7 @@ def scrubber(seen: Snapshot, view: ViewState, width: int) -> Line:
             line.append((glyph, role))
     window = view.span if view.screen == "timeline" else view.window
     if window is None:
-        where = "now" if seen.state == "live" else "whole run"
+        where = "now" if seen.state == "live" else "last steps" if view.screen == "timeline" else seen.time_note
     else:
         where = f"at {duration(window[0] - seen.start_ns)}, {duration(window[1] - window[0])} long"
     return pad([*line, (" ▶ ", "dim"), (where, "strong")], width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from rich.cells import cell_len, set_cell_size
 
@@ -145,11 +145,28 @@ def count(value: float | None) -> str:
     return scaled(value, "").strip()
 
 
+_PREFIXES: Final = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
 def scaled(value: float | None, unit: str) -> str:
     """A quantity with a decimal prefix: 3.2 GB/s, 412 MB."""
     if value is None:
         return UNKNOWN
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for factor, prefix in _PREFIXES:
         if abs(value) >= factor * 0.9995:
             return f"{three(value / factor)} {prefix}{unit}"
     return f"{value:.0f} {unit}" if value == int(value) else f"{three(value)} {unit}"
+
+
+def of_whole(value: float | None, whole: float, unit: str) -> str:
+    """A part and its whole, where it can be with the whole's prefix for both: 0.81 / 1.98 PFLOP/s, 1 / 132 SMs."""
+    factor, prefix = next(((f, p) for f, p in _PREFIXES if abs(whole) >= f * 0.9995), (1.0, ""))
+    if value is not None and 0 < abs(value) < factor / 100:
+        return f"{scaled(value, unit)} / {scaled(whole, unit)}"
+
+    def shown(number: float | None) -> str:
+        if number is None:
+            return UNKNOWN
+        return f"{number:.0f}" if factor == 1.0 and number == int(number) else three(number / factor)
+
+    return f"{shown(value)} / {shown(whole)} {prefix}{unit}"

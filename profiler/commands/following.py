@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
+from moescope.profiler.printable import printable
+
 
 def say_next(command: str) -> None:
     """Prints the next command on stderr, below all results on stdout."""
     sys.stdout.flush()
-    shown = "".join(letter if letter.isprintable() else "?" for letter in command)
-    click.echo(f"moescope: next: {shown}", err=True)
+    click.echo(f"moescope: next: {printable(command)}", err=True)
 
 
 def words(paths: Iterable[Path], rules: Path | None = None) -> str:

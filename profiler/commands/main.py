@@ -97,18 +97,29 @@ def _leave_quietly() -> NoReturn:
     sys.exit(0)
 
 
+def _problem(error: click.UsageError) -> str:
+    """A usage error in one line: where, what, and what tells more."""
+    path = error.ctx.command_path if error.ctx is not None else "moescope"
+    told = " ".join(error.format_message().split()).rstrip(".")
+    return f"{path.removeprefix('moescope').strip()}: {told}; see `{path} --help`".removeprefix(": ")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code: 0, 1 an error, 2 usage, 3 no data, 4 a threshold failed."""
     from moescope.profiler.errors import MoescopeError
+    from moescope.profiler.printable import printable
 
     try:
         result = cli.main(args=list(args) if args is not None else None, prog_name="moescope", standalone_mode=False)
         sys.stdout.flush()
     except MoescopeError as error:
-        click.echo(f"moescope: {error}", err=True)
+        click.echo(f"moescope: {printable(str(error), keep=chr(10))}", err=True)
         sys.exit(error.exit_code)
-    except click.UsageError as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        click.echo(f"moescope: {printable(_problem(error))}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

@@ -14,7 +14,10 @@ from textual.pilot import Pilot
 
 from moescope.profiler.snapshot import Finding
 from moescope.tui.app import MoescopeApp
+from moescope.tui.frame import headline
 from moescope.tui.screens.overview import finding_line
+from moescope.tui.state import ViewState
+from moescope.tui.text import of_whole
 from tests.tui.driving import drive, picture, screen, settle
 from tests.tui.synthetic import SyntheticFeed, empty, snapshot
 
@@ -78,6 +81,30 @@ def test_decoding_speaks_of_tokens() -> None:
     assert "step" not in found.replace("7.3% of step", "")  # the synthetic headline, which is the feed's
     assert "Where one step goes" in screen(["1", "d"], feed=SyntheticFeed(decode))
     compare("overview-decode-120x40", found)
+
+
+def test_what_of_the_headline_does_not_fit_goes_as_a_whole() -> None:
+    view = ViewState()
+    whole = "Exposed communication 7.3% of step · comm SMs 20/132"
+    for width in range(40, 90):
+        shown = "".join(part for part, _ in headline(snapshot(dropped=0), view, width)).strip(" ▌")
+        assert shown in (whole, "Exposed communication 7.3% of step"), width
+        assert (shown == whole) == (width > len(whole)), width
+
+
+@pytest.mark.parametrize(
+    ("used", "peak", "unit", "shown"),
+    [
+        (812e12, 1979e12, "FLOP/s", "0.81 / 1.98 PFLOP/s"),
+        (1, 132, "SMs", "1 / 132 SMs"),
+        (1.5, 2, "cores", "1.50 / 2 cores"),
+        (None, 5e10, "B/s", "– / 50.0 GB/s"),
+        (3e3, 5e10, "B/s", "3.00 kB/s / 50.0 GB/s"),
+        (0, 5e10, "B/s", "0 / 50.0 GB/s"),
+    ],
+)
+def test_a_part_and_its_whole_have_one_unit(used: float | None, peak: float, unit: str, shown: str) -> None:
+    assert of_whole(used, peak, unit) == shown
 
 
 def test_a_finding_that_does_not_fit_says_that_it_was_cut() -> None:

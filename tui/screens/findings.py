@@ -46,7 +46,7 @@ def _detail(seen: Snapshot, finding: Finding, width: int) -> list[Line]:
         ("What", finding.what),
         ("Evidence", finding.evidence),
         ("Try", finding.advice),
-        ("Gain", finding.gain or UNKNOWN),
+        ("Gain", finding.gain or f"{UNKNOWN}  nothing recorded bounds it"),
         ("Where", where),
     )
     for name, text in parts:

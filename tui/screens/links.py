@@ -111,7 +111,7 @@ def links(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line
     if unknown and len(body) < height - 2:
         reason = next(k.peak_bytes_per_s.reason for k in rows if k.peak_bytes_per_s.value is None)
         body.append([(fit(f"{UNKNOWN} {unknown[0]}: {reason}", inner), "dim")])
-    return box("Links", f"whole host · {seen.engines_note} · derived", body, width, height)
+    return box("Links", f"whole host · {seen.time_note} · derived", body, width, height)
 
 
 def collectives(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line]:

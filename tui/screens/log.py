@@ -31,15 +31,25 @@ def paint(seen: Snapshot, view: ViewState, width: int, height: int, output: Sequ
     )
     state = view.table("log")
     cursor = min(state.cursor, len(rows) - 1) if rows else None
-    body = table(fields, rows, width - 4, upper - 2, cursor=cursor)
+    whole = _whole(rows, cursor, width, upper)
+    body = table(fields, rows, width - 4, upper - len(whole) - 2, cursor=cursor)
     if not rows:
         body = message(
             "no line matches the filter" if seen.log else "the log is empty: nothing failed, nothing was dropped",
             width - 4,
         )
     dropped = f"{count(seen.dropped)} events dropped" if seen.dropped else "no event dropped"
-    lines = box("Log of the recording", f"{len(rows)} lines · {dropped}", body, width, upper)
+    note = f"{len(rows)} line{'s' if len(rows) != 1 else ''} · {dropped}"
+    lines = box("Log of the recording", note, body, width, upper - len(whole)) + whole
     return lines if output is None else lines + output_pane(output, width, height - upper)
+
+
+def _whole(rows: Sequence[LogRow], cursor: int | None, width: int, height: int) -> list[Line]:
+    """The chosen line in full, where there are lines that the table cuts, and room."""
+    room = min(height // 3, 6)
+    if cursor is None or room < 3 or all(len(row.message) <= width - 45 for row in rows):
+        return []
+    return box("Chosen", "", message(clean(rows[cursor].message), width - 4), width, room)
 
 
 def output_pane(output: Sequence[str], width: int, height: int) -> list[Line]:

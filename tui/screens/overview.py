@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from moescope.profiler.snapshot import Engine, Finding, PhaseRow, RankRow, Snapshot
@@ -32,6 +33,7 @@ from moescope.tui.text import (
     fit,
     length,
     milliseconds,
+    of_whole,
     percent,
     scaled,
     spread,
@@ -210,8 +212,8 @@ def ranks_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> lis
     if not rows:
         body = message("no rank matches the filter" if seen.ranks else "no rank has told itself yet", width - 4)
     missing = first_reason(*(row.matrix_use for row in rows))
-    if missing and len(body) < height - 2:
-        body.append([(f"MU%  {UNKNOWN}  {missing}", "dim")])
+    if missing:
+        body += message(f"MU%  {UNKNOWN}  {missing}", width - 4)[: max(height - 2 - len(body), 0)]
     return box(
         "Ranks", f"derived · {note(len(rows), len(seen.ranks), view.filter, fields, state)}", body, width, height
     )
@@ -227,21 +229,28 @@ def engines_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> l
     name_room = min(max((len(e.name) for e in engines), default=8), max(10, inner // 3))
     sources = height - 2 >= 2 * len(engines) and inner >= 40
     for engine in engines[: height - 2]:
-        head: Line = [(fit(engine.name, name_room) + " ", "text")]
-        if engine.share.value is None and engine.used.value is None:
-            body.append(
-                [*head, (fit(f"{UNKNOWN} {engine.share.reason or engine.used.reason}", inner - name_room - 1), "dim")]
-            )
-        else:
-            body.append([*head, *_gauge(engine, view, inner - name_room - 1)])
-        if sources:
-            body.append([(fit(f"  {engine.share.evidence} · {engine.source}", inner), "faint")])
+        body += _engine(engine, view, name_room, inner)[: 2 if sources else 1]
     if not engines:
         body = message("no sampler has told anything yet", inner)
     if len(engines) > height - 2:
         hidden = len(engines) - (height - 3)
         body[-1] = [(f"… {hidden} more: a taller terminal shows them", "dim")]
-    return box("Engines", f"% of peak · {seen.engines_note}", body, width, height)
+    return box("Engines", f"% of peak · {seen.time_note}", body, width, height)
+
+
+def _engine(engine: Engine, view: ViewState, name_room: int, width: int) -> list[Line]:
+    """A gauge and where it is from; in place of both the reason, where nothing is known."""
+    head: Line = [(fit(engine.name, name_room) + " ", "text")]
+    room = width - name_room - 1
+    if engine.share.value is None and engine.used.value is None:
+        reason = f"{UNKNOWN} {engine.share.reason or engine.used.reason}"
+        first, *more = textwrap.wrap(reason, room)
+        if more:
+            return [[*head, (fit(f"{first} …", room), "dim")], [(fit(f"  {' '.join(more)}", width), "dim")]]
+        line: Line = [*head, (first, "dim")]
+    else:
+        line = [*head, *_gauge(engine, view, room)]
+    return [line, [(fit(f"  {engine.share.evidence} · {engine.source}", width), "faint")]]
 
 
 def _gauge(engine: Engine, view: ViewState, room: int) -> Line:
@@ -250,7 +259,10 @@ def _gauge(engine: Engine, view: ViewState, room: int) -> Line:
     share = fit(figure_percent(engine.share), 6, "right")
     if view.relative or room < 34:
         return [*gauge(engine.share.value, room - 6, role), (share, "strong")]
-    amount_room = 22 if room >= 44 else 18
+    amount_room = max(18, min(22, room - 18))
+    if engine.share.value is None:
+        words = f"{amount} · {UNKNOWN} {engine.share.reason or engine.peak.reason}"
+        return [(fit(words, room, "right"), "dim")]
     return [
         *gauge(engine.share.value, room - 7 - amount_room, role),
         (share, "strong"),
@@ -259,15 +271,12 @@ def _gauge(engine: Engine, view: ViewState, room: int) -> Line:
 
 
 def _amount(engine: Engine) -> str:
-    """Used and peak with one unit where it is the same; nothing where the share says it all."""
-    unit = {"bytes": "B"}.get(engine.unit, engine.unit)
+    """Used and peak, with one unit for both; nothing where the share says it all."""
+    unit = {"bytes": "B", "bytes/s": "B/s"}.get(engine.unit, engine.unit)
     if not unit:
         return ""
-    used, peak = scaled(engine.used.value, unit), scaled(engine.peak.value, unit)
-    if engine.peak.value is None:
-        return used
-    number, _, of = used.partition(" ")
-    return f"{number} / {peak}" if peak.partition(" ")[2] == of else f"{used} / {peak}"
+    used, peak = engine.used.value, engine.peak.value
+    return scaled(used, unit) if peak is None else of_whole(used, peak, unit)
 
 
 def phases_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line]:

@@ -10,7 +10,9 @@ from moescope.tui.text import UNKNOWN, Line, evidence_mark, figure_percent, fit,
 
 
 def _number(figure: Figure) -> str:
-    return UNKNOWN if figure.value is None else evidence_mark(figure) + three(figure.value)
+    if figure.value is None:
+        return UNKNOWN
+    return evidence_mark(figure) + (f"{figure.value:.0f}" if figure.value == int(figure.value) else three(figure.value))
 
 
 def paint(seen: Snapshot, view: ViewState, width: int, height: int, timeline: Timeline | None) -> list[Line]:
@@ -60,7 +62,9 @@ def over_time(seen: Snapshot, kind: str, width: int, height: int, timeline: Time
     inner = width - 4
     lanes = [lane for lane in timeline.lanes if lane.kind == "units"] if timeline is not None else []
     if not lanes:
-        why = f"no record says which thread ran on which of the {kind}: see `moescope doctor`"
+        why = "no record says which thread ran on which core: see `moescope doctor`"
+        if kind == "SMs":
+            why = "no record says which kernel ran on which SM: what is held is inferred from launch shapes"
         return box(f"{kind.capitalize() if kind != 'SMs' else kind} over time", "", message(why, inner), width, height)
     labels = label_cells(width)
     body: list[Line] = []
@@ -75,9 +79,10 @@ def over_time(seen: Snapshot, kind: str, width: int, height: int, timeline: Time
     body += [
         [],
         [
-            ("a digit: ", "dim"),
             ("1", "comm"),
             (f" {kind} that run communication   ", "dim"),
+            ("▚", "comm"),
+            (" under a half   ", "dim"),
             ("█", "compute"),
             (" compute alone   ", "dim"),
             ("·", "idle"),
