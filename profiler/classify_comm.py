@@ -82,8 +82,8 @@ FUSED: Final = (
         "head",
         any_of(
             r"(?<![a-z])(?:ag|all_?gather)_\w{0,30}gemm|gemm_?(?:rs|ar)(?![a-z])|gemm_one_shot",
-            r"(?<!fb)gemm\w{0,40}(?:reduce_?scatter|all_?reduce)|matmul\w{0,40}(?:reduce_?scatter|all_?reduce)",
-            r"(?:reduce_?scatter|all_?reduce|all_?gather)\w{0,40}(?:gemm|matmul)",
+            r"(?<!fb)gemm(?!a[\d_])\w{0,40}(?:reduce_?scatter|all_?reduce)|matmul\w{0,40}(?:reduce_?scatter|all_?reduce)",
+            r"(?:reduce_?scatter|all_?reduce|all_?gather)\w{0,40}(?:gemm(?!a[\d_])|matmul)",
         ),
         "fused",
         "gemm",

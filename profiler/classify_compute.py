@@ -109,7 +109,7 @@ GPU: Final = (
         "gemm-library",
         "gemm",
         "a matrix product of a library or a compiler",
-        r"(?<![a-z])nvjet|xmma|cublas|splitk_?reduce|[shdci]\d*gemm|(?<!fb)gemm|gemv|dot_kernel|reduce_1block_kernel",
+        r"(?<![a-z])nvjet|xmma|cublas|splitk_?reduce|[shdci]\d*gemm|(?<!fb)gemm(?!a[\d_])|gemv|dot_kernel|reduce_1block_kernel",
         r"cijk_|hipblas|rocblas|wvsplitk|ll_?mm1|llgemm|tensorop_[sdh]\d+|_tensorop_|cutlass(?:_\w+)?::(?:device_)?kernel",
         r"(?<![a-z])kernel2$|_?scaled_mm|tinygemm|machete|marlin|awq_|gptq_|w8a8|a8w8|w4a(?:8|16)|a16w|a4w4|wna16|gemmk1",
         r"int4_?mm|int8_?mm|triton_mm|matmul|(?:^|_)(?:b|add|f)?mm_kernel|linear_kernel|_mm_(?:kernel|fp8|bf16)|flatmm|tgv_",
