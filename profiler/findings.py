@@ -17,7 +17,7 @@ from moescope.profiler.snapshot import (
     Shares,
     View,
 )
-from moescope.profiler.steps import Steps, noun_of
+from moescope.profiler.steps import Steps
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -313,7 +313,7 @@ def _severity(value: float, high: float, medium: float) -> Severity:
 
 
 def _bound(share: float, seen: Aggregates, condition: str) -> str:
-    per_step = f", {_time(share * seen.step_ns)} a {noun_of(seen.stage)}" if seen.step_ns else ""
+    per_step = f", {_time(share * seen.step_ns)} a step" if seen.step_ns else ""
     return f"at most {share:.1%} of the time{per_step}, {condition}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from moescope.profiler.snapshot import Engine, Figure, HeadlinePart, Shares, Units
-from moescope.profiler.steps import noun_of
 
 HBM_BOUND: Final = 0.6
 """From this share of the memory's bandwidth on, decoding is called memory-bound."""
@@ -31,7 +30,7 @@ def headline(
     span = shares.span_ns
     if span <= 0:
         return (HeadlinePart("Nothing recorded in this window yet"),)
-    of = {"step": "of step", "token": "of each token"}[noun_of(stage)] if per_step else "of recorded time"
+    of = "of step" if per_step else "of recorded time"
     exposed, idle = shares.exposed_ns / span, shares.idle_ns / span
     losses = [
         (exposed, f"Exposed communication {exposed:.1%} {of}", "exposed"),

@@ -38,7 +38,7 @@ from moescope.profiler.live_state import LiveState
 from moescope.profiler.live_track import EVER, Times
 from moescope.profiler.live_units import all_units, rank_units
 from moescope.profiler.snapshot import Figure, RankRow, Shares, Snapshot, Timeline, TimelineView, View
-from moescope.profiler.steps import Steps, noun_of, quantile_step, steps_in
+from moescope.profiler.steps import Steps, quantile_step, steps_in
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -137,7 +137,7 @@ class _Window:
             self.step, self.run_stage = latest_step(state.tables["steps"], state.names, self.window)
         self.stage = view.stage or self.run_stage
         # What the run's other stages did is left out of a finished run's figures: they say of which stage they are.
-        self.among = f" of {self.run_stage or 'no stage'}" if run.others and noun_of(self.stage) == "step" else ""
+        self.which = f"{self.run_stage or 'unnamed'} " if run.others else ""
         self.coverage = self._coverage(self.ranks)
         self.kernels, self.short_kernels = kernel_rows(state, self.ranks, self.window)
         self.phases = phase_rows(state, self.ranks, self.window)
@@ -220,7 +220,7 @@ class _Window:
                 who,
             ]
         elif count:
-            parts = [f"mean of {count} {noun_of(self.stage)}{'s' if count != 1 else ''}{self.among}", who]
+            parts = [f"mean of {count} {self.which}step{'s' if count != 1 else ''}", who]
         else:
             parts = ["sum over the window", who]
         if self.period:
@@ -286,14 +286,14 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
         ),
         shares=shares,
         shares_note=seen.shares_note(),
-        noun=noun_of(seen.stage),
+        words_of=seen.stage,
         steps_ns=seen.steps.durations_ns[-STEPS_SHOWN:],
         step_median=_quantile(seen.steps, 0.5),
         step_p99=_quantile(seen.steps, 0.99),
         straggler=f"rank {slowest[0]} computes +{slowest[1]:.1%} of the time" if slowest else "",
         ranks=ranks,
         engines=engines,
-        time_note=seen.period or f"all {noun_of(seen.stage)}s{seen.among}",
+        time_note=seen.period or f"all {seen.which}steps",
         phases=seen.phases,
         kernels=seen.kernels,
         links=links,

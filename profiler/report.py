@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moescope.profiler.printable import all_printable
 from moescope.profiler.report_machine import bound_of, machine_notes
-from moescope.profiler.steps import noun_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,8 +75,7 @@ def headline(summary: dict[str, Any]) -> str:
 def steps_line(steps: dict[str, Any]) -> str:
     """The steps alone: starting up is part of the recording, and hides what a step looks like."""
     stage, count, others = steps["stage"], steps["count"], steps["others"]
-    noun = noun_of(stage or "")
-    of = f" of {stage}" if others and stage and noun == "step" else ""
+    which = f"{stage} " if stage and (others or stage == "decode") else ""
     left = " and ".join(f"{other['count']} of {other['stage'] or 'no stage'}" for other in others)
     median = f"(median {_time(steps['median_us'])}{f'; {left} left out' if left else ''})"
     hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
@@ -85,7 +83,7 @@ def steps_line(steps: dict[str, Any]) -> str:
         f"{_share(steps[key], steps['span_us'])} {word}"
         for key, word in (("exposed_comm_us", "exposed"), ("compute_us", "compute"), ("idle_us", "idle"))
     )
-    return f"Within its {count} {noun}{'s' if count != 1 else ''}{of} {median}: {hidden}{shares}."
+    return f"Within its {count} {which}step{'s' if count != 1 else ''} {median}: {hidden}{shares}."
 
 
 def _parts(total: dict[str, Any]) -> list[float]:
@@ -232,10 +230,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     units = summary["ranks"][0]["units"]
     notes = [f"Evidence: times {summary['evidence']}, units {units['evidence']}."]
     if summary["steps"]:
-        noun = noun_of(summary["steps"]["stage"] or "")
-        notes.append(
-            f"Findings are of these {noun}s; all else is of the whole recording, what lies around them included."
-        )
+        notes.append("Findings are of these steps; all else is of the whole recording, what lies around them included.")
     if units["comm_typical"] is None:
         notes.append(f"Units: {units['comm_typical_reason']}.")
     notes += machine_notes(summary["ranks"])

@@ -252,8 +252,8 @@ class LogRow:
 class Snapshot:
     """Everything that one frame shows, for the chosen ranks and window.
 
-    time_note: which time all of it is of; shares_note: what the shares are of; noun: what one step of the stage is
-    called; steps_ns: the newest steps, the oldest of them first; step_median, step_p99: of every step of the window
+    time_note: which time all of it is of; shares_note: what the shares are of; words_of: the stage whose words and advice
+    are used; steps_ns: the newest steps, the oldest of them first; step_median, step_p99: of every step of the window
     """
 
     target: str
@@ -267,7 +267,7 @@ class Snapshot:
     headline: tuple[HeadlinePart, ...]
     shares: Shares
     shares_note: str
-    noun: Literal["step", "token"]
+    words_of: str
     steps_ns: tuple[int, ...]
     step_median: Figure
     step_p99: Figure

@@ -9,19 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from moescope.profiler.live_columns import NULL, Column, Columns, Names
 from moescope.profiler.live_rows import chosen, groups
-
-Noun: TypeAlias = Literal["step", "token"]
-
-
-def noun_of(stage: str) -> Noun:
-    """What one step of a stage is called: decoding makes one token of every sequence in each."""
-    return "token" if stage == "decode" else "step"
 
 
 @dataclass(frozen=True, slots=True)

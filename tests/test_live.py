@@ -446,15 +446,15 @@ def test_figures_are_of_the_stage_that_takes_most_of_the_time_and_say_what_they_
         [step(at, 400 + 60 * at, 60, stage="decode") for at in range(9)],
     )
     shown, summed = _feed(source.add("steps", prompt + tokens)).snapshot(View()), summarise(source)
-    assert (shown.stage, shown.step, shown.noun, shown.step_median.value) == ("decode", 8, "token", 60)
-    assert "mean of 9 tokens" in shown.shares_note
+    assert (shown.stage, shown.step, shown.words_of, shown.step_median.value) == ("decode", 8, "decode", 60)
+    assert "mean of 9 decode steps" in shown.shares_note
     assert shown.shares.exposed_ns == 0  # the prompt's
     assert (summed["steps"]["stage"], summed["steps"]["count"], summed["steps"]["median_us"]) == ("decode", 9, 0.06)
     assert summed["steps"]["others"] == [{"stage": "prefill", "count": 1}]
-    assert "Within its 9 tokens (median 0.1 µs; 1 of prefill left out): " in steps_line(summed["steps"])
+    assert "Within its 9 decode steps (median 0.1 µs; 1 of prefill left out): " in steps_line(summed["steps"])
     assert "exposed-communication" not in {finding.id for finding in shown.findings}
     chosen = _feed(source).snapshot(View(window=(0, 400)))
-    assert (chosen.stage, chosen.noun, chosen.step_median.value) == ("prefill", "step", 400)
+    assert (chosen.stage, chosen.words_of, chosen.step_median.value) == ("prefill", "prefill", 400)
     assert "mean of 1 step ·" in chosen.shares_note
 
 
@@ -466,8 +466,8 @@ def test_a_stage_that_one_rank_ends_while_another_has_begun_the_next_is_not_amon
         source.add("steps", [step(0, late, 100, rank, "prefill")])
         source.add("steps", [step(at, 100 + late + 80 * at, 80, rank, "decode") for at in range(10)])
     shown, summed = _feed(source).snapshot(View()), summarise(source)
-    assert "mean of 10 tokens" in shown.shares_note
-    assert all("a token" in finding["gain"] for finding in summed["findings"])
+    assert "mean of 10 decode steps" in shown.shares_note
+    assert all("a step" in finding["gain"] for finding in summed["findings"])
     assert summed["steps"]["others"] == [{"stage": "prefill", "count": 1}]
 
 
@@ -478,7 +478,7 @@ def test_a_time_with_steps_of_several_stages_has_no_mean_step() -> None:
     assert "sum over 3 steps of train, decode" in shown.shares_note
     assert shown.shares.span_ns == 620
     assert (shown.stage, shown.steps_ns, shown.step_median.value) == ("train", (300, 300), 300)
-    assert "Within its 2 steps of train (median 0.3 µs; 1 of decode left out): " in steps_line(summed["steps"])
+    assert "Within its 2 train steps (median 0.3 µs; 1 of decode left out): " in steps_line(summed["steps"])
     assert not any("a step" in finding.gain for finding in shown.findings)
 
 
@@ -506,21 +506,23 @@ def test_steps_equal_a_slow_count(taken: dict[tuple[str, int], dict[int, tuple[i
         assert found.span_ns == (min(start for start, _ in own), max(start + dur for start, dur in own))
 
 
-def test_decoding_speaks_of_tokens_throughout_and_a_chosen_stage_brings_its_words() -> None:
+def test_decoding_is_told_in_steps_alone_and_a_chosen_stage_brings_its_advice() -> None:
     source = MemorySource().add("windows", [window(0, 1000)])
     source.add("kernels", [kernel(0, 300), kernel(300, 400, "comm")])
     source.add("steps", [step(at, 250 * at, 250, stage="decode") for at in range(4)])
     feed = _feed(source)
 
-    def words(view: View) -> str:
+    def words(view: View) -> tuple[str, str]:
         shown = feed.snapshot(view)
         headline = "".join(part.text for part in shown.headline)
-        return " ".join([headline, shown.shares_note, shown.noun, *(f"{f.what} {f.gain}" for f in shown.findings)])
+        told = " ".join([headline, shown.shares_note, *(f"{f.what} {f.gain}" for f in shown.findings)])
+        return told, " ".join(finding.advice for finding in shown.findings)
 
-    decode, train = words(View()), words(View(stage="train"))
-    assert ("token" in decode, "step" in decode) == (True, False)
-    assert ("token" in train, "step" in train) == (False, True)
-    assert steps_line(summarise(source)["steps"]).startswith("Within its 4 tokens (median")
+    (decode, decode_advice), (train, train_advice) = words(View()), words(View(stage="train"))
+    assert ("token" in decode, "a step" in decode) == (False, True)
+    assert ("gradients" in decode_advice, "gradients" in train_advice) == (False, True)
+    assert decode == train
+    assert steps_line(summarise(source)["steps"]).startswith("Within its 4 decode steps (median")
 
 
 def test_a_feed_for_one_rank_answers_for_it_unless_asked_for_another() -> None:

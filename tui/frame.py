@@ -30,7 +30,7 @@ def header(seen: Snapshot, view: ViewState, width: int) -> Line:
     ]
     rank = "all" if seen.rank_choice is None else str(seen.rank_choice)
     stage = f"{clean(seen.stage).upper()} " if seen.stage else ""
-    step = f"{seen.noun} {count(seen.step)}" if seen.step is not None else ""
+    step = f"step {count(seen.step)}" if seen.step is not None else ""
     devices = f"{clean(seen.devices)} · " if width >= 100 else ""
     tail = f" · {devices}rank {rank} · {stage}{step}".rstrip(" ·")
     room = width - length(right) - length([(" moescope  ", "")]) - length([(tail, "")]) - 1

@@ -28,7 +28,6 @@ from moescope.profiler.snapshot import (
     Units,
     View,
 )
-from moescope.profiler.steps import noun_of
 
 START = 1_700_000_000_000_000_000
 MS = 1_000_000
@@ -112,7 +111,7 @@ def snapshot(**more: Any) -> Snapshot:
         ),
         shares=shares(2324 * MS, 655 * MS, 249 * MS, 30 * MS, 154 * MS),
         shares_note="mean of 32 steps · all ranks",
-        noun="step",
+        words_of="train",
         steps_ns=tuple((3380 + 7 * (i * 5 % 11)) * MS for i in range(32)),
         step_median=Figure(3415.0 * MS, "derived"),
         step_p99=Figure(3450.0 * MS, "derived"),
@@ -228,8 +227,8 @@ class SyntheticFeed:
     def snapshot(self, view: View) -> Snapshot:
         self.views.append(view)
         scrubber = (self.base.scrubber * view.scrubber_cells)[: view.scrubber_cells]
-        noun = noun_of(view.stage or self.base.stage)
-        return replace(self.base, rank_choice=view.rank, scrubber=scrubber, noun=noun)
+        words_of = view.stage or self.base.stage
+        return replace(self.base, rank_choice=view.rank, scrubber=scrubber, words_of=words_of)
 
     def timeline(self, view: TimelineView) -> Timeline:
         self.timelines.append(view)

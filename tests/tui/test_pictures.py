@@ -74,11 +74,11 @@ def test_a_screen_looks_as_it_did(
     compare(f"{name}-{width}x{height}", found)
 
 
-def test_decoding_speaks_of_tokens() -> None:
-    decode = snapshot(stage="decode", shares_note="mean of 32 tokens · all ranks", findings=())
+def test_decoding_is_told_in_steps_with_memory_first_and_d_turns_to_training() -> None:
+    decode = snapshot(stage="decode")
     found = screen(["1"], feed=SyntheticFeed(decode))
-    assert "Where one token goes" in found
-    assert "step" not in found.replace("7.3% of step", "")  # the synthetic headline, which is the feed's
+    assert "Where one decode step goes" in found
+    assert "token" not in found
     assert "Where one step goes" in screen(["1", "d"], feed=SyntheticFeed(decode))
     compare("overview-decode-120x40", found)
 

@@ -41,7 +41,7 @@ def units(app: MoescopeApp) -> None:
 def layout(app: MoescopeApp) -> None:
     """Words and order for training, or for decoding."""
     if app.seen is not None:
-        app.view.layout = "train" if app.seen.noun == "token" else "decode"
+        app.view.layout = "train" if app.seen.words_of == "decode" else "decode"
 
 
 def theme(app: MoescopeApp) -> None:

@@ -32,8 +32,8 @@ WORDS = (
 )
 
 SCREEN_WORDS = {
-    "overview": "One mean step of the ranks chosen: the parts fill it. In decode, a token of every sequence. ↵ on a "
-    "rank opens its timeline.",
+    "overview": "One mean step of the ranks chosen: the parts fill it. A decode step takes what an output token takes. "
+    "↵ on a rank opens its timeline.",
     "timeline": "A lane a stream. Communication is painted by what hides it. The cursor's kernel is told below.",
     "kernels": "All kernels of one name. `moescope explain NAME` tells the rule for any name.",
     "units": "Which cores, or SMs, communication holds: from context switches or per-SM records.",

@@ -86,9 +86,7 @@ def rank_fields(seen: Snapshot) -> tuple[Field, ...]:
             lambda r: r.overlap_fraction.value,
             weight=1,
         ),
-        Field(
-            f"{seen.noun} ms", 8, lambda r: (milliseconds(r.step_ns.value), "text"), lambda r: r.step_ns.value, weight=2
-        ),
+        Field("step ms", 8, lambda r: (milliseconds(r.step_ns.value), "text"), lambda r: r.step_ns.value, weight=2),
         Field("MU%", 5, lambda r: (figure_percent(r.matrix_use), "text"), lambda r: r.matrix_use.value, weight=3),
         Field(f"comm {units}", 10, lambda r: (_units(r), "text"), lambda r: r.units.comm_typical.value, weight=4),
     )
@@ -124,7 +122,8 @@ def paint(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line
 def step_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line]:
     """Where one step, or one token, goes."""
     inner = width - 4
-    title = f"Where one {seen.noun} goes" if seen.steps_ns else "Where the time goes"
+    one = "one decode step" if seen.words_of == "decode" else "one step"
+    title = f"Where {one} goes" if seen.steps_ns else "Where the time goes"
     shares = seen.shares
     bar = share_bar(shares, inner)
     body: list[Line] = []
@@ -183,7 +182,7 @@ def _steps(seen: Snapshot, width: int) -> Line:
     tail += [("  p99 ", "dim"), (duration(seen.step_p99.value), "text")]
     if seen.straggler and length(tail) + len(seen.straggler) + 24 < width:
         tail += [("  straggler ", "dim"), (seen.straggler, "loss")]
-    head: Line = [(f"{seen.noun}s ", "dim")]
+    head: Line = [("steps ", "dim")]
     room = min(len(steps), width - length(head) - length(tail))
     return [*head, (spark([float(s) for s in steps], room, bottom=min(steps) * STEPS_BOTTOM), "compute"), *tail]
 
@@ -223,8 +222,8 @@ def engines_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> l
     """What is used of what there is; each gauge says from where."""
     inner = width - 4
     engines: Sequence[Engine] = seen.engines
-    if seen.noun == "token":
-        engines = sorted(engines, key=lambda e: "memory" not in e.name.casefold())
+    if seen.words_of == "decode":
+        engines = sorted(engines, key=lambda e: e.name not in ("HBM", "DRAM"))
     body: list[Line] = []
     name_room = min(max((len(e.name) for e in engines), default=8), max(10, inner // 3))
     sources = height - 2 >= 2 * len(engines) and inner >= 40
