@@ -1,7 +1,9 @@
 """The exchange over DeepEP's `Buffer`, where `deep_ep` is installed: NVLink inside a node, RDMA between nodes.
 
-Written after the interface in DeepEP's README (github.com/deepseek-ai/DeepEP, `Buffer.get_dispatch_layout`, `dispatch`,
-`combine`). Not yet run on a GPU.
+After the interface of DeepEP 1.2 (github.com/deepseek-ai/DeepEP, `deep_ep/buffer.py`, which release 2 keeps beside its
+`ElasticBuffer`); the tests hold arguments, shapes, types, handles and the order of streams against a stand-in for it.
+Its high-throughput kernels alone: the low-latency ones apply gates where tokens come from and have no backward, here
+the experts' rank applies them. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -17,9 +19,17 @@ import torch.distributed as dist
 
 from moescope.collectors import emit
 from moescope.instrumented_model.config import Config, ConfigError
+from moescope.instrumented_model.numerics.formats import TILE
 from moescope.instrumented_model.numerics.quantise import Quantised, quantise_tiles
 from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, Rows, finished
 from moescope.instrumented_model.parallel.ranks import answering
+
+SMS = 20
+"""10 channels of 2 (arXiv 2412.19437 section 3.2.2)."""
+RANKS_OF_A_NODE = 8
+"""`NUM_MAX_NVL_PEERS`: more ranks exchange by RDMA too."""
+WIDTH = 256
+"""Between nodes, combine adds up 32 x 16 bytes at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +44,42 @@ class DeepEPWay:
 
 
 class DeepEPExchange(Exchange):
-    """c: sizes; group: ranks, of backend NCCL; nvl_bytes, rdma_bytes: of the buffers; 0 RDMA inside one node
+    """c: sizes; group: ranks, of backend NCCL, all of which make this together; sms: that its kernels take, even
 
-    raises: ConfigError where `deep_ep` cannot be imported
+    A dispatch returns when the counts of what comes are known, which waits for the other ranks; all else is under way.
+
+    raises: ConfigError where `deep_ep` cannot be imported, or does not take these sizes or so many ranks
     """
 
-    def __init__(self, c: Config, group: dist.ProcessGroup, nvl_bytes: int, rdma_bytes: int = 0) -> None:
+    def __init__(self, c: Config, group: dist.ProcessGroup, *, sms: int = SMS) -> None:
         try:
             self._deep_ep: Any = importlib.import_module("deep_ep")
-        except ImportError as error:
+            buffer: Any = self._deep_ep.Buffer
+        except (ImportError, AttributeError) as error:
             raise ConfigError(
                 f"the DeepEP exchange needs the package deep_ep ({error}): install it, or use another exchange"
             ) from None
-        self.c, self.local = c, c.local_experts(group.size())
-        self._buffer: Any = self._deep_ep.Buffer(group, nvl_bytes, rdma_bytes)
+        ranks = group.size()
+        self.c, self.local = c, c.local_experts(ranks)
+        width = WIDTH if ranks > RANKS_OF_A_NODE else TILE if c.fp8 else 8
+        if c.d % width:
+            raise ConfigError(f"DeepEP sends tokens in multiples of {width} between {ranks} ranks, not d = {c.d}")
+        if sms % 2 or sms < 2:
+            raise ConfigError(f"DeepEP takes an even number of SMs, 2 to a channel, not {sms}")
+        buffer.set_num_sms(sms)  # before sizes are asked for: they grow with it
+        try:
+            configs = buffer.get_dispatch_config(ranks), buffer.get_combine_config(ranks)
+        except AssertionError as error:
+            raise ConfigError(f"DeepEP: {error}; use another exchange for {ranks} ranks") from None
+        token_bytes = 2 * c.d  # of BF16, the wider of the two
+        nvl_bytes = max(config.get_nvl_buffer_size_hint(token_bytes, ranks) for config in configs)
+        rdma_bytes = max(config.get_rdma_buffer_size_hint(token_bytes, ranks) for config in configs)
+        self._buffer: Any = buffer(group, nvl_bytes, rdma_bytes, explicitly_destroy=True)
 
     def close(self) -> None:
-        self._buffer = None
+        if self._buffer is not None:
+            self._buffer.destroy()
+            self._buffer = None
 
     def run(self, job: Callable[[], None]) -> Future[None]:
         with answering():
@@ -73,14 +102,17 @@ class DeepEPExchange(Exchange):
 
     def dispatch(self, x: torch.Tensor, plan: Plan, *, phase: str, layer: int, micro_batch: int) -> Handle[Arrived]:
         top_k = plan.slots.shape[1]
+        # All that is sent comes first: the exchange waits for the layout, and the layout for what came before it.
+        sent, gates = self._x(x), plan.gates.contiguous()
+        slots = plan.slots.to(self._deep_ep.topk_idx_t).contiguous()
         with emit.phase(phase, layer=layer, micro_batch=micro_batch):
             per_rank, per_node, per_expert, in_rank, before = self._buffer.get_dispatch_layout(
-                plan.slots, self.c.experts, async_finish=True, allocate_on_comm_stream=False
+                slots, self.c.experts, async_finish=True
             )
-            came, slots, gates, counts, handle, event = self._buffer.dispatch(
-                self._x(x),
-                topk_idx=plan.slots,
-                topk_weights=plan.gates,
+            came, came_slots, came_gates, counts, handle, event = self._buffer.dispatch(
+                sent,
+                topk_idx=slots,
+                topk_weights=gates,
                 num_tokens_per_rank=per_rank,
                 num_tokens_per_rdma_rank=per_node,
                 is_token_in_rank=in_rank,
@@ -92,11 +124,11 @@ class DeepEPExchange(Exchange):
         def finish(_: None) -> Arrived:
             event.current_stream_wait()
             # DeepEP numbers a rank's experts from 0, and slots of other ranks -1: these go last.
-            flat = slots.reshape(-1)
+            flat = came_slots.reshape(-1).long()
             pair = torch.argsort(torch.where(flat < 0, self.local, flat), stable=True)[: sum(counts)]
             row = pair // top_k
-            way = DeepEPWay(handle, len(slots), top_k, pair, row)
-            return Arrived(self._rows(came, row), gates.reshape(-1)[pair], tuple(counts), way)
+            way = DeepEPWay(handle, len(came_slots), top_k, pair, row)
+            return Arrived(self._rows(came, row), came_gates.reshape(-1)[pair], tuple(counts), way)
 
         return Handle(finished(None), finish)
 

@@ -132,16 +132,17 @@ class PlannedExchange(HopExchange):
         return wait
 
     def _planned(self, gathered: Callable[[], torch.Tensor], layer: int, micro_batch: int) -> torch.Tensor:
-        """returns: slots of this rank's tokens, [experts] int64"""
+        """returns: slots of this rank's tokens, [experts] int64; the host makes the plan, wherever the counts are"""
         start_ns = emit.clock_ns()
-        of_all, placement = gathered(), self.placements[layer]
+        counts, placement = gathered(), self.placements[layer]
+        of_all = counts.cpu()
         gathered_ns = emit.clock_ns()
         plan = planned(of_all, placement)
         planned_ns = emit.clock_ns()
         self.plans.append(
             Planned(layer, micro_batch, placement, of_all, plan, gathered_ns - start_ns, planned_ns - gathered_ns)
         )
-        return plan[self.rank]
+        return plan[self.rank].to(counts.device)
 
 
 def place_experts(model: Model, placements: Mapping[int, Placement]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 
@@ -62,13 +61,3 @@ def test_rows_between_virtual_ranks_are_the_pairs_of_their_tokens_and_experts() 
     thirteen = exchange.plan(chosen[:1].repeat(13, 1), gates[:1].repeat(13, 1))
     with pytest.raises(ConfigError, match="13 tokens"):
         exchange.dispatch(x[:1].repeat(13, 1), thirteen, phase="dispatch(F)", **where)
-
-
-@pytest.mark.skipif(find_spec("deep_ep") is not None, reason="deep_ep is installed")
-def test_without_deep_ep_its_exchange_says_so() -> None:
-    import torch.distributed as dist
-
-    from moescope.instrumented_model.parallel.deepep import DeepEPExchange
-
-    with pytest.raises(ConfigError, match="needs the package deep_ep"):
-        DeepEPExchange(SMALL, dist.GroupMember.NON_GROUP_MEMBER, 1 << 20)
