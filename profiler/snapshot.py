@@ -252,8 +252,9 @@ class LogRow:
 class Snapshot:
     """Everything that one frame shows, for the chosen ranks and window.
 
-    time_note: which time all of it is of; shares_note: what the shares are of; words_of: the stage whose words and advice
-    are used; steps_ns: the newest steps, the oldest of them first; step_median, step_p99: of every step of the window
+    time_note: which time all of it is of; shares_note: what the shares are of; words_of: the stage whose words and
+    advice are used; steps_ns: the newest steps, the oldest of them first; step_median, step_p99: of every step of the
+    window
     """
 
     target: str
