@@ -39,8 +39,8 @@ def command(
 ) -> None:
     """Write the timelines of a run: a table a file, with a header, times in ns; they load in pandas and DuckDB.
 
-    SOURCE is a recording, PyTorch trace files (`*.json`, `*.json.gz`), or a folder of such. docs/data-dictionary.md
-    tells each column.
+    SOURCE is a recording, or traces: PyTorch's (`*.json`, `*.json.gz`), Nsight Systems' (`*.sqlite`, by `nsys export`),
+    files or a folder of them. docs/data-dictionary.md tells each column.
     """
     from moescope.profiler.commands.following import say_next, words
     from moescope.profiler.commands.opening import open_for_reading

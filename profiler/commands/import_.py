@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 @click.option("-f", "--force", is_flag=True, help="Replace the recording that is there.")
 @RULES
 def command(traces: tuple[Path, ...], output: Path, force: bool, rules: Path | None) -> None:
-    """Turn PyTorch (Kineto) traces (`*.json`, `*.json.gz`), Nsight Systems' SQLite exports, or a folder of them, into a
-    recording.
+    """Turn traces into a recording: PyTorch's (`*.json`, `*.json.gz`), Nsight Systems' (`*.sqlite`), files or a folder.
 
-    So that it need not be parsed again; `top`, `summary` and `export` read traces, too. Rules stay with the recording.
+    So that they need not be parsed again; `top`, `summary` and `export` read traces, too. Rules stay with the recording.
     """
     from moescope.profiler.commands.following import say_next, words
     from moescope.profiler.source import is_recording, open_source

@@ -14,7 +14,7 @@ COMMANDS: Final = {
     "Record": {
         "run": "Run a command and record what its processes do.",
         "demo": "Record the built-in mixture-of-experts model, and show the answer.",
-        "import": "Turn PyTorch traces into a recording.",
+        "import": "Turn traces of PyTorch or Nsight Systems into a recording.",
     },
     "Look": {
         "top": "Open the dashboard, while the run goes on or afterwards.",

@@ -16,7 +16,8 @@ from moescope.profiler.commands.options import RULES, take_rules
 def command(sources: tuple[Path, ...], as_json: bool, rules: Path | None) -> None:
     """Say where the time of a run goes: compute, communication, what hides it, what lies exposed, and what to try.
 
-    SOURCE is a recording, PyTorch trace files (`*.json`, `*.json.gz`), or a folder of such.
+    SOURCE is a recording, or traces: PyTorch's (`*.json`, `*.json.gz`), Nsight Systems' (`*.sqlite`, by `nsys export`),
+    files or a folder of them.
     """
     from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.summary import render_text, summarise

@@ -22,8 +22,10 @@ from moescope.profiler.errors import UsageProblem
 def command(sources: tuple[Path, ...], rank: int | None, fps: float, rules: Path | None) -> None:
     """Open the dashboard over a run, while it goes on or afterwards.
 
-    SOURCE is a recording, PyTorch trace files (`*.json`, `*.json.gz`), or a folder of such. ? tells the keys; q leaves,
-    and a run that goes on is left alone.
+    SOURCE is a recording, or traces: PyTorch's (`*.json`, `*.json.gz`), Nsight Systems' (`*.sqlite`, by `nsys export`),
+    files or a folder of them.
+
+    ? tells the keys; q leaves, and a run that goes on is left alone.
     """
     again = words(sources, rules)
     if not has_terminal():
