@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def command(traces: tuple[Path, ...], output: Path, force: bool, rules: Path | None) -> None:
     """Turn traces into a recording: PyTorch's (`*.json`, `*.json.gz`), Nsight Systems' (`*.sqlite`), files or a folder.
 
-    So that they need not be parsed again; `top`, `summary` and `export` read traces, too. Rules stay with the recording.
+    So that they need not be parsed again; `top`, `summary` and `export` read traces, too. Rules stay with the
+    recording.
     """
     from moescope.profiler.commands.following import say_next, words
     from moescope.profiler.source import is_recording, open_source
