@@ -121,6 +121,9 @@ def covered_before(a: Intervals, times: Times) -> Times:
     times = np.asarray(times, np.int64)
     if not len(a[0]):
         return np.zeros(times.shape, np.int64)
+    if len(a[0]) == 1:
+        within: Times = np.clip(times, a[0][0], a[1][0]) - a[0][0]
+        return within
     before = np.concatenate(([0], np.cumsum(a[1] - a[0])))
     index = np.searchsorted(a[0], times, side="right")
     over = np.maximum(a[1][np.maximum(index, 1) - 1] - times, 0)

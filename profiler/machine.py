@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moescope.profiler.decode.answer import decode_json, most_tokens
 from moescope.profiler.decode.steps import decode_steps, graph_launches
-from moescope.profiler.intervals import Times
+from moescope.profiler.labels import labels_in
 from moescope.profiler.overlap import DeviceKernels, Sweep
 from moescope.profiler.roofline.answer import bound_json, device_roofline, roofline_json
 from moescope.profiler.roofline.hardware import hardware_of
@@ -19,8 +16,6 @@ from moescope.profiler.unit_budget import budget_json, unit_budget
 from moescope.profiler.units import UnitAnswer, UnitUse, unit_answer
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from moescope.profiler.source import Source
 
 _UNIT_KEYS: Final = (
@@ -39,12 +34,15 @@ class MachineAnswer:
 
 def machine_answer(source: Source, device: DeviceKernels, swept: Sweep) -> MachineAnswer:
     """`units`, `sm_budget`, `matrix_use` and `roofline` of one device."""
+    import pyarrow as pa
+
     hardware = hardware_of(source.meta, device.rank, device.device, len(source.ranks()))
     kernels = source.table("kernels")
     units = unit_answer(device, swept, kernels, source.table("unit_intervals"), hardware)
-    names, correlations = _launched(device, kernels)
+    launched = kernels.select(["name", "correlation"]).take(pa.array(device.rows))
+    names, correlations = labels_in(launched.column("name")), launched.column("correlation").fill_null(-1).to_numpy()
     steps = decode_steps(device, names, correlations, source.table("steps"), source.table("phases"))
-    roofline = device_roofline(device, swept, kernels, hardware, most_tokens(device, steps, _world(source)))
+    roofline = device_roofline(device, swept, kernels, hardware, names, most_tokens(device, steps, _world(source)))
     keys = {
         "units": _units(units.use),
         **_budget(units, swept),
@@ -53,16 +51,6 @@ def machine_answer(source: Source, device: DeviceKernels, swept: Sweep) -> Machi
         **decode_json(source, device, swept, names, steps, roofline, graph_launches(device, correlations)),
     }
     return MachineAnswer(keys, {(one.operator, one.kind): bound_json(one) for one in roofline.classes})
-
-
-def _launched(device: DeviceKernels, kernels: pa.Table) -> tuple[NDArray[np.object_], Times]:
-    """Name of each kernel and the id of its launch, -1 where there is none: [kernels]."""
-    import pyarrow as pa
-
-    rows = kernels.select(["name", "correlation"]).take(pa.array(device.rows))
-    encoded = rows.column("name").combine_chunks().dictionary_encode("encode")
-    known = np.array([name or "" for name in encoded.dictionary.to_pylist()] or [""], object)
-    return known[encoded.indices.to_numpy()], rows.column("correlation").fill_null(-1).to_numpy()
 
 
 def _world(source: Source) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from moescope.profiler.intervals import Times
+from moescope.profiler.labels import distinct_rows
 from moescope.profiler.overlap import DeviceKernels, Sweep
 from moescope.profiler.roofline.hardware import Hardware, UnitLimits, hardware_of
 from moescope.profiler.roofline.residency import resident_ctas, units_needed, units_spread
@@ -161,7 +162,8 @@ def _inferred(
     if not (needed > 0).any() and not told:
         return UnitAnswer(_unknown("sm", total, "no launch shapes in the source"), None)
     steps = unit_steps(_parts(kernels, needed) | told, swept.recorded, total)
-    wide = unit_steps(_parts(kernels, spread) | told, swept.recorded, total)
+    alike = bool((needed == spread).all())
+    wide = steps if alike else unit_steps(_parts(kernels, spread) | told, swept.recorded, total)
     typical = {role: weighted_median(held, steps.counted * (held > 0)) for role, held in _roles(steps)}
     at_most = {role: weighted_median(held, wide.counted * (held > 0)) for role, held in _roles(wide)}
     known = {}
@@ -220,12 +222,7 @@ def _distinct_shapes(
     import pyarrow as pa
 
     picked = table.select([name for name in SHAPE_COLUMNS if name in table.column_names]).take(pa.array(rows))
-    codes = np.zeros(len(rows), np.int64)
-    for name in picked.column_names:
-        encoded = picked.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
-        codes = codes * max(len(encoded.dictionary), 1) + encoded.indices.to_numpy()
-        codes = np.unique(codes, return_inverse=True)[1].reshape(-1)
-    _, first = np.unique(codes, return_index=True)
+    codes, first = distinct_rows(picked)
     shapes = picked.take(pa.array(first)).to_pylist()
     return codes, [tuple(shape.get(name) for name in SHAPE_COLUMNS) for shape in shapes]
 

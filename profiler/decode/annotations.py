@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-_SGLANG: Final = re.compile(r"\bstep\[(?P<mode>\w+)[^\]]*?\bbs=(?P<batch>\d+)", re.IGNORECASE)
+_SGLANG: Final = re.compile(r"\bstep\[(?P<mode>\w+)[^\]]*?\bbs=(?P<batch>\d{1,9})", re.IGNORECASE)
 _ENGINE: Final = re.compile(
-    r"context_(?P<prompts>\d+)\([^)]*\)_generation_(?P<batch>\d+)\((?:sq)?(?P<queries>\d+)(?:sk(?P<keys>\d+))?"
+    r"context_(?P<prompts>\d{1,9})\([^)]*\)_generation_(?P<batch>\d{1,9})\((?:sq)?(?P<queries>\d{1,9})(?:sk(?P<keys>\d{1,15}))?"
 )
 _WORD: Final = re.compile(r"(?:^|[^a-z])decode(?:[^a-z]|$)", re.IGNORECASE)
 _PART: Final = re.compile(

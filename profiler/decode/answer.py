@@ -11,6 +11,7 @@ from moescope.profiler.decode.figures import DecodeFigures, Gaps, decode_figures
 from moescope.profiler.decode.memory import Bytes, least_bytes, ridges, roofline_time, step_bytes, tokens_per_expert
 from moescope.profiler.decode.steps import DecodeSteps
 from moescope.profiler.intervals import Intervals, Times, covered_within, union
+from moescope.profiler.labels import Labels
 from moescope.profiler.overlap import DeviceKernels, Sweep
 from moescope.profiler.roofline.answer import DeviceRoofline
 from moescope.profiler.roofline.hardware import Hardware
@@ -23,14 +24,14 @@ def decode_json(
     source: Source,
     device: DeviceKernels,
     swept: Sweep,
-    names: NDArray[np.object_],
+    names: Labels,
     steps: DecodeSteps | str,
     roofline: DeviceRoofline,
     graphs: Intervals,
 ) -> dict[str, Any]:
     """`decode` of one device, or null with the reason; times µs, shares 0..1.
 
-    names: [kernels]; steps: as `decode_steps` found them; graphs: time inside CUDA graphs
+    names: of the kernels; steps: as `decode_steps` found them; graphs: time inside CUDA graphs
     """
     if isinstance(steps, str):
         return {"decode": None, "decode_reason": steps}
@@ -119,7 +120,7 @@ def _gaps(gaps: Gaps, steps: int) -> dict[str, Any]:
 def _experts(
     source: Source,
     device: DeviceKernels,
-    names: NDArray[np.object_],
+    names: Labels,
     steps: DecodeSteps,
     inside: Times,
     roofline: DeviceRoofline,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moescope.profiler.decode.steps import DecodeSteps
 from moescope.profiler.intervals import Intervals, Times, covered_within, intersect, length, subtract, union
+from moescope.profiler.labels import Labels, labels_of
 from moescope.profiler.overlap import DeviceKernels, Sweep
 from moescope.profiler.roofline.answer import DeviceRoofline
 from moescope.profiler.roofline.bounds import BOUNDS
@@ -84,8 +85,9 @@ def decode_figures(
     gaps = subtract(counted, swept.busy)
     inside = covered_within(counted, kernels.starts, kernels.ends)
     own = inside > 0
-    bounds = roofline.bounds.names
-    by_bound = {bound: int(inside[own & (bounds == bound)].sum()) for bound in (*BOUNDS, "")}
+    names = roofline.bounds.names
+    by_bound = dict.fromkeys((*BOUNDS, ""), 0)
+    by_bound |= {bound: round(ns) for bound, ns in Labels(names.codes[own], names.texts).weights(inside[own])}
     return DecodeFigures(
         durations=durations,
         recorded=int(whole.sum()),
@@ -98,18 +100,20 @@ def decode_figures(
         busy_ns=length(intersect(swept.busy, counted)),
         kernels_per_step=float(own.sum()) / int(whole.sum()),
         bound_ns=by_bound,
-        classes=_classes(kernels, inside, own, bounds),
+        classes=_classes(kernels, inside, own, names),
     )
 
 
 def _classes(
-    kernels: DeviceKernels, inside: Times, own: NDArray[np.bool_], bounds: NDArray[Any]
+    kernels: DeviceKernels, inside: Times, own: NDArray[np.bool_], bounds: Labels
 ) -> list[tuple[str, int, str]]:
+    operators = labels_of(kernels.operators[own])
+    codes, lasting = bounds.codes[own], inside[own]
     found = []
-    for operator in dict.fromkeys(kernels.operators[own].tolist()):
-        pick = own & (kernels.operators == operator)
-        by_bound = {bound: int(inside[pick & (bounds == bound)].sum()) for bound in (*BOUNDS, "")}
-        most = max(by_bound, key=lambda bound: by_bound[bound])
-        total = int(inside[pick].sum())
-        found.append((operator, total, most if 2 * by_bound[most] > total else ""))
+    for at, operator in enumerate(operators.texts):
+        pick = operators.codes == at
+        by_bound = dict(Labels(codes[pick], bounds.texts).weights(lasting[pick]))
+        most = max(by_bound, key=lambda bound: by_bound[bound], default="")
+        total = int(lasting[pick].sum())
+        found.append((operator, total, most if 2 * by_bound.get(most, 0) > total else ""))
     return sorted(found, key=lambda one: -one[1])

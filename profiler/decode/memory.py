@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moescope.profiler.decode.steps import DecodeSteps
 from moescope.profiler.intervals import Times, covered_within, union
+from moescope.profiler.labels import Labels
 from moescope.profiler.roofline.answer import DeviceRoofline
 from moescope.profiler.roofline.bounds import ridge_tokens
 
@@ -35,10 +35,10 @@ class Figure:
     how: str = ""
 
 
-def tokens_per_expert(source: Source, steps: DecodeSteps, rank: int, names: NDArray[np.object_]) -> Figure:
+def tokens_per_expert(source: Source, steps: DecodeSteps, rank: int, names: Labels) -> Figure:
     """Mean tokens that an expert gets in a decode step, experts without any left out where that is known.
 
-    names: [kernels]
+    names: of the kernels
     """
     told = _gauge(source.table("gauges"), rank, "tokens_per_expert")
     if told is not None:
@@ -50,7 +50,7 @@ def tokens_per_expert(source: Source, steps: DecodeSteps, rank: int, names: NDAr
         label = "derived" if ranks == 1 else "inferred"
         return Figure(counted * ranks, label, how=f"mean over experts that this rank sent any to{alike}")
     tokens = [one.tokens for one in steps.told if one.tokens]
-    for name in dict.fromkeys(names.tolist()):
+    for name in names.texts:
         match = _ROUTING.search(name)
         if match is not None and tokens and int(match[1]):
             mean = float(np.median(tokens)) * int(match[2]) / int(match[1])
@@ -110,8 +110,8 @@ def step_bytes(source: Source, steps: DecodeSteps, rank: int, inside: Times, roo
     if not reading.any():
         return "no matrix products were recorded in its steps"
     if inside[missing].sum() > 0.05 * inside[reading].sum():
-        reasons = roofline.work.reasons[missing].tolist()
-        return f"bytes of its products are not known: {max(set(reasons), key=reasons.count)}"
+        reasons = Labels(roofline.work.reasons.codes[missing], roofline.work.reasons.texts).weights(inside[missing])
+        return f"bytes of its products are not known: {max(reasons, key=lambda pair: pair[1])[0]}"
     total = float(np.nansum(roofline.work.bytes[reading])) / max(len(steps.starts), 1)
     return Bytes(total, {"products": total}, "derived", "operands of its products, from recorded shapes")
 
@@ -141,11 +141,9 @@ def ridges(source: Source, rank: int, inside: Times, roofline: DeviceRoofline) -
     Where kernels do not tell their type, that of most operations that the model tells of.
     inside: [kernels] ns of each in the steps
     """
-    lasting: dict[str, int] = {}
     products = roofline.work.products & (inside > 0)
-    for dtype, ns in zip(roofline.work.dtypes[products].tolist(), inside[products].tolist(), strict=True):
-        if dtype:
-            lasting[dtype] = lasting.get(dtype, 0) + ns
+    dtypes = Labels(roofline.work.dtypes.codes[products], roofline.work.dtypes.texts)
+    lasting = {dtype: ns for dtype, ns in dtypes.weights(inside[products]) if dtype}
     if not lasting:
         for row in source.table("work").select(["rank", "stage", "flops", "dtype"]).to_pylist():
             if row["rank"] in (rank, None) and row["stage"] == "decode" and row["dtype"]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moescope.profiler.decode.annotations import Told, decode_step_in
 from moescope.profiler.intervals import Intervals, Times, union
+from moescope.profiler.labels import Labels
 from moescope.profiler.overlap import DeviceKernels
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _DECODING: Final = re.compile(
 )
 """Kernels that are made for decoding, or for exchanges of its size."""
 
-_TRAINING: Final = re.compile(r"backward|(?:^|[^a-z])bwd|_bwd|dgrad|wgrad|adam|multi_tensor_apply", re.IGNORECASE)
+_TRAINING: Final = re.compile(r"backward|(?:^|[^a-z])bwd|_bwd|dgrad|wgrad|adam|adagrad|sgd_|optimizer", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,11 @@ class DecodeSteps:
 
 
 def decode_steps(
-    kernels: DeviceKernels, names: NDArray[np.object_], correlations: Times, steps: pa.Table, phases: pa.Table
+    kernels: DeviceKernels, names: Labels, correlations: Times, steps: pa.Table, phases: pa.Table
 ) -> DecodeSteps | str:
     """Decode steps of a device, or why there are none.
 
-    names: [kernels] kernel names; correlations: [kernels] launch ids, -1 where there is none; steps, phases: tables
+    names: of the kernels; correlations: [kernels] launch ids, -1 where there is none; steps, phases: tables
     """
     found = _told_steps(kernels, steps, phases)
     if found is not None:
@@ -68,14 +69,13 @@ def decode_steps(
         return found
     if kernels.device.startswith("cpu"):
         return "neither steps nor annotations tell of decoding"
-    known, codes = np.unique(names, return_inverse=True)
-    training = np.array([bool(_TRAINING.search(name)) for name in known.tolist()], np.bool_)[codes]
-    if (training & (kernels.kinds == "compute")).any() or (kernels.operators == "optimizer").any():
+    training = names.mapped([bool(_TRAINING.search(name)) for name in names.texts], np.bool_)
+    if (training & (kernels.kinds == "compute")).any():
         return "neither steps nor annotations tell of decoding, and kernels of training run"
-    decoding = np.array([bool(_DECODING.search(name)) for name in known.tolist()], np.bool_)[codes]
+    decoding = names.mapped([bool(_DECODING.search(name)) for name in names.texts], np.bool_)
     return (
-        _replayed(kernels, codes, correlations, decoding)
-        or _repeated(kernels, codes, decoding)
+        _replayed(kernels, names.codes, correlations, decoding)
+        or _repeated(kernels, names.codes, decoding)
         or "neither steps nor annotations tell of decoding, and no short sequence of kernels repeats"
     )
 
@@ -88,7 +88,7 @@ def _told_steps(kernels: DeviceKernels, steps: pa.Table, phases: pa.Table) -> De
     rows = sorted(
         (row["start_ns"], row["start_ns"] + row["dur_ns"])
         for row in steps.select(["rank", "stage", "start_ns", "dur_ns"]).to_pylist()
-        if row["rank"] in (kernels.rank, None) and row["stage"] == "decode" and row["dur_ns"]
+        if row["rank"] in (kernels.rank, None) and row["stage"] == "decode" and (row["dur_ns"] or 0) > 0
     )
     if not rows:
         return None
@@ -240,9 +240,8 @@ def _repeated(kernels: DeviceKernels, codes: NDArray[np.int64], decoding: NDArra
     if not decoding.any():
         return None
     best: NDArray[np.int64] | None = None
-    for code in np.unique(codes).tolist():
-        places = np.flatnonzero(codes == code)
-        if len(places) <= _FEWEST_CYCLES or (best is not None and len(places) <= len(best)):
+    for _, places in _rows_by(codes, _FEWEST_CYCLES + 1):
+        if best is not None and len(places) <= len(best):
             continue
         apart = np.diff(places)
         if apart[0] >= GRAPH_KERNELS and bool((apart == apart[0]).all()):

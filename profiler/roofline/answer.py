@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moescope.profiler.intervals import Times
+from moescope.profiler.labels import Labels
 from moescope.profiler.overlap import DeviceKernels, Sweep, counted_ns
 from moescope.profiler.roofline.bounds import BOUNDS, Bounds, kernel_bounds
 from moescope.profiler.roofline.classes import ClassRoof, class_roofs
@@ -32,21 +33,20 @@ class DeviceRoofline:
 
 
 def device_roofline(
-    kernels: DeviceKernels, swept: Sweep, table: pa.Table, hardware: Hardware, tokens: Floats | None = None
+    kernels: DeviceKernels,
+    swept: Sweep,
+    table: pa.Table,
+    hardware: Hardware,
+    names: Labels,
+    tokens: Floats | None = None,
 ) -> DeviceRoofline:
     """Work and bounds of one device's kernels.
 
-    table: that which `kernels.rows` counts in; tokens: [kernels] the most tokens that a kernel can work on, NaN where
-    that is not known; what its name tells of a tile is less and goes before it
+    table: that which `kernels.rows` counts in; names: of the kernels; tokens: [kernels] the most tokens that a kernel
+    can work on, NaN where that is not known; what its name tells of a tile goes before it where it is less
     """
-    import pyarrow as pa
-
     work = kernel_work(kernels, table)
-    encoded = table.column("name").take(pa.array(kernels.rows)).combine_chunks().dictionary_encode("encode")
-    texts = [text or "" for text in encoded.dictionary.to_pylist()]
-    codes = encoded.indices.to_numpy()
-    names = np.array(texts or [""], object)[codes]
-    tiles = np.array([tokens_of_tile(text) or np.nan for text in texts] or [np.nan], np.float64)[codes]
+    tiles = names.mapped([tokens_of_tile(name) or np.nan for name in names.texts], np.float64)
     most = np.fmin(tiles, tokens) if tokens is not None else tiles
     total = hardware.units or 0
     _, spread = units_by_launch(table, kernels.rows, total, hardware.unit_limits)

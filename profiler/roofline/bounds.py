@@ -11,12 +11,13 @@ are `inferred`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moescope.profiler.intervals import Times
+from moescope.profiler.labels import Labels, labels_of
 from moescope.profiler.overlap import DeviceKernels
 from moescope.profiler.roofline.hardware import Hardware
 from moescope.profiler.roofline.operands import ITEM_BYTES
@@ -54,107 +55,103 @@ class Bounds:
     bound was told by; roof_ns: least time on this device, NaN where not known
     """
 
-    names: NDArray[np.object_]
-    evidence: NDArray[np.object_]
-    reasons: NDArray[np.object_]
+    names: Labels
+    evidence: Labels
+    reasons: Labels
     roof_ns: Floats
+
+    def put(self, rows: NDArray[np.bool_], bound: str, evidence: str, reason: str) -> None:
+        """Say what bounds these kernels."""
+        self.names.put(rows, bound)
+        self.evidence.put(rows, evidence)
+        self.reasons.put(rows, reason)
 
 
 def kernel_bounds(
-    kernels: DeviceKernels,
-    names: NDArray[np.object_],
-    work: KernelWork,
-    hardware: Hardware,
-    units: Times,
-    tokens: Floats,
+    kernels: DeviceKernels, names: Labels, work: KernelWork, hardware: Hardware, units: Times, tokens: Floats
 ) -> Bounds:
     """Bound of every kernel.
 
-    names: [kernels] kernel names; units: [kernels] units that each holds at most, 0 where not known; tokens: [kernels]
-    the most tokens that share a weight in it, NaN where not known
+    names: of the kernels; units: [kernels] units that each holds at most, 0 where not known; tokens: [kernels] the most
+    tokens that share a weight in it, NaN where not known
     """
-    count = len(kernels.starts)
+    kinds = labels_of(kernels.kinds)
+    none = np.zeros(len(kernels.starts), np.int64)
     found = Bounds(
-        np.full(count, "", object),
-        np.full(count, "inferred", object),
-        np.full(count, "", object),
-        np.full(count, np.nan),
+        Labels(none, ["", *BOUNDS]),
+        Labels(none.copy(), ["inferred", "derived"]),
+        work.reasons.copy(),
+        np.full(len(none), np.nan),
     )
     took = np.maximum(kernels.ends - kernels.starts, 1).astype(np.float64)
-    compute = kernels.kinds == "compute"
+    compute = kinds.are("compute")
     at_peak, at_bandwidth = _roof_parts(work, hardware)
-    known = compute & ~np.isnan(at_peak) & ~np.isnan(at_bandwidth)
+    known = (compute | kinds.are("memory")) & ~np.isnan(at_peak) & ~np.isnan(at_bandwidth)
     found.roof_ns[known] = np.maximum(at_peak, at_bandwidth)[known]
     short, few = took <= SHORT_NS, (units > 0) & (units < FEW_UNITS * (hardware.units or 0))
-    _communication(kernels, names, found)
-    near = np.where(at_peak >= at_bandwidth, "tensor", "memory")
-    reached = np.divide(found.roof_ns, took, out=np.full(count, np.nan), where=known)
+    _communication(kinds, names, found)
+    reached = np.divide(found.roof_ns, took, out=np.full(len(took), np.nan), where=known)
     starved = known & ~(reached >= NEAR_ROOF) & (short | few | (found.roof_ns < START_NS))
-    _put(found, starved, "latency", "derived", "it has too little to do, or holds too few units, to reach a roof")
-    parts = (("tensor", "operations / peak is the longer part"), ("memory", "bytes / bandwidth is the longer part"))
-    for part, why in parts:
-        _put(found, known & ~starved & (near == part), part, "derived", why)
-    _without_work(kernels, work, hardware, found, took, short, few, tokens, compute & ~known)
+    found.put(starved, "latency", "derived", "it has too little to do, or holds too few units, to reach a roof")
+    by_peak = at_peak >= at_bandwidth
+    found.put(known & ~starved & by_peak, "tensor", "derived", "operations / peak is the longer part")
+    found.put(known & ~starved & ~by_peak, "memory", "derived", "bytes / bandwidth is the longer part")
+    if hardware.kind != "core":
+        _without_work(kernels, work, hardware, found, took, short, few, tokens, compute & ~known)
+    else:
+        # Launch shapes and classes tell nothing there: an operator's time holds its dispatch and its threads' waits.
+        _missing(compute & ~known, work, hardware, found)
     return found
 
 
 def _roof_parts(work: KernelWork, hardware: Hardware) -> tuple[Floats, Floats]:
     """Time of the operations at peak and of the bytes at full bandwidth: [kernels] ns, NaN where not known."""
-    at_peak = np.full(len(work.flops), np.nan)
-    for dtype in set(work.dtypes.tolist()):
-        peak = hardware.peak(dtype)
-        if peak is not None:
-            own = work.dtypes == dtype
-            at_peak[own] = work.flops[own] / peak.value * 1e9
+    peaks = [hardware.peak(dtype) for dtype in work.dtypes.texts]
+    rates = work.dtypes.mapped([np.nan if peak is None else peak.value for peak in peaks], np.float64)
+    at_peak = work.flops / rates * 1e9
     at_peak[work.flops == 0] = 0.0
     bandwidth = hardware.bytes_per_s
     return at_peak, work.bytes / bandwidth * 1e9 if bandwidth else np.full(len(work.bytes), np.nan)
 
 
-def _put(found: Bounds, rows: NDArray[np.bool_], bound: str, evidence: str, reason: str) -> None:
-    found.names[rows], found.evidence[rows], found.reasons[rows] = bound, evidence, reason
-
-
-def _communication(kernels: DeviceKernels, names: NDArray[np.object_], found: Bounds) -> None:
-    _put(found, kernels.kinds == "comm", "link", "inferred", "it moves data between ranks, or waits for theirs")
-    found.reasons[kernels.kinds == "fused"] = "it computes and communicates at once"
-    found.reasons[kernels.kinds == "unknown"] = "no rule knows the kernel"
-    copies = kernels.kinds == "memory"
+def _communication(kinds: Labels, names: Labels, found: Bounds) -> None:
+    found.put(kinds.are("comm"), "link", "inferred", "it moves data between ranks, or waits for theirs")
+    found.reasons.put(kinds.are("fused"), "it computes and communicates at once")
+    found.reasons.put(kinds.are("unknown"), "no rule knows the kernel")
+    copies = kinds.are("memory")
     if copies.any():
-        crossing = np.array([any(word in name.lower() for word in _HOST_COPY) for name in names.tolist()], np.bool_)
-        _put(found, copies & crossing, "link", "inferred", "it copies between host and device")
-        _put(found, copies & ~crossing, "memory", "inferred", "it copies or fills memory of the device")
+        crossing = names.mapped([any(word in name.lower() for word in _HOST_COPY) for name in names.texts], np.bool_)
+        found.put(copies & crossing, "link", "inferred", "it copies between host and device")
+        found.put(copies & ~crossing, "memory", "inferred", "it copies or fills memory of the device")
 
 
 def _without_work(
-    kernels: DeviceKernels, work: KernelWork, hardware: Hardware, found: Bounds, took: Floats, short: Any, few: Any,
-    tokens: Floats, rows: NDArray[np.bool_],
+    kernels: DeviceKernels, work: KernelWork, hardware: Hardware, found: Bounds, took: Floats, short: NDArray[np.bool_],
+    few: NDArray[np.bool_], tokens: Floats, rows: NDArray[np.bool_],
 ) -> None:  # fmt: skip
     """Bounds of compute kernels whose operations or bytes are not known; the surest sign decides."""
     bandwidth = hardware.bytes_per_s
+    operators = labels_of(kernels.operators)
     open_rows = rows.copy()
 
     def put(pick: NDArray[np.bool_], bound: str, reason: str) -> None:
-        _put(found, open_rows & pick, bound, "inferred", reason)
+        found.put(open_rows & pick, bound, "inferred", reason)
         open_rows[pick] = False
 
-    if hardware.kind == "core":
-        # Launch shapes and classes tell nothing there: an operator's time holds its dispatch and its threads' waits.
-        reasons = np.where(work.reasons == "", _missing_peak(hardware), work.reasons)
-        found.reasons[open_rows] = reasons[open_rows]
-        return
     if bandwidth:
         least = work.least_bytes / bandwidth * 1e9
         put(least >= NEAR_ROOF * took, "memory", "reading the weight that its name tells takes half of its time")
     put(short, "latency", f"it takes no more than {SHORT_NS // 1000} µs")
     put(few, "latency", "its launch holds fewer than half of the units")
-    put(np.isin(kernels.operators, list(STREAMING)), "memory", "its class does a few operations with every byte")
-    put(~work.products & np.isin(kernels.operators, ["gemm", "conv"]), "memory", "it copies, or sums up parts")
+    put(operators.are(*STREAMING), "memory", "its class does a few operations with every byte")
+    put(~work.products & operators.are("gemm", "conv"), "memory", "it copies, or sums up parts")
     put(_under_ridge(work, hardware, tokens), "memory", "too few tokens share what it reads of weights or cache")
-    reasons = work.reasons.copy()
-    reasons[work.flops > 0] = _missing_peak(hardware)
-    reasons[reasons == ""] = _missing_peak(hardware)
-    found.reasons[open_rows] = reasons[open_rows]
+    _missing(open_rows, work, hardware, found)
+
+
+def _missing(rows: NDArray[np.bool_], work: KernelWork, hardware: Hardware, found: Bounds) -> None:
+    """Why no bound is known: what is missing of the work, as it stands there already, else the peak."""
+    found.reasons.put(rows & ((work.flops > 0) | work.reasons.are("")), _missing_peak(hardware))
 
 
 def _missing_peak(hardware: Hardware) -> str:
@@ -163,12 +160,9 @@ def _missing_peak(hardware: Hardware) -> str:
 
 def _under_ridge(work: KernelWork, hardware: Hardware, tokens: Floats) -> NDArray[np.bool_]:
     """Whether so few tokens share a weight that reading it takes longer than multiplying it: [kernels]."""
-    under = np.zeros(len(tokens), np.bool_)
-    for dtype in {kind for kind in work.dtypes.tolist() if kind in ITEM_BYTES}:
-        ridge = ridge_tokens(hardware, dtype)
-        if ridge is not None:
-            under |= (work.dtypes == dtype) & (tokens < ridge)
-    return under
+    ridges = [ridge_tokens(hardware, dtype) for dtype in work.dtypes.texts]
+    known = work.dtypes.mapped([np.nan if ridge is None else ridge for ridge in ridges], np.float64)
+    return np.asarray(tokens < known)
 
 
 def ridge_tokens(hardware: Hardware, dtype: str, weight_bytes: float | None = None) -> float | None:

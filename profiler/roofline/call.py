@@ -46,6 +46,13 @@ def item_bytes(dtype: str | None) -> float | None:
     return None if dtype is None else ITEM_BYTES.get(dtype)
 
 
+def streams(op: str) -> bool:
+    """Whether there is a rule for the operator, and it multiplies no matrices."""
+    from moescope.profiler.roofline.streams import STREAMS
+
+    return op in STREAMS
+
+
 @lru_cache(maxsize=65536)
 def work_of_call(op: str, shapes: str | None, dtype: str | None, causal: bool | None = None) -> Work:
     """Work of a call.
@@ -78,8 +85,9 @@ def _formulas() -> Mapping[str, Formula]:
     from moescope.profiler.roofline.attention import ATTENTION
     from moescope.profiler.roofline.convolution import CONVOLUTIONS
     from moescope.profiler.roofline.products import PRODUCTS
+    from moescope.profiler.roofline.streams import STREAMS
 
-    return {**PRODUCTS, **CONVOLUTIONS, **ATTENTION}
+    return {**PRODUCTS, **CONVOLUTIONS, **ATTENTION, **STREAMS}
 
 
 NARROW: Final = frozenset({"fp8", "fp8_e4m3", "fp8_e5m2", "fp4", "i8", "u8"})

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moescope.profiler.intervals import Times
+from moescope.profiler.labels import Labels, distinct_rows
 from moescope.profiler.overlap import DeviceKernels
-from moescope.profiler.roofline.bounds import BOUNDS, Bounds
+from moescope.profiler.roofline.bounds import Bounds
 from moescope.profiler.roofline.work import KernelWork
 
 MOST: Final = 0.5
@@ -49,37 +50,42 @@ class ClassRoof:
 
 def class_roofs(kernels: DeviceKernels, inside: Times, work: KernelWork, bounds: Bounds) -> list[ClassRoof]:
     """Classes by their time, the longest first. inside: [kernels] ns of each in the counted time"""
-    took = np.maximum(kernels.ends - kernels.starts, 1)
-    part = inside / took
-    labels = kernels.kinds + "\t" + kernels.operators
+    import pyarrow as pa
+
+    part = inside / np.maximum(kernels.ends - kernels.starts, 1)
     counted = (inside > 0) | (kernels.ends == kernels.starts)
+    table = pa.table(
+        {"kind": pa.array(kernels.kinds, pa.string()), "operator": pa.array(kernels.operators, pa.string())}
+    )
+    codes, first = distinct_rows(table)
+    order = np.argsort(codes, kind="stable")
+    borders = np.append(np.flatnonzero(np.diff(codes[order], prepend=-1)), len(order))
     found = []
-    for label in dict.fromkeys(labels[counted].tolist()):
-        kind, operator = label.split("\t")
-        found.append(_class(operator, kind, np.flatnonzero((labels == label) & counted), inside, part, work, bounds))
+    for at, row in enumerate(first.tolist()):
+        rows = order[borders[at] : borders[at + 1]]
+        rows = rows[counted[rows]]
+        if len(rows):
+            kind, operator = str(kernels.kinds[row]), str(kernels.operators[row])
+            found.append(_class(operator, kind, rows, inside, part, work, bounds))
     return sorted(found, key=lambda one: -one.total_ns)
 
 
 def _class(
     operator: str,
     kind: str,
-    rows: NDArray[Any],
+    rows: NDArray[np.int64],
     inside: Times,
     part: NDArray[np.float64],
     work: KernelWork,
     bounds: Bounds,
 ) -> ClassRoof:
-    held, names = inside[rows], bounds.names[rows]
+    held, names = inside[rows], Labels(bounds.names.codes[rows], bounds.names.texts)
     total = int(held.sum())
-    by_bound = {bound: int(held[names == bound].sum()) for bound in (*BOUNDS, "")}
-    by_bound = {bound: ns for bound, ns in by_bound.items() if ns}
+    by_bound = {bound: round(ns) for bound, ns in names.weights(held) if ns}
     bound, evidence, reason = _bound(by_bound, total, held, rows, bounds)
     known = rows[~np.isnan(bounds.roof_ns[rows])]
-    told = rows[~np.isnan(work.flops[rows]) & (work.flops[rows] > 0)]
-    flops_by_dtype: dict[str, float] = {}
-    for dtype in dict.fromkeys(work.dtypes[told].tolist()):
-        own = told[work.dtypes[told] == dtype]
-        flops_by_dtype[dtype] = float((work.flops[own] * part[own]).sum())
+    told = rows[work.flops[rows] > 0]
+    by_dtype = Labels(work.dtypes.codes[told], work.dtypes.texts).weights(work.flops[told] * part[told])
     return ClassRoof(
         operator=operator,
         kind=kind,
@@ -93,33 +99,32 @@ def _class(
         flops=float((work.flops[known] * part[known]).sum()),
         bytes=float((work.bytes[known] * part[known]).sum()),
         roof_ns=float((bounds.roof_ns[known] * part[known]).sum()),
-        flops_by_dtype=flops_by_dtype,
+        flops_by_dtype=dict(by_dtype),
         flops_known_ns=int(inside[told].sum()),
     )
 
 
 def _bound(
-    by_bound: dict[str, int], total: int, held: Times, rows: NDArray[Any], bounds: Bounds
+    by_bound: dict[str, int], total: int, held: Times, rows: NDArray[np.int64], bounds: Bounds
 ) -> tuple[str | None, str, str]:
     """The bound of most of the time, its weakest evidence, and how it was told; None with the reason why not."""
     most = max((bound for bound in by_bound if bound), key=lambda bound: by_bound[bound], default=None)
-    names, reasons = bounds.names[rows], bounds.reasons[rows]
+    codes = bounds.names.codes[rows]
     if most is not None and by_bound[most] > MOST * total:
-        own = names == most
-        evidence = "inferred" if (bounds.evidence[rows][own] == "inferred").any() else "derived"
-        return most, evidence, _longest(reasons[own], held[own])
+        own = codes == bounds.names.code(most)
+        inferred = (bounds.evidence.codes[rows[own]] == bounds.evidence.code("inferred")).any()
+        return most, "inferred" if inferred else "derived", _longest(bounds, rows[own], held[own])
     unknown = by_bound.get("", 0)
     if unknown * 2 >= total and unknown:
-        return None, "inferred", _longest(reasons[names == ""], held[names == ""])
+        own = codes == bounds.names.code("")
+        return None, "inferred", _longest(bounds, rows[own], held[own])
     if not total:
         return None, "inferred", "its kernels take no time"
     parts = ", ".join(f"{bound or 'unknown'} {ns / total:.0%}" for bound, ns in sorted(by_bound.items()))
     return None, "inferred", f"nothing bounds more than half of its time: {parts}"
 
 
-def _longest(reasons: NDArray[Any], held: Times) -> str:
+def _longest(bounds: Bounds, rows: NDArray[np.int64], held: Times) -> str:
     """The reason that holds for most of the time."""
-    lasting: dict[str, int] = {}
-    for reason, ns in zip(reasons.tolist(), held.tolist(), strict=True):
-        lasting[reason] = lasting.get(reason, 0) + ns
-    return max(lasting, key=lambda reason: lasting[reason], default="")
+    reasons = Labels(bounds.reasons.codes[rows], bounds.reasons.texts).weights(held)
+    return max(reasons, key=lambda pair: pair[1], default=("", 0.0))[0]

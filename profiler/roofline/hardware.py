@@ -20,6 +20,9 @@ _SLICE: Final = re.compile(r"\bMIG\b", re.IGNORECASE)
 _FALLBACKS: Final = {"fp8_e4m3": ("fp8",), "fp8_e5m2": ("fp8",), "u8": ("i8",)}
 """Types that a peak of another name is for."""
 
+_MOST_UNITS: Final = 1 << 16
+"""A device with more execution units is a damaged file."""
+
 _EMULATED: Final = ("bf16", "f32")
 """What stands in, in this order, for a type that a CPU computes by way of another."""
 
@@ -113,7 +116,7 @@ def hardware_of(meta: Mapping[str, Any], rank: int, device: str, ranks: int = 1)
     if device.startswith("cpu"):
         return _this_cpu(meta, ranks)
     properties = _properties(meta, rank, device)
-    told = _count(properties.get("numSms", _hardware(meta).get("sms")))
+    told = _count(properties.get("numSms", _hardware(meta).get("sms")), _MOST_UNITS)
     name = _name(meta, properties, device)
     known = hardware_named(name, told)
     if known is None:
@@ -160,8 +163,8 @@ def _name(meta: Mapping[str, Any], properties: Mapping[str, Any], device: str) -
     return str(hardware.get("gpu", ""))
 
 
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+def _count(value: object, most: int = 2**62) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most else None
 
 
 def _limits_told(properties: Mapping[str, Any], known: UnitLimits | None) -> UnitLimits | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moescope.profiler.intervals import covered_within
+from moescope.profiler.labels import Labels
 from moescope.profiler.overlap import DeviceKernels, Sweep
 from moescope.profiler.roofline.answer import DeviceRoofline, products_done
 from moescope.profiler.roofline.hardware import Hardware
@@ -83,11 +84,9 @@ def _unknown(flops_per_s: float | None, reason: str, share: float | None) -> dic
 
 def _why(roofline: DeviceRoofline) -> str:
     """Why no operations are known: the reason that holds for most of the products' time."""
-    lasting: dict[str, int] = {}
-    products = roofline.work.products
-    for reason, ns in zip(roofline.work.reasons[products].tolist(), roofline.inside[products].tolist(), strict=True):
-        lasting[reason] = lasting.get(reason, 0) + ns
-    return max(lasting, key=lambda reason: lasting[reason])
+    work = roofline.work
+    reasons = Labels(work.reasons.codes[work.products], work.reasons.texts).weights(roofline.inside[work.products])
+    return max(reasons, key=lambda pair: pair[1])[0]
 
 
 def _no_peak(hardware: Hardware, dtype: str) -> str:

@@ -14,6 +14,9 @@ from typing import Final
 Shape = tuple[int, ...]
 
 _MOST_SLOTS: Final = 64
+_MOST_AXES: Final = 8
+"""Tensors have few axes; sizes beyond it are no tensor's, and their product no number of elements."""
+
 _LONGEST_VALUE: Final = 32
 _NAMES: Final = {
     "f64": "double float64 fp64 f64",
@@ -132,6 +135,8 @@ def parse_operands(text: str) -> Operands | None:
 
 def _shape(text: str) -> Shape | None:
     parts = [part.strip() for part in text.split(",")]
+    if len(parts) > _MOST_AXES:
+        return None
     return tuple(int(part) for part in parts) if all(_is_count(part) for part in parts) else None
 
 
@@ -142,7 +147,7 @@ def _is_count(text: str) -> bool:
 def _is_shape(entry: object) -> bool:
     return (
         isinstance(entry, (list, tuple))
-        and bool(entry)
+        and 0 < len(entry) <= _MOST_AXES
         and all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**60 for size in entry)
     )
 

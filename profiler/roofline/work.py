@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.profiler.labels import Labels, distinct_rows, labels_of
 from moescope.profiler.overlap import DeviceKernels
-from moescope.profiler.roofline.call import Work, knows, unknown, work_of_call
+from moescope.profiler.roofline.call import Work, knows, streams, unknown, work_of_call
 from moescope.profiler.roofline.names import causal_in, dtype_in, weight_in
 from moescope.profiler.roofline.operands import ITEM_BYTES, dtype_named
 from moescope.profiler.roofline.products import RESULT_FIRST
@@ -31,6 +32,8 @@ _HELPER: Final = re.compile(
 )
 """Kernels of a product's call that only prepare it or sum up its parts."""
 
+_NO_OPERATOR: Final = "neither its operator nor its shapes are told: launched by a CUDA graph, or not from PyTorch"
+
 _COLUMNS: Final = ("name", "shapes", "dtype", "op")
 
 
@@ -38,16 +41,15 @@ _COLUMNS: Final = ("name", "shapes", "dtype", "op")
 class KernelWork:
     """[kernels] each, in the order of `DeviceKernels`; NaN and "" where not known.
 
-    flops, bytes: work of the kernel; least_bytes: what it must read in any case; dtypes: of its products; evidence:
-    `derived` or `inferred`; reasons: why operations or bytes are not known; products: whether it multiplies matrices
+    flops, bytes: work of the kernel; least_bytes: what it must read in any case; dtypes: of its products; reasons: why
+    operations or bytes are not known; products: whether it multiplies matrices
     """
 
     flops: Floats
     bytes: Floats
     least_bytes: Floats
-    dtypes: NDArray[np.object_]
-    evidence: NDArray[np.object_]
-    reasons: NDArray[np.object_]
+    dtypes: Labels
+    reasons: Labels
     products: NDArray[np.bool_]
 
 
@@ -59,37 +61,32 @@ def kernel_work(kernels: DeviceKernels, table: pa.Table) -> KernelWork:
     import pyarrow as pa
 
     rows = table.select([*_COLUMNS, "op_call", "flops", "bytes"]).take(pa.array(kernels.rows))
-    codes, distinct = _distinct(rows, kernels.operators)
+    named = rows.select(_COLUMNS).append_column("operator", pa.array(kernels.operators, pa.string()))
+    codes, first = distinct_rows(named)
+    distinct = [tuple(row.values()) for row in named.take(pa.array(first)).to_pylist()]
     works = [_work(*one) for one in distinct]
     found = KernelWork(
         flops=_gathered(codes, [work.flops for work in works]),
         bytes=_gathered(codes, [work.bytes for work in works]),
         least_bytes=_gathered(codes, [work.least_bytes for work in works]),
-        dtypes=np.array([work.dtype or "" for work in works] or [""], object)[codes],
-        evidence=np.array([work.evidence for work in works] or [""], object)[codes],
-        reasons=np.array([work.reason for work in works] or [""], object)[codes],
-        products=np.array([operator in PRODUCTS for *_, operator in distinct] or [False], np.bool_)[codes],
+        dtypes=_labelled(codes, [work.dtype or "" for work in works]),
+        reasons=_labelled(codes, [work.reason for work in works]),
+        products=_flags(codes, [operator in PRODUCTS for *_, operator in distinct]),
     )
-    helpers = np.array([bool(_HELPER.search(name or "")) for name, *_ in distinct] or [False], np.bool_)[codes]
+    helpers = _flags(codes, [bool(_HELPER.search(name or "")) for name, *_ in distinct])
     _share_calls(kernels, rows, found, helpers)
     _as_told(rows, kernels, found)
     return found
 
 
-def _distinct(
-    rows: pa.Table, operators: NDArray[Any]
-) -> tuple[NDArray[np.int64], list[tuple[str | None, str | None, str | None, str | None, str]]]:
-    """Number of each row's name, operands and class, and what they are: few of many kernels differ."""
-    import pyarrow as pa
+def _labelled(codes: NDArray[np.int64], texts: list[str]) -> Labels:
+    """Labels of rows from those of their numbers."""
+    known = labels_of(texts)
+    return Labels(known.codes[codes] if len(codes) else codes, known.texts)
 
-    named = rows.select(_COLUMNS).append_column("operator", pa.array(operators.tolist(), pa.string()))
-    codes = np.zeros(rows.num_rows, np.int64)
-    for name in named.column_names:
-        encoded = named.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
-        codes = codes * max(len(encoded.dictionary), 1) + encoded.indices.to_numpy()
-        codes = np.unique(codes, return_inverse=True)[1].reshape(-1)
-    _, first = np.unique(codes, return_index=True)
-    return codes, [tuple(row.values()) for row in named.take(pa.array(first)).to_pylist()]
+
+def _flags(codes: NDArray[np.int64], values: list[bool]) -> NDArray[np.bool_]:
+    return np.array(values or [False], np.bool_)[codes]
 
 
 def _gathered(codes: NDArray[np.int64], values: Sequence[float | None]) -> Floats:
@@ -100,7 +97,9 @@ def _work(name: str | None, shapes: str | None, dtype: str | None, op: str | Non
     """Work of the whole call that launched a kernel of this name."""
     name = name or ""
     if operator not in PRODUCTS:
-        return unknown("operations and bytes are counted for products of matrices only")
+        if op is not None and streams(op):
+            return work_of_call(op, shapes, dtype_named(dtype))
+        return unknown("no rule tells the bytes of its operator" if op else _NO_OPERATOR)
     named = dtype_in(name)
     if op is None and "::" in name and "<" not in name and "(" not in name:
         op = name
@@ -122,14 +121,14 @@ def _work(name: str | None, shapes: str | None, dtype: str | None, op: str | Non
 
 def _why_unknown(op: str | None, shapes: str | None) -> str:
     if op is None:
-        return "neither its operator nor its shapes are told: launched by a CUDA graph, or not from PyTorch"
+        return _NO_OPERATOR
     return work_of_call(op, shapes, None).reason
 
 
 def _share_calls(kernels: DeviceKernels, rows: pa.Table, found: KernelWork, helpers: NDArray[np.bool_]) -> None:
     """Divide each call's work over the kernels that do it, in place."""
     calls = rows.column("op_call").fill_null(-1).to_numpy()
-    counted = found.products & (calls >= 0)
+    counted = (found.products | ~np.isnan(found.bytes)) & (calls >= 0)
     idle = found.products & (calls < 0) & helpers
     if counted.any():
         numbers, inverse = np.unique(calls[counted], return_inverse=True)
@@ -144,21 +143,40 @@ def _share_calls(kernels: DeviceKernels, rows: pa.Table, found: KernelWork, help
             values[at] *= share
         idle[at[share == 0]] = True
     found.flops[idle], found.bytes[idle], found.least_bytes[idle] = 0.0, np.nan, np.nan
-    found.reasons[idle] = "it prepares a product or sums up its parts: the operations are the product's"
+    found.reasons.put(idle, "it prepares a product or sums up its parts: the operations are the product's")
     found.products[idle] = False
 
 
 def _as_told(rows: pa.Table, kernels: DeviceKernels, found: KernelWork) -> None:
-    """What the source itself tells of a compute kernel goes before what is worked out, in place."""
+    """What the source itself tells goes before what is worked out, in place.
+
+    Copies inside the device read and write what they tell; what communication tells are messages.
+    """
+    import pyarrow as pa
+
     compute = kernels.kinds == "compute"
+    copies = np.flatnonzero(kernels.kinds == "memory")
+    told = rows.select(["name", "bytes"]).take(pa.array(copies)).to_pylist()
+    for at, row in zip(copies.tolist(), told, strict=True):
+        passes = _passes_of_copy(row["name"] or "")
+        if row["bytes"] is not None and passes:
+            found.flops[at], found.bytes[at] = 0.0, float(passes * row["bytes"])
     for column, values in (("flops", found.flops), ("bytes", found.bytes)):
-        told = rows.column(column)
-        known = compute & told.is_valid().to_numpy()
+        column_told = rows.column(column)
+        known = compute & column_told.is_valid().to_numpy()
         if known.any():
-            values[known] = told.fill_null(0).to_numpy()[known]
-            found.evidence[known] = "derived"
-    named = rows.column("dtype").to_pylist()
-    for at in np.flatnonzero(compute & (found.dtypes == "") & ~np.isnan(found.flops)).tolist():
-        found.dtypes[at] = dtype_named(named[at]) or named[at] or ""
-    whole = ~np.isnan(found.flops) & ~np.isnan(found.bytes)
-    found.reasons[whole] = ""
+            values[known] = column_told.fill_null(0).to_numpy()[known]
+    typeless = compute & found.dtypes.are("") & ~np.isnan(found.flops)
+    if typeless.any():
+        named = rows.column("dtype").to_pylist()
+        for at in np.flatnonzero(typeless).tolist():
+            found.dtypes.codes[at] = found.dtypes.code(dtype_named(named[at]) or named[at] or "")
+    found.reasons.put(~np.isnan(found.flops) & ~np.isnan(found.bytes), "")
+
+
+def _passes_of_copy(name: str) -> int:
+    """How often a copy's bytes pass through the device's memory; 0 where a link bounds it or the name does not tell."""
+    low = name.lower()
+    if "memset" in low:
+        return 1
+    return 2 if "dtod" in low or "devicetodevice" in low or "device -> device" in low else 0

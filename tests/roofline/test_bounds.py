@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moescope.profiler.labels import labels_of
 from moescope.profiler.overlap import kernels_by_device, sweep
 from moescope.profiler.roofline.answer import device_roofline, roofline_json
 from moescope.profiler.roofline.bounds import ridge_tokens
@@ -27,16 +28,18 @@ def row(start, dur, name="gemm", **more):
     return base | {"evidence": "measured", "phase_id": None} | shape | more
 
 
+def names_of(source, device):
+    names = source.table("kernels").column("name").to_pylist()
+    return labels_of([names[at] for at in device.rows.tolist()])
+
+
 def of(rows, meta=H100):
     source = MemorySource("trace", meta=meta).add("kernels", rows)
     (device,) = kernels_by_device(source.table("kernels"))
     swept = sweep(device)
-    return (
-        source,
-        device,
-        swept,
-        device_roofline(device, swept, source.table("kernels"), hardware_of(meta, 0, "cuda:0")),
-    )
+    hardware = hardware_of(meta, 0, "cuda:0")
+    roofline = device_roofline(device, swept, source.table("kernels"), hardware, names_of(source, device))
+    return source, device, swept, roofline
 
 
 SQUARE = {"op_call": 1, "shapes": "8192,8192;8192,8192"}
@@ -68,6 +71,13 @@ DEEP_GEMM = "void deep_gemm::fp8_gemm_kernel<4096u, 7168u, 64u, (deep_gemm::Gemm
         (row(0, 60_000, "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(int)"), "link", "inferred"),
         (row(0, 60_000, "Memcpy HtoD (Pinned -> Device)", grid=None), "link", "inferred"),
         (row(0, 60_000, "Memcpy DtoD (Device -> Device)", grid=None), "memory", "inferred"),
+        # read and written: 2 x 67 MB are 40 µs at 3.35 TB/s
+        (row(0, 60_000, "Memcpy DtoD (Device -> Device)", grid=None, bytes=67_000_000), "memory", "derived"),
+        (
+            row(0, 60_000, ADD, op="aten::add", op_call=1, shapes="8192,4096;8192,4096", dtype="bf16"),
+            "memory",
+            "derived",
+        ),
     ],
 )
 def test_a_kernel_s_bound_follows_from_its_work_shape_and_duration(kernel, bound, evidence):
@@ -116,7 +126,7 @@ def test_operations_of_dlrm_s_products_equal_those_of_the_operators_in_the_trace
     (device,) = kernels_by_device(source.table("kernels"))
     swept = sweep(device)
     hardware = hardware_of(source.meta, 0, "cuda:0")
-    roofline = device_roofline(device, swept, source.table("kernels"), hardware)
+    roofline = device_roofline(device, swept, source.table("kernels"), hardware, names_of(source, device))
     assert np.nansum(roofline.work.flops) == pytest.approx(operations)
     use = matrix_use(source, device, swept, roofline)
     assert use["flops_known_share"] == 1
@@ -138,7 +148,7 @@ def test_one_product_of_dlrm_by_hand():
     assert work.flops[at] == 8_388_608
     assert work.bytes[at] == 4 * (512 * 512 + 16 * 512 + 512 + 16 * 512)
     hardware = hardware_of(source.meta, 0, "cuda:0")
-    roofline = device_roofline(device, sweep(device), source.table("kernels"), hardware)
+    roofline = device_roofline(device, sweep(device), source.table("kernels"), hardware, names_of(source, device))
     assert roofline.bounds.names[at] == "latency"
     assert roofline.bounds.roof_ns[at] == pytest.approx(1_116_160 / 0.9e12 * 1e9)
 

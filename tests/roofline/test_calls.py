@@ -153,4 +153,34 @@ def test_an_unknown_type_has_operations_but_no_bytes():
     assert (work.flops, work.bytes) == (2 * 7 * 12 * 5, None)
     assert work.reason
     assert knows("aten::mm")
-    assert not knows("aten::relu")
+    assert not knows("aten::sort")
+
+
+@pytest.mark.parametrize(
+    ("op", "call", "shapes"),
+    [
+        ("aten::add", torch.add, [(4, 1, 6), (5, 6)]),
+        ("aten::mul_", torch.mul, [(5, 6), (6,)]),
+        ("aten::addcmul_", torch.addcmul, [(5, 6), (5, 6), (5, 6)]),
+        ("aten::silu", torch.nn.functional.silu, [(5, 6)]),
+        ("aten::_softmax", lambda x: torch.softmax(x, -1), [(5, 6)]),
+    ],
+)
+def test_operators_that_pass_over_their_operands_read_them_and_write_their_result(op, call, shapes):
+    tensors = [meta(*shape) for shape in shapes]
+    work = work_of_call(op, text(*shapes), "bf16")
+    moved = sum(tensor.numel() for tensor in tensors) + call(*tensors).numel()
+    assert (work.flops, work.bytes) == (0, 2 * moved)
+
+
+def test_lists_are_read_and_written_once_and_shapes_that_do_not_fit_are_unknown():
+    assert work_of_call("aten::cat", "[2,3|4,3];=0", "f32").bytes == 2 * 4 * (6 + 12)
+    assert work_of_call("aten::add", "4,5;4,6", "f32").bytes is None
+    assert work_of_call("aten::fill_", "4,5", "f32").bytes == 80
+
+
+def test_sizes_that_no_tensor_has_are_not_multiplied():
+    assert operand_text([[2**59] * 40, [2**59]]) == ";" + str(2**59)
+    work = work_of_call("aten::bmm", ";".join([",".join([str(2**59)] * 3)] * 2), "f64")
+    assert work.flops == 2.0 * float(2**59) ** 4
+    assert work_of_call("aten::mm", ";".join([",".join(["9"] * 30)] * 2), "f64").flops is None
