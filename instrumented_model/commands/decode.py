@@ -14,6 +14,7 @@ from moescope.instrumented_model.inference.roofline import Peaks, report, ridge_
 from moescope.instrumented_model.inference.steps import CACHES, CacheKind, InferenceStep, decode
 from moescope.instrumented_model.layers.cache import PagedCache
 from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.training import data
 
 
@@ -41,22 +42,22 @@ def add_serving_arguments(group: argparse._ArgumentGroup) -> None:
 def run(run: Run) -> None:
     """Decode with a new model."""
     model = run.new_model()
+    exchange = redundant.planned_exchange(run, model)
     if run.arguments.requests is None:
-        stage(run, model)
+        stage(run, model, exchange)
     else:
-        _serve(run, model)
+        _serve(run, model, exchange)
+    redundant.close(run, exchange)
 
 
-def stage(run: Run, model: Model) -> None:
-    """Decode with `model`."""
+def stage(run: Run, model: Model, exchange: Exchange) -> None:
+    """Decode with `model` over `exchange`."""
     a, log = run.arguments, StepLog(run)
     machine = _machine(run)
     kind: CacheKind = getattr(a, "cache", "contiguous")  # `all` has no choice of it
-    exchange = redundant.planned_exchange(run, model)
     for s in decode(model, exchange, steps=a.steps, schedule=a.schedule, seed=a.seed, cache=kind):
         log(s.step, s.dur_ns, f"{s.tokens} tokens{terms(run, machine, s)}")
     log.close()
-    redundant.close(run, exchange)
 
 
 def _machine(run: Run) -> Peaks | None:
@@ -96,13 +97,12 @@ def server_limits(a: argparse.Namespace) -> Limits:
     return Limits(a.max_sequences, a.max_tokens)
 
 
-def _serve(run: Run, model: Model) -> None:
+def _serve(run: Run, model: Model, exchange: Exchange) -> None:
     a, c, log = run.arguments, run.c, StepLog(run)
     if a.requests < 1:
         raise ConfigError(f"--requests {a.requests} must be at least 1")
     requests = drawn(a.requests, c, data.corpus(), max_new=a.max_new, spacing=2, seed=a.seed)
     cache = PagedCache(c, a.cache_blocks, device=run.device)
-    exchange = redundant.planned_exchange(run, model)
     server = Server(model, exchange, cache, requests, limits=server_limits(a), schedule=a.schedule, seed=a.seed)
     machine, served, generated = _machine(run), 0, 0
     for s in server.run():
@@ -113,5 +113,4 @@ def _serve(run: Run, model: Model) -> None:
             what = f"{s.active} active, {s.waiting} waiting  {s.prompt_tokens} prompt + {s.decode_tokens} tokens  "
             log(s.step, s.inference.dur_ns, f"{what}{cached}{roof}")
     log.close()
-    redundant.close(run, exchange)
     run.say(f"served {served} requests of this rank, {generated} tokens generated")

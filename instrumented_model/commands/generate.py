@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="DIR", required=True, help="what `train --checkpoints DIR` has saved"
     )
+    parser.add_argument(
+        "--weights",
+        choices=["trained", "averaged"],
+        default="trained",
+        help="averaged: what `train --ema DECAY` has kept on the side (default %(default)s)",
+    )
     prompts = parser.add_argument_group("prompts").add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", metavar="TEXT", help="repeatable")
     prompts.add_argument("--tokens", action="append", metavar="N,N,…", help="a prompt as tokens; repeatable")
@@ -47,7 +53,7 @@ def run(run: Run) -> None:
     sampling = Sampling(a.temperature, a.top_k, a.top_p)
     requests, limits = _requests(a, run.c), server_limits(a)
     model = run.new_model()
-    checkpoint.load_weights(a.checkpoint, model.load_state_dict, rank=run.ranks.rank, ranks=run.ranks.count)
+    checkpoint.load_weights(a.checkpoint, model, averaged=a.weights == "averaged")
     model.eval()
     server = Server(
         model,

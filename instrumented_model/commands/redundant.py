@@ -43,8 +43,10 @@ def planned_exchange(run: Run, model: Model) -> Exchange:
     redundant: int = getattr(run.arguments, "redundant_experts", 0)
     if not redundant:
         return run.exchange
-    loads = zip(model.moe_layers(), measured_load(run, model), strict=True)
-    placements = {n: placed(load, run.ranks, redundant) for n, load in loads}
+    measured, even = measured_load(run, model), torch.ones(model.c.experts, dtype=torch.int64)
+    # Layers of multi-token prediction come last; a prompt does not go through them.
+    loads = [*measured, *[even] * model.c.mtp_depth]
+    placements = {n: placed(load, run.ranks, redundant) for n, load in zip(model.moe_layers(), loads, strict=True)}
     place_experts(model, placements)
     return open_planned(model.c, run.ranks, placements, run.link, run.intra_link, run.arguments.timeout)
 

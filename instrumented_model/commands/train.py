@@ -13,6 +13,7 @@ from moescope.instrumented_model.commands.common import Run, StepLog, add_step_a
 from moescope.instrumented_model.config import ConfigError
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.training.evaluate import held_out_loss
+from moescope.instrumented_model.training.pipelined import PipelineTrainer
 from moescope.instrumented_model.training.recipe import Recipe
 from moescope.instrumented_model.training.train import StepResult, Trainer, train
 
@@ -35,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     recipe.add_argument(
         "--ema", type=float, default=_DEFAULT.ema_decay, metavar="DECAY", help="average weights on the CPU; 0: do not"
+    )
+    recipe.add_argument(
+        "--pipeline",
+        type=int,
+        default=0,
+        metavar="RANKS",
+        help="DualPipeV over all ranks, two stages on each, in place of expert parallelism; 0: do not (default)",
     )
     keep = parser.add_argument_group("checkpoints and evaluation")
     keep.add_argument("--checkpoints", type=Path, metavar="FOLDER", help="save there, at the end and")
@@ -69,11 +77,39 @@ def run(run: Run) -> None:
         accumulate=a.accumulate,
         ema_decay=a.ema,
     )
+    if a.pipeline:
+        _pipelined(run, recipe)
+        return
     trainer = Trainer(run.new_model(), run.exchange, recipe, schedule=a.schedule)
     try:
         _run(run, trainer)
     finally:
         trainer.close()
+
+
+def _pipelined(run: Run, recipe: Recipe) -> None:
+    """Raises ConfigError for what a pipeline cannot do."""
+    a, log = run.arguments, StepLog(run)
+    if run.ranks.count == 1:
+        raise ConfigError(f"--pipeline {a.pipeline} needs as many ranks, at least 2: start them with torchrun")
+    if a.pipeline != run.ranks.count:
+        count = run.ranks.count
+        raise ConfigError(f"--pipeline {a.pipeline}: all {count} ranks belong to the pipeline: give --pipeline {count}")
+    without = {
+        "--checkpoints": a.checkpoints, "--resume": a.resume, "--eval-every": a.eval_every,
+        "--nodes": a.nodes > 1, "--device cuda": run.device.type != "cpu",
+    }  # fmt: skip
+    for option, given in without.items():
+        if given:
+            raise ConfigError(f"--pipeline {a.pipeline} has no {option} yet: leave one of the two out")
+    model = Model(run.c, seed=a.seed)  # whole on every rank: experts are not dealt out
+    trainer = PipelineTrainer(model, run.ranks, run.exchange, recipe)
+    run.say(f"pipeline of {2 * a.pipeline} stages, DualPipeV; the schedule and the link named above are not in it")
+    emit.stage("train")
+    for _ in range(a.steps):
+        t = trainer.run_step()
+        log(t.step, t.dur_ns, f"loss {t.loss:.4f}" if t.loss is not None else "")
+    log.close()
 
 
 def _run(run: Run, trainer: Trainer) -> None:

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from moescope.instrumented_model.config import Config, ConfigError
+from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.training.recipe import Recipe
 
@@ -235,19 +236,30 @@ def read_state(path: Path, manifest: Manifest, rank: int) -> dict[str, Any]:
     return state
 
 
-def load_weights(path: Path, load: Callable[[dict[str, torch.Tensor]], Any], *, rank: int, ranks: int) -> Manifest:
-    """Weights for inference on any number of ranks: experts of all files are joined and dealt out anew.
+def load_weights(path: Path, model: Model, *, averaged: bool = False) -> Manifest:
+    """Give `model` the weights of a checkpoint, whatever its ranks: experts of all files are joined and dealt out anew.
 
-    path: a checkpoint or the folder of several; load: takes the state dict of a rank, such as `model.load_state_dict`
-    Raises ConfigError where a file is torn, or the ranks do not divide the experts.
+    path: a checkpoint or the folder of several; averaged: the averages that training kept, in the weights' place
+    Raises ConfigError where a file is torn, the ranks do not divide the experts, or no averages were kept.
     """
     found = find(path)
     manifest = read_manifest(found)
-    manifest.config.local_experts(ranks)
-    states = [read_state(found, manifest, r)["model"] for r in range(manifest.ranks)]
-    load(
+    manifest.config.local_experts(model.ranks)
+    states = []
+    for r in range(manifest.ranks):
+        whole = read_state(found, manifest, r)
+        state = whole["model"]
+        if averaged:
+            if whole["ema"] is None:
+                raise ConfigError(f"checkpoint {found} has no averaged weights: train with --ema, or take the others")
+            names = [name for name, _ in model.named_parameters()]
+            state = state | dict(zip(names, whole["ema"], strict=True))
+        states.append(state)
+    model.load_state_dict(
         {
-            name: torch.cat([s[name] for s in states]).chunk(ranks)[rank].clone() if ".experts." in name else value
+            name: torch.cat([s[name] for s in states]).chunk(model.ranks)[model.rank].clone()
+            if ".experts." in name
+            else value
             for name, value in states[0].items()
         }
     )

@@ -3,7 +3,8 @@
 Each rank holds two stages, the r-th from the front and the r-th from the back, so that rank 0 has embedding and head.
 The schedule is `torch.distributed.pipelining.ScheduleDualPipeV`, and weight gradients are its W actions. It takes a
 stage as one module and knows no pause inside, so here all experts of a layer are on the rank of the layer: no exchange,
-no dispatch beside computation. Pipeline and expert parallelism are not combined. The balance loss is left out.
+no dispatch beside computation. Pipeline and expert parallelism are not combined. The balance loss is left out; load is
+balanced by the bias alone, which each rank moves for its own layers, as all tokens come through them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ class Stage(nn.Module):
     """Layers `first` to `end` of the model, embedding before the first and head after the last. Parameters are shared.
 
     input: [sequences, positions] int64 tokens, or [sequences, positions, d] float32; output: that, or logits
+    load: by layer with experts, tokens each expert got since the dict was last emptied [experts] int64
     """
 
     def __init__(self, model: Model, first: int, end: int) -> None:
         super().__init__()
         c = model.c
         self.first = first
+        self.load: dict[int, torch.Tensor] = {}
         self.embedding = model.embedding if first == 0 else None
         self.layers = nn.ModuleList(model.layer(n) for n in range(first, end))
         self.norm = model.norm if end == c.layers else None
@@ -56,25 +59,30 @@ class Stage(nn.Module):
         h = h.reshape(-1, d)
         for n, layer in enumerate(self.layers, start=self.first):
             with observe.phase("layer(F)", n):
-                h = _layer(layer, h, sequences)
+                h, load = _layer(layer, h, sequences)
+            if load is not None:
+                self.load[n] = load if n not in self.load else self.load[n] + load
         if self.norm is not None and self.head is not None:
             h = self.head(self.norm(h))
         return h.reshape(sequences, positions, -1)
 
 
-def _layer(layer: nn.Module, h: torch.Tensor, sequences: int) -> torch.Tensor:
-    """A whole layer with all its experts here, in one autograd graph. h: [tokens, d]; the same shape comes back"""
+def _layer(layer: nn.Module, h: torch.Tensor, sequences: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A whole layer with all its experts here, in one autograd graph.
+
+    h: [tokens, d]; returns: the same shape, and tokens of each expert [experts] int64, None for a dense layer
+    """
     if isinstance(layer, DenseLayer):
         (out,) = layer.mlp(*layer.attended(h, sequences, None))
-        return out
+        return out, None
     assert isinstance(layer, MoELayer)
     residual, x, gates, _, chosen = layer.attend(h, sequences, None)
     pair = torch.argsort(chosen.reshape(-1), stable=True)  # token * top_k + k, by expert
     token = pair // chosen.shape[1]
-    counts = torch.bincount(chosen.reshape(-1), minlength=layer.c.experts).tolist()
-    routed, *shared = layer.mlp(x, x[token], gates.reshape(-1)[pair], tuple(counts))
+    load = torch.bincount(chosen.reshape(-1), minlength=layer.c.experts)
+    routed, *shared = layer.mlp(x, x[token], gates.reshape(-1)[pair], tuple(load.tolist()))
     h = residual + shared[0] if shared else residual
-    return h.index_add(0, token, routed)
+    return h.index_add(0, token, routed), load
 
 
 def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -113,7 +121,10 @@ class Pipeline:
 
     def __init__(self, model: Model, ranks: Ranks, micro_batches: int) -> None:
         if micro_batches < 2 * ranks.count:
-            raise ConfigError(f"{micro_batches} micro-batches do not fill {2 * ranks.count} stages: use as many")
+            stages = 2 * ranks.count
+            raise ConfigError(
+                f"{micro_batches} micro-batches do not fill {stages} stages: use at least {stages}, by --accumulate"
+            )
         cuts = stages_of(model.c.layers, ranks.count)
         self.rank = ranks.rank
         self.stages = {i: Stage(model, *cuts[i]) for i in (ranks.rank, len(cuts) - 1 - ranks.rank)}

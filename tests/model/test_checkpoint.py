@@ -180,15 +180,27 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint_and_no_half_of_a_new_o
 
 def test_weights_load_onto_other_numbers_of_ranks(start: Start, tmp_path: Path) -> None:
     trainer = start()
+    trainer.run_step()
     trainer.save(tmp_path)
     whole = trainer.model.state_dict()
-    for rank in range(2):
-        part = Model(C, rank=rank, ranks=2, seed=9)
-        manifest = checkpoint.load_weights(tmp_path, part.load_state_dict, rank=rank, ranks=2)
-        assert manifest.config == C
-        for name, value in part.state_dict().items():
-            want = whole[name].chunk(2)[rank] if ".experts." in name else whole[name]
-            assert torch.equal(value, want), name
+    assert trainer.ema is not None
+    averages = whole | dict(zip(dict(trainer.model.named_parameters()), trainer.ema.averages(), strict=True))
+    assert not torch.equal(whole["head.weight"], averages["head.weight"])
+    for averaged, wanted in ((False, whole), (True, averages)):
+        for rank in range(2):
+            part = Model(C, rank=rank, ranks=2, seed=9)
+            manifest = checkpoint.load_weights(tmp_path, part, averaged=averaged)
+            assert manifest.config == C
+            for name, value in part.state_dict().items():
+                want = wanted[name].chunk(2)[rank] if ".experts." in name else wanted[name]
+                assert torch.equal(value, want), name
+
+
+def test_averaged_weights_that_were_not_kept_are_refused_in_one_line(start: Start, tmp_path: Path) -> None:
+    start(recipe=replace(RECIPE, ema_decay=0.0)).save(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        checkpoint.load_weights(tmp_path, Model(C), averaged=True)
+    _one_line(error, "has no averaged weights", "--ema")
 
 
 def test_accumulation_gives_the_gradients_of_a_bigger_batch(start: Start) -> None:

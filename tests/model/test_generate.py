@@ -26,15 +26,21 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint after a few steps on one rank."""
     folder = tmp_path_factory.mktemp("saved")
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    assert main(["train", "--steps", "8", "--warm-up", "1", "--checkpoints", str(folder), *settings]) == 0
+    recipe = ["--steps", "8", "--warm-up", "1", "--ema", "0.5"]
+    assert main(["train", *recipe, "--checkpoints", str(folder), *settings]) == 0
     return folder
 
 
-def without_cache(folder: Path, prompt: bytes) -> bytes:
+def without_cache(folder: Path, prompt: bytes, averaged: bool = False) -> bytes:
     """Greedy, the whole text through the model again for each token."""
     manifest = checkpoint.read_manifest(checkpoint.find(folder))
     model = Model(manifest.config)
-    checkpoint.load_weights(folder, model.load_state_dict, rank=0, ranks=1)
+    state = torch.load(checkpoint.find(folder) / checkpoint.rank_file(0))
+    model.load_state_dict(state["model"])
+    if averaged:
+        with torch.no_grad():
+            for parameter, average in zip(model.parameters(), state["ema"], strict=True):
+                parameter.copy_(average)
     exchange = open_exchange(manifest.config, Ranks(0, 1), NO_LINK)
     text = list(prompt)
     try:
@@ -59,6 +65,16 @@ def test_generated_text_is_that_of_the_model_without_a_cache(saved: Path, capsys
     (code, out, err), (other_code, other_out, other_err) = run_ranks([*command, "--link", "none", *arguments])
     assert (code, other_code, other_out) == (0, 0, ""), err + other_err
     assert out.partition("\n")[2] == wanted
+
+
+def test_the_averaged_weights_can_be_asked_for(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "class "
+    for weights in ("trained", "averaged"):
+        capsys.readouterr()
+        options = ["--max-new", str(NEW), "--weights", weights, "--prompt", prompt]
+        assert main(["generate", "--checkpoint", str(saved), *options]) == 0
+        wanted = without_cache(saved, prompt.encode(), averaged=weights == "averaged").decode("utf-8", "replace")
+        assert capsys.readouterr().out.partition("\n")[2] == wanted + "\n"
 
 
 def test_sampled_text_is_that_of_the_seed(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,10 @@ from moescope.instrumented_model.parallel.link import NO_LINK  # noqa: E402
 from moescope.instrumented_model.parallel.open import open_exchange  # noqa: E402
 from moescope.instrumented_model.parallel.ranks import Ranks, joined, world  # noqa: E402
 from moescope.instrumented_model.schedules.chain import MicroBatch  # noqa: E402
+from moescope.instrumented_model.training import data  # noqa: E402
 from moescope.instrumented_model.training.pipeline import Pipeline, Stage, stages_of  # noqa: E402
+from moescope.instrumented_model.training.pipelined import PipelineTrainer  # noqa: E402
+from moescope.instrumented_model.training.recipe import Recipe  # noqa: E402
 from moescope.instrumented_model.training.train import gradients  # noqa: E402
 from tests.model.ranks import run_ranks  # noqa: E402
 
@@ -79,12 +82,49 @@ def _rank_main() -> None:
                     error = float((got - want).norm() / want.norm().clamp_min(1e-12))
                     assert error < tolerance, (name, error)
             print("held", flush=True)
+        _check_training(ranks)
+
+
+def _check_training(ranks: Ranks) -> None:
+    """The first step is that of AdamW on the clipped gradients of the model in one piece; then the loss falls."""
+    c, exchange = replace(C, layers=4), open_exchange(C, ranks, NO_LINK)
+    recipe = Recipe(seed=4, accumulate=MICRO_BATCHES // C.micro_batches, clip_norm=0.1)
+    model = Model(c, seed=2)
+    trainer = PipelineTrainer(model, ranks, exchange, recipe)
+    first = trainer.run_step()
+    shape = {"sequences": c.sequences, "positions": c.sequence_length, "seed": 4}
+    batches = [data.batch(data.corpus(), step=0, rank=0, micro_batch=m, **shape) for m in range(MICRO_BATCHES)]
+    whole, want_loss = _stage_after_stage(c, *(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    norm = float(torch.stack([p.grad.norm() for p in whole.parameters() if p.grad is not None]).norm())
+    assert first.norm == pytest.approx(norm, rel=1e-4)
+    assert norm > recipe.clip_norm
+    assert first.loss is None if ranks.rank else first.loss == pytest.approx(want_loss, rel=1e-5)
+    wanted = dict(whole.named_parameters())
+    held = {id(p) for stage in trainer.pipeline.stages.values() for p in stage.parameters()}
+    for name, parameter in model.named_parameters():
+        gradient = wanted[name].grad
+        if id(parameter) in held and gradient is not None:
+            # From zero moments a step is the rate times the gradient's sign, where that is far from epsilon.
+            sure = gradient.abs() > 1e-4 * norm
+            decayed = wanted[name] * (1 - recipe.learning_rate * recipe.weight_decay * (parameter.dim() > 1))
+            want = decayed - recipe.learning_rate * gradient.sign()
+            assert torch.allclose(parameter[sure], want[sure], atol=1e-5), name
+    biases = {n: layer.bias for n, layer in model.moe_layers().items()}
+    mine = {n for stage in trainer.pipeline.stages.values() for n in range(stage.first, stage.first + 1)} - {0}
+    assert {n for n, bias in biases.items() if bias.any()} == mine
+    assert {round(float(b), 6) for n in mine for b in biases[n]} <= {-0.001, 0.0, 0.001}
+    losses = [trainer.run_step().loss for _ in range(2)]
+    exchange.close()
+    if first.loss is not None:
+        assert losses[-1] is not None
+        assert losses[-1] < first.loss - 0.3
+    print("trained", flush=True)
 
 
 def test_gradients_of_two_pipelined_ranks_equal_those_of_the_model_in_one_piece() -> None:
     for code, out, err in run_ranks(["-m", "tests.model.test_pipeline"]):
         assert code == 0, err
-        assert out.count("held") == 2
+        assert (out.count("held"), out.count("trained")) == (2, 1)
 
 
 def test_every_layer_is_in_one_stage_and_too_few_layers_are_refused() -> None:
@@ -94,6 +134,22 @@ def test_every_layer_is_in_one_stage_and_too_few_layers_are_refused() -> None:
         assert all(end > first for first, end in cuts)
     with pytest.raises(ConfigError, match="3 layers do not fill the 4 stages"):
         stages_of(3, 2)
+
+
+def test_what_a_pipeline_cannot_do_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    from moescope.instrumented_model.__main__ import main
+
+    assert main(["train", "--steps", "1", "--pipeline", "2"]) == 2
+    assert capsys.readouterr().err == "error: --pipeline 2 needs as many ranks, at least 2: start them with torchrun\n"
+    exchange = open_exchange(C, Ranks(0, 1), NO_LINK)
+    for c, recipe, words in (
+        (replace(C, mtp_depth=1), Recipe(), "no multi-token prediction"),
+        (C, Recipe(ema_decay=0.9), "no averaged weights"),
+        (C, Recipe(), "2 micro-batches do not fill 4 stages: use at least 4, by --accumulate"),
+        (replace(C, layers=3), Recipe(accumulate=2), "3 layers do not fill the 4 stages"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            PipelineTrainer(Model(c), Ranks(0, 2), exchange, recipe)
 
 
 if __name__ == "__main__":

@@ -146,8 +146,12 @@ def test_all_ranks_hash_the_same_plan_and_logits_are_those_without_replicas() ->
 OPTIONS = ["--redundant-experts", "1", "--link", "none"]
 
 
-def test_a_command_says_what_replicas_did_where_passes_have_no_token_too() -> None:
-    said, silent = fork_ranks(["decode", "--requests", "3", "--max-new", "2", *OPTIONS], 2)
+@pytest.mark.parametrize(
+    "command",
+    [["all", "--steps", "1"], ["decode", "--requests", "3", "--max-new", "2"]],  # which has passes without a token
+)
+def test_a_command_says_what_replicas_did(command: list[str]) -> None:
+    said, silent = fork_ranks([*command, *OPTIONS], 2)
     code, out, err = said.finish()
     assert code == 0, err
     assert "with replicas; a plan takes" in out
