@@ -179,19 +179,50 @@ def test_the_log_says_which_backend_multiplies_and_why_no_other(folder: Path) ->
 ALONE_TARGET = """
 import sys
 from moescope.instrumented_model.__main__ import main
-sys.exit(main(["decode", "--steps=3", "--peaks=2TFLOPS:4GB/s", "--schedule=serial"]))
+code = main(["train", "--steps=2", "--set", "mtp_depth=2", "--schedule=interleaved"])
+sys.exit(code or main(["decode", "--steps=3", "--peaks=2TFLOPS:4GB/s", "--schedule=serial"]))
 """
+DEPTH = 2
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recording of one rank that decodes."""
+    """The recording of one rank that trains with multi-token prediction, then decodes without."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "target.py").write_text(ALONE_TARGET)
     env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     command = [sys.executable, "-m", "moescope", "run", "-o", "rec", "--", sys.executable, "target.py"]
     subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=120)
     return folder / "rec"
+
+
+def test_layers_of_multi_token_prediction_tell_their_phases_experts_and_work_like_all_others(alone: Path) -> None:
+    phases = {row["id"]: row for row in rows(alone, "phases") if row["stage"] == "train"}
+    found = Counter((row["name"], row["layer"], row["direction"]) for row in phases.values())
+    passes = STEPS * C.micro_batches
+    for k in range(1, DEPTH + 1):
+        layer = C.layers + k - 1
+        for chunk in ("attn", "mlp", "mtp"):
+            for direction in "FB":
+                assert found[(f"{chunk}({direction})", layer, direction)] == passes, (chunk, layer)
+        assert found[("mlp(W)", layer, "W")] == passes
+        assert found[("head(F)", layer, "F")] == passes
+    # Module k predicts k tokens further, so it sees k positions less of each sequence.
+    experts = total([row for row in rows(alone, "experts") if row["stage"] == "train"], "tokens", "step", "layer")
+    assert experts == {
+        (step, layer): C.micro_batches * C.sequences * (C.sequence_length - max(layer - C.layers + 1, 0)) * C.top_k
+        for step in range(STEPS)
+        for layer in range(C.layers + DEPTH)
+    }
+    merged: Counter[int] = Counter()
+    for row in rows(alone, "work"):
+        phase = phases.get(row["phase_id"])
+        if phase is not None and phase["name"] == "mtp(F)":
+            assert row["dtype"] == "fp8_e4m3"
+            merged[phase["layer"]] += row["flops"]
+    tokens = passes * C.sequences
+    assert merged == {C.layers + k - 1: tokens * (C.sequence_length - k) * 2 * 2 * C.d * C.d for k in (1, 2)}
+    assert {row["layer"] for row in rows(alone, "experts") if row["stage"] == "decode"} == set(range(C.layers))
 
 
 def test_a_decode_step_tells_its_roofline_terms_each_with_its_unit_and_evidence(alone: Path) -> None:
