@@ -15,6 +15,7 @@ from torch import nn
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.gemm import products
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
+from moescope.instrumented_model.gemm.beside import WEIGHT_GRADIENTS
 from moescope.instrumented_model.numerics.e5m6 import E5M6Tiles, dequantise_e5m6, quantise_e5m6
 from moescope.instrumented_model.numerics.quantise import (
     Quantised,
@@ -24,51 +25,6 @@ from moescope.instrumented_model.numerics.quantise import (
     quantise_tiles,
     transposed,
 )
-
-
-class WeightGradients:
-    """Weight gradients put off until `flush`, so that a schedule can run them as chunks of their own (W).
-
-    Without `deferred` they are computed at once.
-    """
-
-    def __init__(self) -> None:
-        self.deferred = False
-        self._pending: list[Callable[[], None]] = []
-
-    def put(self, compute: Callable[[], None]) -> None:
-        if self.deferred:
-            self._pending.append(compute)
-        else:
-            compute()
-
-    def take(self) -> list[Callable[[], None]]:
-        """What was put off since the last call, in order; the caller runs it."""
-        pending, self._pending = self._pending, []
-        return pending
-
-
-WEIGHT_GRADIENTS = WeightGradients()
-
-
-class WireGradient:
-    """Where the gradient of an output is put that has come over the wire in FP8, for one backward pass.
-
-    Backward then multiplies it as it came; in the graph a tensor without values stands for it.
-    """
-
-    def __init__(self) -> None:
-        self.came: Quantised | None = None
-
-    def take(self) -> Quantised | None:
-        """What was put here since the last call."""
-        came, self.came = self.came, None
-        return came
-
-
-def stand_in(x: Quantised) -> torch.Tensor:
-    """What stands in the graph for a tensor that is given quantised: its shape, no memory. returns: float32"""
-    return x.scale.new_zeros(1).expand(x.q.shape)
 
 
 @dataclass(frozen=True)
@@ -109,6 +65,7 @@ class _Fp8Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None, None]:
+        """dy: [m, n] float32; returns: dx [m, k] float32"""
         layer: Fp8Linear = ctx.layer
         rows, k = ctx.rows, ctx.k
         kept, scale = ctx.saved_tensors

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from moescope.instrumented_model import observe
-from moescope.instrumented_model.gemm.linear import Fp8Linear, WireGradient
+from moescope.instrumented_model.gemm.beside import WireGradient
+from moescope.instrumented_model.gemm.linear import Fp8Linear
 from moescope.instrumented_model.numerics.formats import TILE
 from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles
 
@@ -62,6 +63,8 @@ def swiglu_linear(
 
 
 class _SwigluProduct(torch.autograd.Function):
+    """y = W (silu(a) b gate): ab and gates are kept, ab in FP8; W gets its gradient as a side effect."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -83,6 +86,7 @@ class _SwigluProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         down: Fp8Linear = ctx.down
+        """dy: [m, n], or what stands for it where `gradient` has it; returns: of ab [m, 2 f] and of gates [m]"""
         q, scale, gates = ctx.saved_tensors
         gates = None if gates is None else gates.detach()
         came = None if ctx.gradient is None else ctx.gradient.take()

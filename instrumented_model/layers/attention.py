@@ -31,7 +31,8 @@ class LatentAttention(nn.Module):
     """x [tokens, d] to [tokens, d], causal in each sequence.
 
     query_down: W^DQ, absent where queries are not compressed; query: W^UQ and W^QR, a head's rows side by side
-    down: W^DKV and W^KR in one, d_c + d_h^R wide, which need not be a multiple of a block; up: W^UK and W^UV
+    down: W^DKV and W^KR in one, d_c + d_h^R wide, which need not be a multiple of a block; up: W^UK and W^UV, a head's
+    rows side by side; out: W^O. Equations 1 to 11; latents are normed before they are expanded (section 4.2).
     """
 
     def __init__(self, c: Config) -> None:

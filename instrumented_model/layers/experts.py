@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
-from moescope.instrumented_model.gemm.linear import Fp8Linear, WireGradient
+from moescope.instrumented_model.gemm.beside import WireGradient
+from moescope.instrumented_model.gemm.linear import Fp8Linear
 from moescope.instrumented_model.gemm.swiglu import swiglu_linear
 from moescope.instrumented_model.numerics.quantise import Quantised
 

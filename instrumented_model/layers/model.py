@@ -9,7 +9,7 @@ from torch import nn
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
-from moescope.instrumented_model.gemm.linear import WireGradient
+from moescope.instrumented_model.gemm.beside import WireGradient
 from moescope.instrumented_model.layers import routing
 from moescope.instrumented_model.layers.attention import LatentAttention
 from moescope.instrumented_model.layers.cache import LayerCache
@@ -22,7 +22,7 @@ class Layer(nn.Module):
     """A transformer layer without its feed-forward network; `DenseLayer` and `MoELayer` have one.
 
     Layers come in the chunks of DualPipe (arXiv 2412.19437 section 3.2.1), functions of tensors that a schedule puts
-    in order: `attend`, `mlp`, `join`. Between them is a `parallel.exchange.Exchange`.
+    in order: `attend`, then `mlp`; what routed experts made is added by the chain. Between them is an `Exchange`.
     """
 
     def __init__(self, c: Config) -> None:

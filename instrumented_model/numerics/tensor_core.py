@@ -54,6 +54,7 @@ def step(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 def _step(
     a: torch.Tensor, b: torch.Tensor, a_power: torch.Tensor, b_power: torch.Tensor, c: torch.Tensor
 ) -> torch.Tensor:
+    """`step` with the 2^exponent of each factor known: a_power [m, k], b_power [n, k], 0 where a factor is 0."""
     largest = (a_power[:, None] * b_power).amax(-1).maximum(_power(c))
     shift = 2.0**FRACTION_BITS / torch.where(largest == 0, 1.0, largest)
     terms = (a[:, None] * b).mul_(shift.unsqueeze(-1)).trunc_()

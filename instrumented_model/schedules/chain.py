@@ -23,7 +23,7 @@ import torch
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
-from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS, WireGradient, stand_in
+from moescope.instrumented_model.gemm.beside import WEIGHT_GRADIENTS, WireGradient, stand_in
 from moescope.instrumented_model.layers.cache import LayerCache, Spans
 from moescope.instrumented_model.layers.model import DenseLayer, Model
 from moescope.instrumented_model.numerics.quantise import Quantised
@@ -48,10 +48,9 @@ Chain = Generator[Next, None, None]
 
 
 class Chunk:
-    """A function run with its inputs cut off from the graph.
+    """A function run with its inputs cut off from the graph, so that its backward is a chunk too.
 
-    outputs: detached; backward: takes gradients of the outputs, of which it leaves out those that need none (they come
-    last), and returns those of the inputs
+    outputs: detached
     """
 
     def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]], *inputs: torch.Tensor, record: bool) -> None:
@@ -61,6 +60,10 @@ class Chunk:
         self.outputs = [t.detach() for t in self._outputs]
 
     def backward(self, *gradients: torch.Tensor) -> list[torch.Tensor]:
+        """gradients: of the outputs, of which those that need none come last and are left out
+
+        returns: those of the inputs, zeros where one has none
+        """
         differentiable = [t for t in self._outputs if t.requires_grad]
         torch.autograd.backward(differentiable, gradients[: len(differentiable)])
         return [torch.zeros_like(t) if t.grad is None else t.grad for t in self._inputs]

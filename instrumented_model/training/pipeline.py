@@ -19,7 +19,7 @@ from torch.distributed.pipelining import PipelineStage, ScheduleDualPipeV
 
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import ConfigError
-from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS
+from moescope.instrumented_model.gemm.beside import WEIGHT_GRADIENTS
 from moescope.instrumented_model.layers.model import DenseLayer, Model, MoELayer
 from moescope.instrumented_model.parallel.ranks import Ranks
 

@@ -13,7 +13,8 @@ from moescope.instrumented_model.gemm.arithmetic import Arithmetic  # noqa: E402
 from moescope.instrumented_model.gemm.backend import Backend  # noqa: E402
 from moescope.instrumented_model.gemm.backends.cpu import Cpu  # noqa: E402
 from moescope.instrumented_model.gemm.backends.emulated import Emulated  # noqa: E402
-from moescope.instrumented_model.gemm.linear import WEIGHT_GRADIENTS, Fp8Linear  # noqa: E402
+from moescope.instrumented_model.gemm.beside import WEIGHT_GRADIENTS  # noqa: E402
+from moescope.instrumented_model.gemm.linear import Fp8Linear  # noqa: E402
 from moescope.instrumented_model.numerics.quantise import dequantise, quantise_blocks, quantise_tiles  # noqa: E402
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F  # noqa: E402
 
 from moescope.instrumented_model.config import size  # noqa: E402
 from moescope.instrumented_model.gemm import linear  # noqa: E402
-from moescope.instrumented_model.gemm.linear import Fp8Linear, WireGradient, stand_in  # noqa: E402
+from moescope.instrumented_model.gemm.beside import WireGradient, stand_in  # noqa: E402
+from moescope.instrumented_model.gemm.linear import Fp8Linear  # noqa: E402
 from moescope.instrumented_model.gemm.swiglu import swiglu_linear  # noqa: E402
 from moescope.instrumented_model.layers.model import Model  # noqa: E402
 from moescope.instrumented_model.numerics.quantise import dequantise, quantise_blocks, quantise_tiles  # noqa: E402
