@@ -311,7 +311,8 @@ def kernel_detail(state: LiveState, rank: int, row: int, window: tuple[int, int]
     notes = []
     if len(durations):
         low, high = np.quantile(durations, (0.5, 0.99))
-        notes.append(f"median {low / 1e6:.3f} ms, p99 {high / 1e6:.3f} ms of {len(durations)} calls in view")
+        calls = f"{len(durations)} call{'s' if len(durations) > 1 else ''}"
+        notes.append(f"median {low / 1e6:.3f} ms, p99 {high / 1e6:.3f} ms of {calls} in view")
     inside = held.recorded.length(start, end)
     if communicates and inside < end - start:
         notes.append(f"{(end - start - inside) / 1e6:.3f} ms of it lie outside the recorded windows")

@@ -83,6 +83,15 @@ def test_decoding_is_told_in_steps_with_memory_first_and_d_turns_to_training() -
     compare("overview-decode-120x40", found)
 
 
+def test_a_finding_that_is_taller_than_the_screen_says_what_is_left_out() -> None:
+    long = Finding("long", "high", "what " * 60, "evidence " * 60, "try " * 60, "at most 1% of the time, if", None)
+    shown = screen(["7"], size=(80, 24), feed=SyntheticFeed(snapshot(findings=(long,))))
+    assert "more lines: a taller terminal shows them" in shown
+    whole = screen(["7"], size=(80, 60), feed=SyntheticFeed(snapshot(findings=(long,))))
+    assert "taller terminal" not in whole
+    assert "Gain      at most 1% of the time, if" in whole
+
+
 def test_what_of_the_headline_does_not_fit_goes_as_a_whole() -> None:
     view = ViewState()
     whole = "Exposed communication 7.3% of step · comm SMs 20/132"

@@ -33,9 +33,19 @@ def paint(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line
             "no finding matches the filter" if seen.findings else "nothing stands out in what is recorded so far", inner
         )
     lines = box("Findings", f"{len(rows)} · the gravest first", body, width, upper)
-    detail = _detail(seen, rows[cursor], inner) if cursor is not None else []
+    detail = _fitted(_detail(seen, rows[cursor], inner), height - upper - 2) if cursor is not None else []
     title = clean(rows[cursor].id) if cursor is not None else "Chosen"
     return lines + box(title, "↵ opens the timeline there", detail, width, height - upper)
+
+
+def _fitted(lines: list[Line], room: int) -> list[Line]:
+    """The lines without the blank ones between them where that makes them fit, and how many are left out where not."""
+    if len(lines) > room:
+        lines = [line for line in lines if line]
+    if len(lines) <= room:
+        return lines
+    kept = lines[: max(room - 1, 0)]
+    return [*kept, [(f"… {len(lines) - len(kept)} more lines: a taller terminal shows them", "dim")]]
 
 
 def _detail(seen: Snapshot, finding: Finding, width: int) -> list[Line]:
