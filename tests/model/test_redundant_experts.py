@@ -5,7 +5,6 @@ Run as a program this file is one rank of the test.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from itertools import product
@@ -180,9 +179,6 @@ def test_a_recorded_run_shows_a_plan_before_every_dispatch(moescope: Moescope, t
         assert [p["thread"] == "main" for p in plans].count(True) == 1  # counts are told, then a plan is made of them
         assert len(plans) == 2
         assert max(p["start_ns"] + p["dur_ns"] for p in plans) <= min(d["start_ns"] for d in dispatches)
-    summary = json.loads(moescope("summary", tmp_path / "rec", "--json").stdout)
-    for of_rank in summary["ranks"]:
-        assert {"plan(F)", "dispatch(F)"} <= {phase["name"] for phase in of_rank["phases"]}
 
 
 if __name__ == "__main__":
