@@ -20,7 +20,7 @@ from moescope.instrumented_model.gemm.choice import NAMES, Choice, choose
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.parallel.link import DEFAULT_INTRA_LINK, DEFAULT_LINK, Link, parse_link
-from moescope.instrumented_model.parallel.open import described, open_exchange
+from moescope.instrumented_model.parallel.open import described, open_exchange, open_virtual
 from moescope.instrumented_model.parallel.ranks import PeerError, Ranks, joined, world
 from moescope.instrumented_model.schedules.order import SCHEDULES
 
@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--intra-link",
         help="the wire inside a node where there are several; --link is the one between them "
         f"(default {DEFAULT_INTRA_LINK}; none on a GPU)",
+    )
+    run.add_argument(
+        "--virtual-ranks", type=int, metavar="R", help="exchange tokens between R ranks in this one process's memory"
     )
     run.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for a rank that does not answer")
 
@@ -118,10 +121,20 @@ class StepLog:
             self.run.say(f"median step {middle / 1e6:.1f} ms over {len(self.durations_ns)} steps")
 
 
-def _announce(run: Run, gemm: Choice) -> None:
+def _opened(a: argparse.Namespace, c: Config, device: torch.device, ranks: Ranks, *links: Link) -> tuple[Exchange, str]:
+    """The exchange of this rank, and what to say of it. Raises ConfigError."""
+    if a.virtual_ranks is None:
+        return open_exchange(c, ranks, *links, a.timeout), described(ranks, device)
+    if ranks.count > 1:
+        raise ConfigError(f"--virtual-ranks {a.virtual_ranks}: real ranks, {ranks.count}, have no virtual ones beside")
+    if a.virtual_ranks < 1:
+        raise ConfigError(f"--virtual-ranks {a.virtual_ranks} must be above 0")
+    return open_virtual(c, a.virtual_ranks, device)
+
+
+def _announce(run: Run, gemm: Choice, exchange: str) -> None:
     a, c, ranks = run.arguments, run.c, run.ranks
     arithmetic = gemm.backend.arithmetic if c.fp8 else "FP32 products"
-    exchange = described(ranks, run.device)
     wire = str(run.link) if ranks.count > 1 else "none, nothing travels"
     if ranks.nodes > 1:
         wire += f" between nodes; {run.intra_link} inside"
@@ -186,8 +199,9 @@ def _execute(
     device = device_of(a.device)
     gemm = choose(a.gemm, device, Arithmetic.of(c))
     with joined(ranks, a.timeout, PROCESS_GROUPS[a.device]):
-        run = Run(a, c, device, ranks, link, intra_link, open_exchange(c, ranks, link, intra_link, a.timeout))
-        _announce(run, gemm)
+        exchange, what = _opened(a, c, device, ranks, link, intra_link)
+        run = Run(a, c, device, ranks, link, intra_link, exchange)
+        _announce(run, gemm, what)
         try:
             command(run)  # all that uses the process group is gone when it returns
         finally:

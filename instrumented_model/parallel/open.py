@@ -11,10 +11,12 @@ from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.parallel.hop import Hop
 from moescope.instrumented_model.parallel.hops import HopExchange
 from moescope.instrumented_model.parallel.link import NO_LINK, Link
+from moescope.instrumented_model.parallel.mover import mover_for
 from moescope.instrumented_model.parallel.placement import Placement
 from moescope.instrumented_model.parallel.planned import PlannedExchange
 from moescope.instrumented_model.parallel.ranks import Ranks
 from moescope.instrumented_model.parallel.two_hop import two_hops
+from moescope.instrumented_model.parallel.virtual import VirtualExchange
 
 
 def described(ranks: Ranks, device: torch.device) -> str:
@@ -38,6 +40,12 @@ def open_exchange(
     local = c.local_experts(ranks.count)
     hops = _hops(c.experts, ranks, link, intra_link, timeout_s)
     return HopExchange(hops, _local_of(c.experts, ranks), local, c.d, c.fp8)
+
+
+def open_virtual(c: Config, ranks: int, device: torch.device) -> tuple[VirtualExchange, str]:
+    """Virtual ranks in this process, for a model with the experts of them all, and what to say of them."""
+    mover, how = mover_for(device)
+    return VirtualExchange(c, ranks, mover), f"{ranks} virtual ranks, {how}"
 
 
 def open_planned(

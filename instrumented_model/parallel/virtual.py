@@ -1,8 +1,7 @@
 """Virtual ranks: R ranks in one process and one memory, so that an exchange is real where there is one device.
 
-Tokens and experts are dealt out to the ranks in equal parts; rows are copied from one rank's part of a buffer to
-another's and added up on the way back. On a GPU the copying is done by kernels on a set number of SMs
-(`kernels/exchange.py`, passed as a `Mover`), on the CPU by indexing.
+Tokens and experts are dealt out to the ranks; a `Mover` copies rows from one rank's part of a buffer to another's, and
+adds them up on the way back.
 """
 
 from __future__ import annotations
@@ -10,43 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from moescope.collectors import emit
 from moescope.instrumented_model import observe
-from moescope.instrumented_model.config import Config, ConfigError
+from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.numerics.quantise import Quantised, quantise_tiles
 from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, Rows, finished
-
-
-class Mover(Protocol):
-    """Copies rows between the buffers of ranks; `moescope.instrumented_model.kernels.exchange` is one."""
-
-    def dispatch(
-        self, q: torch.Tensor, scale: torch.Tensor | None, source: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """to[i] = q[source[i]], its scales with it.
-
-        q: [n, d] float8_e4m3fn or uint8; scale: [n, tiles] float32; source: [rows] int32, all at least 0
-        """
-
-    def combine(self, rows: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-        """y[t] = sum over j of rows[slot[t, j]]. rows: [n, d] bfloat16; slot: [tokens, top_k] int32; y: bfloat16"""
-
-
-class IndexingMover:
-    """`Mover` in plain torch, on any device."""
-
-    def dispatch(
-        self, q: torch.Tensor, scale: torch.Tensor | None, source: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        to = q.view(torch.uint8).index_select(0, source).view(q.dtype)
-        return to, None if scale is None else scale.index_select(0, source)
-
-    def combine(self, rows: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-        return rows.float().index_select(0, slot.reshape(-1)).reshape(*slot.shape, -1).sum(1).bfloat16()
+from moescope.instrumented_model.parallel.mover import IndexingMover, Mover
 
 
 @dataclass(frozen=True)
@@ -62,7 +33,9 @@ class VirtualWay:
 
 
 class VirtualExchange(Exchange):
-    """An exchange whose model holds the experts of all ranks, in order; a batch of tokens is all ranks' tokens.
+    """An exchange whose model holds the experts of all ranks, in order.
+
+    A batch of tokens is all ranks' tokens, dealt out in order and as evenly as may be.
 
     Emits the bytes of each pair of virtual ranks as transfers, with the host's times; on a GPU, where these say nothing
     of the device, none. The path over a GPU's kernels is not yet run on a GPU.
@@ -81,14 +54,13 @@ class VirtualExchange(Exchange):
 
     def dispatch(self, x: torch.Tensor, plan: Plan, *, phase: str, layer: int, micro_batch: int) -> Handle[Arrived]:
         tokens, top_k = plan.slots.shape
-        if tokens % self.ranks:
-            raise ConfigError(f"{tokens} tokens are not dealt out evenly to {self.ranks} virtual ranks")
         flat = plan.slots.reshape(-1)
         pair = torch.argsort(flat, stable=True)
         place = torch.empty_like(pair)
         place[pair] = torch.arange(len(pair), device=pair.device)
-        to_rank = torch.arange(tokens, device=flat.device).repeat_interleave(top_k) // (tokens // self.ranks)
-        between = torch.bincount(to_rank * self.ranks + flat // self.local, minlength=self.ranks**2)
+        token = torch.arange(tokens, device=flat.device).repeat_interleave(top_k)
+        of_rank = token * self.ranks // max(tokens, 1)
+        between = torch.bincount(of_rank * self.ranks + flat // self.local, minlength=self.ranks**2)
         way = VirtualWay((pair // top_k).int(), pair, place.reshape(tokens, top_k).int(), between)
         counts = torch.bincount(flat, minlength=self.c.experts)
         rows = self._copied(x, way, "dispatch.x", phase, layer, micro_batch)

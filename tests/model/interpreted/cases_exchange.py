@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
 import triton.language as tl
 
+from moescope.instrumented_model.config import size
 from moescope.instrumented_model.kernels.exchange import combine, dispatch
 from moescope.instrumented_model.kernels.gemm import gemm
 from moescope.instrumented_model.kernels.quantise import quantise_tiles
@@ -18,6 +21,9 @@ from moescope.instrumented_model.kernels.trace import (
     record_end,
     record_open,
 )
+from moescope.instrumented_model.parallel.exchange import as_float
+from moescope.instrumented_model.parallel.mover import IndexingMover, KernelMover, Mover
+from moescope.instrumented_model.parallel.virtual import VirtualExchange
 from tests.model.interpreted import plain
 
 
@@ -72,6 +78,33 @@ def test_dispatch_and_combine_are_transposes_of_each_other() -> None:
     y = torch.randint(-3, 4, (tokens * top_k, d), generator=generator).bfloat16()
     there, _ = dispatch(x, None, source)
     assert (there.float() * y.float()).sum() == (x.float() * combine(y, slot).float()).sum()
+
+
+@pytest.mark.parametrize("fp8", [True, False])
+@pytest.mark.parametrize(("ranks", "sms"), [(1, 1), (4, 3)])
+def test_virtual_ranks_get_the_same_bits_from_kernels_as_from_indexing(ranks: int, sms: int, fp8: bool) -> None:
+    c = replace(size("tiny"), d=136, top_k=4, fp8=fp8)
+    generator = torch.Generator().manual_seed(10)
+    x, dy = (torch.randn(23, c.d, generator=generator) for _ in range(2))
+    gates = torch.rand(23, c.top_k, generator=generator)
+    chosen = torch.rand(23, c.experts, generator=generator).topk(c.top_k).indices
+    trace, where = Trace("cpu", programs=4, capacity=99), {"layer": 0, "micro_batch": 0}
+
+    def results(mover: Mover) -> list[torch.Tensor]:
+        exchange = VirtualExchange(c, ranks, mover)
+        arrived = exchange.dispatch(x, exchange.plan(chosen, gates), phase="dispatch(F)", **where).result()
+        rows, d_rows = torch.randn(2, len(arrived.rows), c.d, generator=torch.Generator().manual_seed(11))
+        sums = exchange.combine(rows, arrived, phase="combine(F)", **where).result()
+        again = exchange.dispatch_again(dy, arrived, phase="combine(B)", **where).result()
+        back = exchange.combine_gradients(d_rows, arrived.gates, arrived, phase="dispatch(B)", **where).result()
+        return [arrived.rows, arrived.gates, sums, as_float(again), *back]
+
+    for got, want in zip(results(KernelMover(sms, trace)), results(IndexingMover()), strict=True):
+        assert torch.equal(got, want)
+    records = trace.drain()
+    assert records.launches == ("dispatch", "combine", "dispatch", "combine")
+    assert set(records.rows["role"]) == {1}
+    assert set(records.rows["unit"]) <= set(range(sms))
 
 
 def test_no_slots_and_no_tokens() -> None:
