@@ -121,10 +121,12 @@ class StepLog:
             self.run.say(f"median step {middle / 1e6:.1f} ms over {len(self.durations_ns)} steps")
 
 
-def _opened(a: argparse.Namespace, c: Config, device: torch.device, ranks: Ranks, *links: Link) -> tuple[Exchange, str]:
+def _opened(
+    a: argparse.Namespace, c: Config, device: torch.device, ranks: Ranks, link: Link, intra_link: Link
+) -> tuple[Exchange, str]:
     """The exchange of this rank, and what to say of it. Raises ConfigError."""
     if a.virtual_ranks is None:
-        return open_exchange(c, ranks, *links, a.timeout), described(ranks, device)
+        return open_exchange(c, ranks, link, intra_link, a.timeout), described(ranks, device)
     if ranks.count > 1:
         raise ConfigError(f"--virtual-ranks {a.virtual_ranks}: real ranks, {ranks.count}, have no virtual ones beside")
     if a.virtual_ranks < 1:
