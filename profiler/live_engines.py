@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from moescope.collectors.schema import EVIDENCE
 from moescope.profiler.live_columns import NULL, Columns
 from moescope.profiler.live_kernels import NOT_RECORDED
 from moescope.profiler.live_state import LiveState
+from moescope.profiler.roofline.hardware import Peak as DevicePeak
+from moescope.profiler.roofline.hardware import hardware_of
 from moescope.profiler.snapshot import Engine, Evidence, Figure, LinkRow, Units
 
 
@@ -46,6 +48,34 @@ def peaks(meta: Mapping[str, Any]) -> dict[str, Peak]:
         found[name] = Peak(name, float(value), evidence, str(table.get("source", "meta.json")))
     return found
 
+
+def known_peaks(state: LiveState) -> dict[str, Peak]:
+    """Peaks of the devices that the ranks run on.
+
+    On the CPU backend those that were measured there. On GPUs those of the hardware table: what `calibrate` measures is
+    the host's processor; limits of power and clock are taken as they stand in `meta.json`.
+    """
+    told = peaks(state.source.meta)
+    if state.unit_kind == "core":
+        return told
+    for rank in state.rank_numbers():
+        held = state.ranks.get(rank)
+        if held is not None and held.devices:
+            device = state.names.text(min(held.devices, key=state.names.text), "")
+            hardware = hardware_of(state.source.meta, rank, device)
+            found = {name: Peak(name, peak.value, _label(peak), peak.source) for name, peak in hardware.flops.items()}
+            memory = hardware.memory_bytes_per_s
+            if memory is not None:
+                found["hbm"] = Peak("hbm", memory.value, _label(memory), memory.source)
+            return {name: peak for name, peak in told.items() if name in _LIMITS} | found
+    return {name: peak for name, peak in told.items() if name in _LIMITS}
+
+
+def _label(peak: DevicePeak) -> Evidence:
+    return cast(Evidence, peak.evidence) if peak.evidence in EVIDENCE else "modelled"
+
+
+_LIMITS: Final = ("power_w", "clock_hz", "power", "clock")
 
 _ALIASES: Final = {
     "fp8": ("fp8_e4m3", "fp8", "e4m3", "float8"),
@@ -118,7 +148,7 @@ def matrix_use(state: LiveState, ranks: Sequence[int], window: tuple[int, int]) 
         return MatrixUse(none, none, none, "")
     total = sum(counted.values())
     used = Figure(total / span * 1e9, "derived")
-    known = peaks(state.source.meta)
+    known = known_peaks(state)
     sharing = ranks_sharing(state)
     needed, names = 0.0, []
     for dtype, flops in counted.items():
@@ -186,7 +216,7 @@ def engine_rows(
     Rates and shares are means over the window; what is filled, as memory, is told at its end.
     """
     samples = state.tables["device_samples"]
-    known = peaks(state.source.meta)
+    known = known_peaks(state)
     on_cpu = state.unit_kind == "core"
     rows = [Engine("Matrix units", matrix.used, matrix.peak, "FLOP/s", matrix.share, matrix.source or "not recorded")]
     devices = [name for name in _device_names(state, samples) if "/" not in name]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moescope.collectors.schema import KINDS
 from moescope.profiler.intervals import union
 from moescope.profiler.live_columns import NULL, Column
-from moescope.profiler.live_engines import memory_peak, peak_flops, peaks
+from moescope.profiler.live_engines import known_peaks, memory_peak, peak_flops
 from moescope.profiler.live_kernels import NOT_RECORDED, as_device
 from moescope.profiler.live_state import LiveState, RankState
 from moescope.profiler.overlap import NO_PHASE
@@ -151,8 +151,8 @@ def kernel_rows(state: LiveState, ranks: Sequence[int], window: tuple[int, int])
             totals.add(state.ranks[rank], window)
     medians, tails = quantiles(totals.keys, totals.calls)
     busy = max(int(totals.inside.sum()), 1)
-    known_peaks = peaks(state.source.meta)
-    memory = memory_peak(known_peaks)
+    device_peaks = known_peaks(state)
+    memory = memory_peak(device_peaks)
     called = np.flatnonzero(totals.calls)
     found: list[KernelRow] = []
     for code in called[np.argsort(-totals.inside[called], kind="stable")].tolist():
@@ -163,7 +163,7 @@ def kernel_rows(state: LiveState, ranks: Sequence[int], window: tuple[int, int])
         name = ""
         if known.kind == "compute" and flops_per_s.value is not None and memory is not None:
             dtype = state.names.text(int(totals.dtypes[code]))
-            peak = peak_flops(known_peaks, dtype, emulated=state.unit_kind == "core")
+            peak = peak_flops(device_peaks, dtype, emulated=state.unit_kind == "core")
             if peak is not None:
                 bound, name = roofline_bound(flops_per_s.value, bytes_per_s.value, peak.value, memory.value)
         found.append(

@@ -574,3 +574,13 @@ def test_long_durations_are_within_a_ten_thousandth() -> None:
     rows = [kernel(0, 3 * second + 1)]
     (row,) = _feed(MemorySource().add("windows", [window(0, 9 * second)]).add("kernels", rows)).snapshot(View()).kernels
     assert row.median_ns == pytest.approx(3 * second, rel=1e-4)
+
+
+def test_products_of_a_gpu_are_measured_against_its_own_peak_and_not_the_host_s() -> None:
+    """The host's processor was calibrated; the GPU's peak stands in the hardware table."""
+    peaks = {"bf16": {"flops_per_s": 1e9}, "copy_bytes_per_s": {"value": 1e9}}
+    row = kernel(0, 1000, stream="7", grid="500,2,1") | {"device": "cuda:0", "flops": 989_500_000, "dtype": "bf16"}
+    for gpu, share in (("NVIDIA H100 80GB HBM3", 1.0), ("Grace Kelly 9000", None)):
+        source = MemorySource("trace", meta={"hardware": {"gpu": gpu, "peaks": peaks}})
+        shown = _feed(source.add("kernels", [row])).snapshot(View())
+        assert shown.ranks[0].matrix_use.value == (None if share is None else pytest.approx(share))

@@ -96,6 +96,7 @@ def kernel_bounds(
     by_peak = at_peak >= at_bandwidth
     found.put(known & ~starved & by_peak, "tensor", "derived", "operations / peak is the longer part")
     found.put(known & ~starved & ~by_peak, "memory", "derived", "bytes / bandwidth is the longer part")
+    found.evidence.put(known & work.inferred, "inferred")
     if hardware.kind != "core":
         _without_work(kernels, work, hardware, found, took, short, few, tokens, compute & ~known)
     else:

@@ -42,7 +42,8 @@ class KernelWork:
     """[kernels] each, in the order of `DeviceKernels`; NaN and "" where not known.
 
     flops, bytes: work of the kernel; least_bytes: what it must read in any case; dtypes: of its products; reasons: why
-    operations or bytes are not known; products: whether it multiplies matrices
+    operations or bytes are not known; inferred: whether its work is, derived from recorded operands where not;
+    products: whether it multiplies matrices
     """
 
     flops: Floats
@@ -50,6 +51,7 @@ class KernelWork:
     least_bytes: Floats
     dtypes: Labels
     reasons: Labels
+    inferred: NDArray[np.bool_]
     products: NDArray[np.bool_]
 
 
@@ -71,6 +73,7 @@ def kernel_work(kernels: DeviceKernels, table: pa.Table) -> KernelWork:
         least_bytes=_gathered(codes, [work.least_bytes for work in works]),
         dtypes=_labelled(codes, [work.dtype or "" for work in works]),
         reasons=_labelled(codes, [work.reason for work in works]),
+        inferred=_flags(codes, [work.evidence == "inferred" for work in works]),
         products=_flags(codes, [operator in PRODUCTS for *_, operator in distinct]),
     )
     helpers = _flags(codes, [bool(_HELPER.search(name or "")) for name, *_ in distinct])
