@@ -195,7 +195,7 @@ def _this_cpu(meta: Mapping[str, Any], ranks: int) -> Hardware:
     for name, entry in listed.items() if isinstance(listed, Mapping) else ():
         table = entry if isinstance(entry, Mapping) else {"value": entry}
         value = table.get("flops_per_s", table.get("bytes_per_s", table.get("value")))
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
             continue
         label = table.get("evidence")
         peak = Peak(float(value), str(table.get("source", "meta.json")), label if label in EVIDENCE else "modelled")

@@ -86,7 +86,7 @@ def _why(roofline: DeviceRoofline) -> str:
     """Why no operations are known: the reason that holds for most of the products' time."""
     work = roofline.work
     reasons = Labels(work.reasons.codes[work.products], work.reasons.texts).weights(roofline.inside[work.products])
-    return max(reasons, key=lambda pair: pair[1])[0]
+    return max(reasons, key=lambda pair: pair[1])[0] or "its products have no operations"
 
 
 def _no_peak(hardware: Hardware, dtype: str) -> str:
@@ -102,7 +102,7 @@ def _counter(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, A
     values = [
         (row["t_ns"], row["tensor_active"])
         for row in rows.filter(rows.column("tensor_active").is_valid()).to_pylist()
-        if row["device"] == device.device and host in (None, row["host"])
+        if row["device"] == device.device and host in (None, row["host"]) and 0 <= row["tensor_active"] <= 1
     ]
     times = np.array([time for time, _ in values], np.int64)
     inside = covered_within(swept.recorded, times, times + 1) > 0

@@ -22,18 +22,19 @@ def resident_ctas(
 
     threads, shared_bytes: of a block; registers: of a thread; each None where not told
     """
-    if limits is None or not threads:
+    if limits is None or threads is None or threads <= 0:
         return None
     warps = -(-threads // limits.warp)
     bounds = [limits.threads // (warps * limits.warp)]
     if limits.ctas is not None:
         bounds.append(limits.ctas)
-    if limits.registers is not None and registers:
+    if limits.registers is not None and registers is not None and registers > 0:
         of_warp = -(-registers * limits.warp // _REGISTER_STEP) * _REGISTER_STEP
         bounds.append(limits.registers // of_warp // _PARTITIONS * _PARTITIONS // warps)
-    if limits.shared_bytes is not None and shared_bytes is not None and shared_bytes + limits.reserved_bytes > 0:
+    if limits.shared_bytes is not None and shared_bytes is not None and shared_bytes >= 0:
         of_block = -(-(shared_bytes + limits.reserved_bytes) // _SHARED_STEP) * _SHARED_STEP
-        bounds.append(limits.shared_bytes // of_block)
+        if of_block:
+            bounds.append(limits.shared_bytes // of_block)
     return max(min(bounds), 1)
 
 
