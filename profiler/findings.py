@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -96,7 +96,11 @@ def aggregates_of(source: Source) -> Aggregates:
 def findings(source: Source | Aggregates) -> tuple[Finding, ...]:
     """Findings of a source, as `aggregates_of` has it, or of aggregates at hand; the gravest first."""
     aggregates = source if isinstance(source, Aggregates) else aggregates_of(source)
-    found = [finding for rule in _RULES for finding in rule(aggregates)]
+    return ranked([finding for rule in _RULES for finding in rule(aggregates)])
+
+
+def ranked(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The gravest first, else in the order given."""
     grave = {"high": 0, "medium": 1, "low": 2}
     return tuple(sorted(found, key=lambda finding: grave[finding.severity]))
 
@@ -315,6 +319,11 @@ def _severity(value: float, high: float, medium: float) -> Severity:
 def _bound(share: float, seen: Aggregates, condition: str) -> str:
     per_step = f", {_time(share * seen.step_ns)} a step" if seen.step_ns else ""
     return f"at most {share:.1%} of the time{per_step}, {condition}"
+
+
+def duration_text(ns: float) -> str:
+    """A duration for people: three digits and its unit."""
+    return _time(ns)
 
 
 def _time(ns: float) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moescope.profiler.printable import all_printable
 from moescope.profiler.report_machine import bound_of, machine_notes
+from moescope.profiler.report_ranks import collective_rows, listed, rank_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,13 +46,21 @@ def render_text(summary: dict[str, Any], console: Console) -> None:
     if summary["steps"]:
         console.print(Text(steps_line(summary["steps"])), soft_wrap=not console.is_terminal)
     console.print()
-    console.print(_ranks(summary["ranks"], console))
-    for title, table in (("Phases", _phases(summary["ranks"])), ("Operators", _operators(summary["ranks"]))):
+    shown, left = listed(summary["ranks"])
+    console.print(_ranks(shown, console))
+    if left:
+        console.print(Text(left))
+    tables = {
+        "Phases": _phases(summary["ranks"]),
+        "Operators": _operators(summary["ranks"]),
+        "Collectives": _collectives(summary),
+    }
+    for title, table in tables.items():
         if table.row_count:
             console.print(Text(f"\n{title}", style="bold"))
             console.print(table)
     console.print()
-    for note in _notes(summary):
+    for note in (*_notes(summary), *rank_notes(summary)):
         console.print(Text(note), soft_wrap=not console.is_terminal)
     if summary["findings"]:
         console.print(Text("\nFindings", style="bold"), end="")
@@ -223,6 +232,13 @@ def _row(table: Table, *cells: str) -> None:
     from rich.text import Text
 
     table.add_row(*(Text(cell) for cell in cells))
+
+
+def _collectives(summary: dict[str, Any]) -> Table:
+    table = _table("collective", "count", "wait", "transfer", "median", "bus rate", "last rank: times")
+    for row in collective_rows(summary):
+        table.add_row(*row)
+    return table
 
 
 def _notes(summary: dict[str, Any]) -> list[str]:

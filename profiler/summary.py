@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moescope.collectors.schema import EVIDENCE
 from moescope.profiler.breakdown_rows import operator_rows, overlap_rows
 from moescope.profiler.errors import NoData
-from moescope.profiler.findings import Aggregates, aggregates_of, as_rows, findings
+from moescope.profiler.findings import Aggregates, aggregates_of, as_rows
 from moescope.profiler.intervals import length
 from moescope.profiler.machine import machine_answer
 from moescope.profiler.overlap import (
@@ -22,6 +22,11 @@ from moescope.profiler.overlap import (
 )
 from moescope.profiler.phases import phase_times, ranges_of
 from moescope.profiler.placement import place
+from moescope.profiler.ranks.across import across
+from moescope.profiler.ranks.answer import told_across
+from moescope.profiler.ranks.calls import calls_of
+from moescope.profiler.ranks.facts import clock_of, host_of, joined
+from moescope.profiler.ranks.losses import findings_across
 from moescope.profiler.ranks.part import (
     LOG_LINES,
     Key,
@@ -93,6 +98,7 @@ def answer(part: Part, name: str, state: State, meta: dict[str, Any]) -> dict[st
     total |= _fraction(total["overlapped_us"], total["comm_us"])
     extent = sum(one.extent_ns for one in part.ranks.values())
     seen = aggregates(part, finished=state != "live")
+    found = across(part)
     return {
         "schema": 1,
         "source": name,
@@ -106,7 +112,8 @@ def answer(part: Part, name: str, state: State, meta: dict[str, Any]) -> dict[st
         "ranks_without_kernels": [key[1] for key in sorted(part.listed) if not part.ranks[key].devices],
         "torn": sorted(part.torn),
         "log": _joined_log(part),
-        "findings": list(as_rows(findings(seen))),
+        **told_across(found, part),
+        "findings": list(as_rows(findings_across(found, seen))),
     }
 
 
@@ -125,8 +132,17 @@ def _rank_part(source: Source, key: Key) -> Part:
         shares=seen.shares,
         seen_recorded_ns=seen.recorded_ns,
         seen_extent_ns=seen.extent_ns,
+        calls=calls_of(
+            source,
+            joined(swept.compute for swept in sweeps),
+            joined(swept.busy for swept in sweeps),
+            windows,
+        ),
+        host=host_of(source, key[1]),
+        clock_hz=clock_of(source, key[1], devices[0].device if devices else None),
     )
-    return Part(ranks={key: held}, logs={key: _log(source.table("log"))}, totals=totals_of(seen))
+    totals = totals_of(seen, source.table("transfers"))
+    return Part(ranks={key: held}, logs={key: _log(source.table("log"))}, totals=totals)
 
 
 def no_kernels(source: Source) -> str:

@@ -16,6 +16,7 @@ from moescope.profiler.findings import Aggregates, CallCount, KernelTime
 from moescope.profiler.live_columns import NULL
 from moescope.profiler.live_figures import total_shares
 from moescope.profiler.live_rows import rank_tokens
+from moescope.profiler.ranks.calls import Calls
 from moescope.profiler.snapshot import ExpertRow, PhaseRow, QuantisationRow, Shares
 from moescope.profiler.steps import Steps, steps_from
 
@@ -49,7 +50,9 @@ class RankPart:
 
     devices: entries of the answer's `ranks`, one a device; evidence: place in EVIDENCE of the weakest label that
     counts; counted_ns, extent_ns: recorded time, and the time between its first and last window, 0 for a rank without
-    windows; shares, seen_recorded_ns, seen_extent_ns: the same within its steps
+    windows; shares, seen_recorded_ns, seen_extent_ns: the same within its steps; calls: its
+    communication; host: whose clock its times are read from, empty where that is not known; clock_hz: mean clock of its
+    device, None where not sampled
     """
 
     devices: tuple[dict[str, Any], ...]
@@ -60,6 +63,9 @@ class RankPart:
     shares: Shares
     seen_recorded_ns: int
     seen_extent_ns: int
+    calls: Calls
+    host: str
+    clock_hz: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +81,14 @@ class Totals:
     """Sums over ranks that the findings are drawn from; times ns.
 
     phases: name to (ranges, total, communication, exposed); kernels: (name, operator, kind) to (calls, total);
-    calls: (op, group) to (calls, unfinished); experts: (layer, expert) to (tokens,); quantisation: (tensor, format) to
-    its rows
+    calls: (op, group) to (calls, unfinished); traffic: (from, to, hop) to (transfers, bytes); experts: (layer, expert)
+    to (tokens,); quantisation: (tensor, format) to its rows
     """
 
     phases: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     kernels: Mapping[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
     calls: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    traffic: Mapping[tuple[int, int, str], tuple[int, int]] = field(default_factory=dict)
     experts: Mapping[tuple[int, int], tuple[int]] = field(default_factory=dict)
     quantisation: Mapping[tuple[str, str], QuantisationRow] = field(default_factory=dict)
     short_kernels: int = 0
@@ -132,6 +139,7 @@ def _merge_totals(a: Totals, b: Totals) -> Totals:
         phases=_added(a.phases, b.phases),
         kernels=_added(a.kernels, b.kernels),
         calls=_added(a.calls, b.calls),
+        traffic=_added(a.traffic, b.traffic),
         experts=_added(a.experts, b.experts),
         quantisation={
             key: _both(a.quantisation[key], b.quantisation[key])
@@ -173,8 +181,8 @@ def _extreme(choose: Any, a: float, b: float) -> float:
     return float(choose(known)) if known else float("nan")
 
 
-def totals_of(seen: Aggregates) -> Totals:
-    """The summable part of one rank's aggregates."""
+def totals_of(seen: Aggregates, transfers: pa.Table) -> Totals:
+    """The summable part of one rank's aggregates; transfers: the table of the rank"""
     kernels: dict[tuple[str, str, str], tuple[int, int]] = {}
     for kernel in seen.kernels:
         key = (kernel.name, kernel.operator, kernel.kind)
@@ -186,6 +194,7 @@ def totals_of(seen: Aggregates) -> Totals:
         phases={row.name: (row.count, row.total_ns, row.comm_ns, row.exposed_ns) for row in seen.phases},
         kernels=kernels,
         calls=calls,
+        traffic=_traffic(transfers),
         experts={(row.layer, expert): (tokens,) for row in seen.experts for expert, tokens in enumerate(row.tokens)},
         quantisation={(row.tensor, row.format): row for row in seen.quantisation},
         short_kernels=seen.short_kernels,
@@ -209,7 +218,7 @@ def step_times(steps: pa.Table) -> tuple[StepTime, ...]:
 def aggregates(part: Part, *, finished: bool) -> Aggregates:
     """What the findings of all ranks are drawn from; each rank's figures are of its own steps."""
     totals, ranks = part.totals, [part.ranks[key] for key in sorted(part.ranks)]
-    experts = _experts(totals.experts)
+    experts = expert_rows(totals.experts)
     steps = steps_of(part)
     whole = sum(rank.seen_extent_ns for rank in ranks)
     return Aggregates(
@@ -241,12 +250,23 @@ def aggregates(part: Part, *, finished: bool) -> Aggregates:
         finished=finished,
         short_kernels=totals.short_kernels,
         worst_exposed_ns=None,
+        recorded_ns=sum(rank.seen_recorded_ns for rank in ranks),
+        extent_ns=whole,
         stage=steps.stage,
         steps=steps,
     )
 
 
-def _experts(tokens: Mapping[tuple[int, int], tuple[int]]) -> tuple[ExpertRow, ...]:
+def _traffic(transfers: pa.Table) -> dict[tuple[int, int, str], tuple[int, int]]:
+    if not transfers.num_rows:
+        return {}
+    known = transfers.select(["src", "dst", "hop", "bytes"]).drop_null()
+    summed = known.group_by(["src", "dst", "hop"]).aggregate([("bytes", "count"), ("bytes", "sum")]).to_pylist()
+    return {(row["src"], row["dst"], row["hop"]): (row["bytes_count"], row["bytes_sum"]) for row in summed}
+
+
+def expert_rows(tokens: Mapping[tuple[int, int], tuple[int]]) -> tuple[ExpertRow, ...]:
+    """Tokens by layer and expert, from `Totals.experts`."""
     size = max((expert for _, expert in tokens), default=-1) + 1
     layers = sorted({layer for layer, _ in tokens})
     return tuple(ExpertRow(layer, tuple(tokens.get((layer, e), (0,))[0] for e in range(size))) for layer in layers)
