@@ -2,9 +2,11 @@
 
 The methods of `ProcessGroup` are wrapped: `torch.distributed`'s functions and models that call groups directly both end
 there. C++ callers (DDP's reducer, functional collectives) do not: their execution ranges show them inside windows.
-Inside a window gloo tells when it executes a call, and the library gives its range the call's number as it begins.
-Elsewhere completion comes from the returned work's future, on the thread that completed it: a moment late, as it waits
-for the interpreter. Where a work has no future it comes from `wait`.
+Gloo tells when it executes a call that was issued with torch's ranges on, and the library gives its range the call's
+number as it begins: inside windows they are on, outside they are switched on for the call alone (under a microsecond).
+Where they cannot be (another backend, the target's own profiler) completion comes from the returned work's future, on
+the thread that completed it: a moment late and at a price, as that thread waits for the interpreter. Where a work has
+no future it comes from `wait`.
 """
 
 from __future__ import annotations
@@ -161,29 +163,46 @@ class _Calls:
                 number = self._issue(group, op, bytes_of, args, kwargs)
             if not number:
                 return original(group, *args, **kwargs)
-            ranged = bool(title) and self._records_here() and ring.expect(title, number) == 0
+            ranged = bool(title) and self._is_gloo(group) and ring.expect(title, number) == 0
+            here = ranged and self._records_here()
+            lent = self._lend() if ranged and not here else None
             try:
                 work = original(group, *args, **kwargs)
             except BaseException:
                 ring.withdraw(number)
                 ring.blob("comm_failed", [number])
                 raise
+            finally:
+                if lent is not None:
+                    self._session.windows.take_back(lent)
             # Without a range to come: another backend's, or the window was closed on this thread meanwhile.
-            if not ranged or (not (self._records_here() and self._is_gloo(group)) and ring.withdraw(number)):
+            told = lent is not None or (here and self._records_here())
+            if not ranged or (not told and ring.withdraw(number)):
                 self._follow(work, number)
             return work
 
         return call
+
+    def _lend(self) -> Any:
+        """Has ranges recorded while the next call is issued, outside windows; None where that cannot be."""
+        try:
+            return self._session.windows.lend()
+        except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
+            self._tell(error)
+            return None
 
     def _records_here(self) -> bool:
         """Whether what this thread issues now is executed under a range in the ring."""
         try:
             return self._session.windows.records_here()
         except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
-            if not self._told:
-                self._told = True
-                self._session.recorder.log("warning", "communication", f"no execution ranges: {error!r}")
+            self._tell(error)
             return False
+
+    def _tell(self, error: Exception) -> None:
+        if not self._told:
+            self._told = True
+            self._session.recorder.log("warning", "communication", f"no execution ranges: {error!r}")
 
     def _is_gloo(self, group: Any) -> bool:
         return self._backends.get(group.group_name) == "gloo"

@@ -75,6 +75,22 @@ def install_steps(session: Session) -> None:
     register_optimizer_step_post_hook(after_step)
 
 
+def install_backward(session: Session) -> None:
+    """Windows cannot open or close inside a backward pass: where one ends, what waits for that is done."""
+    autograd = session.torch.autograd
+    original = getattr(autograd, "_engine_run_backward", None)
+    if original is None:
+        return  # another version of torch: the timer asks again and again
+
+    def run_backward(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        finally:
+            session.windows.after_backward()
+
+    autograd._engine_run_backward = run_backward
+
+
 def install_profiler_guard(session: Session) -> None:
     """While the target runs a profiler of its own, ours is closed: both would count the same events wrongly."""
     module = session.torch.autograd.profiler

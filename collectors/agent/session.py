@@ -74,6 +74,7 @@ class Session:
         self._guarded("phases", lambda: hooks.install_steps(self))
         if "kernels" in wanted:
             self._guarded("kernels", lambda: hooks.install_profiler_guard(self))
+            self._guarded("kernels", lambda: hooks.install_backward(self))
             self._guarded("kernels", self.windows.start)
         atexit.register(self._at_exit)
 

@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import kineto
@@ -23,8 +24,9 @@ PERIOD_S = 0.5
 """Windows open at whole multiples of this on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one
 another, so a window that only one of them has open would slow down all, once for each."""
 MIN_WINDOW_S = 0.004
-RETRY_S = 0.005
-"""How soon to ask again where the main thread was inside a backward pass."""
+RETRY_S = (0.02, 0.5)
+"""How soon to ask the main thread again, at first and at last, where it was inside a backward pass: the end of the pass
+is where it answers by itself, if the pass began in Python."""
 
 SAFETY = 0.3
 """Share of the budget that is spent on what is reckoned: switching, and what ranks wait for one another, cost as much
@@ -91,9 +93,11 @@ class WindowKeeper:
         self._follower = _Follower()
         self._last_overhead = 0.0
         self._failed = False
-        self._in_backward = False
-        self._callback_open = _PENDING(self._pending(self._open_on_main))
-        self._callback_close = _PENDING(self._pending(self._close_on_main))
+        self._last_cost_ns = 0
+        self._owed: Callable[[], None] | None = None
+        self._asked = False
+        self._lent_on_main = False
+        self._callback = _PENDING(self._pending)
 
     def records_here(self) -> bool:
         """Whether ranges and operators of the calling thread are recorded now.
@@ -109,6 +113,27 @@ class WindowKeeper:
             # What `switch` held closes itself when nothing holds it any more.
             state.switch = _Switch(source) if wanted else None
         return state.switch is not None
+
+    def lend(self) -> IttSource | None:
+        """Opens ranges, but no window, on the calling thread: what is issued meanwhile tells when it is executed.
+
+        What this thread itself does is not recorded. The caller closes by `take_back`. None where there are none to
+        lend: before the first window, or while the target runs a profiler of its own.
+        """
+        source = self._source
+        if self._paused or self._stopping.is_set() or not isinstance(source, IttSource):
+            return None
+        source.open()
+        self._session.ring.mute(1)
+        self._lent_on_main = threading.current_thread() is threading.main_thread()
+        return source
+
+    def take_back(self, source: IttSource) -> None:
+        """Ends what `lend` began, on the same thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._lent_on_main = False
+        self._session.ring.mute(0)
+        source.close()
 
     def start(self) -> None:
         """Starts the timer thread; where steps were asked for, they open and close the window instead."""
@@ -135,20 +160,30 @@ class WindowKeeper:
         if self._open_since:
             self._close_on_main()
 
-    def _pending(self, action: Any) -> Any:
-        def call(_: Any) -> int:
-            try:
-                # Inside a backward pass torch has swapped the thread's state: what is opened there is lost with it.
-                self._in_backward = self._session.torch._C._current_graph_task_id() != -1
-                if not self._in_backward:
-                    action()
-            except Exception as error:  # noqa: BLE001  fail open
-                self._fail(error)
-            finally:
-                self._changed.set()
-            return 0
+    def settle(self) -> None:
+        """Does what the timer asks for, if it asks and this is a moment for it; on the main thread."""
+        if self._owed is None or self._lent_on_main:
+            return
+        # Inside a backward pass torch has swapped the thread's state: what is opened there is lost with it.
+        if self._session.torch._C._current_graph_task_id() != -1:
+            return
+        action, self._owed = self._owed, None
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  fail open
+            self._fail(error)
+        finally:
+            self._changed.set()
 
-        return call
+    def after_backward(self) -> None:
+        """A backward pass has ended."""
+        if self._owed is not None and threading.current_thread() is threading.main_thread():
+            self.settle()
+
+    def _pending(self, _: Any) -> int:
+        self._asked = False
+        self.settle()
+        return 0
 
     def _fail(self, error: BaseException) -> None:
         self._failed = True
@@ -165,17 +200,19 @@ class WindowKeeper:
                 gap = 0.02
                 continue
             open_s = PERIOD_S if self._budget is None else max(MIN_WINDOW_S, duty * PERIOD_S)
-            if not self._ask(self._callback_open):
+            if not self._ask(self._open_on_main):
                 return
             self._stopping.wait(open_s)
-            if self._stopping.is_set() or not self._ask(self._callback_close):
+            if self._stopping.is_set() or not self._ask(self._close_on_main):
                 return
             if self._budget is None:
                 gap = 0.0
                 continue
             available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
             duty = min(1.0, available / max(self._last_overhead, 1e-4))
-            gap = 0.0 if duty >= 1.0 else PERIOD_S - time.monotonic() % PERIOD_S
+            # Where it lasted longer than was asked for, to the end of a backward pass, the next one comes later.
+            pause_s = self._last_cost_ns / 1e9 / available - PERIOD_S
+            gap = 0.0 if duty >= 1.0 else _until_next(max(pause_s, 0.0))
 
     def _events_share(self) -> float:
         """Share of the time that phases and counts have cost since the start."""
@@ -194,19 +231,17 @@ class WindowKeeper:
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
 
-    def _ask(self, callback: Any) -> bool:
-        """Has the main thread run `callback`; False where the process is ending meanwhile."""
-        while not self._stopping.is_set():
-            self._changed.clear()
-            while ctypes.pythonapi.Py_AddPendingCall(callback, None) != 0:
-                if self._stopping.wait(0.01):
-                    return False
-            while not self._changed.wait(0.5):
-                if self._stopping.is_set() or not threading.main_thread().is_alive():
-                    return False
-            if not self._in_backward:
+    def _ask(self, action: Callable[[], None]) -> bool:
+        """Has the main thread run `action`; False where the process is ending meanwhile."""
+        self._changed.clear()
+        self._owed = action
+        wait_s, longest_s = RETRY_S
+        while not self._stopping.is_set() and threading.main_thread().is_alive():
+            if not self._asked:
+                self._asked = ctypes.pythonapi.Py_AddPendingCall(self._callback, None) == 0
+            if self._changed.wait(wait_s):
                 return not self._stopping.is_set()
-            self._stopping.wait(RETRY_S)
+            wait_s = min(2 * wait_s, longest_s)
         return False
 
     def _open_on_main(self) -> None:
@@ -235,6 +270,7 @@ class WindowKeeper:
         operators = ring.operators() - self._operators_before
         cost = int(operators * self._operator_cost_ns + (time.monotonic_ns() - end))
         ring.overhead(cost)
+        self._last_cost_ns = cost
         self._last_overhead = cost / max(end - start, 1)
 
     def _choose(self) -> Any:
@@ -264,6 +300,12 @@ class WindowKeeper:
         if self._session.ring.operators() == seen:
             raise RuntimeError("no operator arrived: another ITT collector, or INTEL_LIBITTNOTIFY64 is not ours")
         return max(300.0, loud - quiet)
+
+
+def _until_next(pause_s: float) -> float:
+    """How long it is to the first whole multiple of the period after a pause."""
+    now = time.monotonic()
+    return ((now + pause_s) // PERIOD_S + 1) * PERIOD_S - now
 
 
 def _time_operators(torch: Any, count: int = 50) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.collectors.reading import rows
 from tests.conftest import Moescope
 
@@ -12,7 +14,6 @@ THREADS = """
 import sys, threading, time, torch, torch.distributed as dist
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-end = time.monotonic() + 3.0
 
 def communicate():
     for _ in range(40):
@@ -66,22 +67,23 @@ dist.destroy_process_group()
 """
 
 
-def record(moescope: Moescope, folder: Path, text: str) -> Path:
+def record(moescope: Moescope, folder: Path, text: str, budget: str = "full") -> Path:
     (folder / "target.py").write_text(text)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "target.py")
-    done = moescope("run", "--budget", "full", "-o", "rec", "--", *launcher)
+    done = moescope("run", "--budget", budget, "-o", "rec", "--", *launcher)
     assert done.returncode == 0, done.stderr
     return folder / "rec"
 
 
-def test_calls_of_any_thread_are_measured_and_end_when_the_backend_ended_them(
-    moescope: Moescope, tmp_path: Path
+@pytest.mark.parametrize("budget", ["2%", "full"])
+def test_calls_of_any_thread_are_measured_inside_windows_and_outside(
+    moescope: Moescope, tmp_path: Path, budget: str
 ) -> None:
-    recording = record(moescope, tmp_path, THREADS)
+    recording = record(moescope, tmp_path, THREADS, budget)
     calls = [c for c in rows(recording, "collectives") if c["op"] == "all_to_all"]
     assert len(calls) == 80
     measured = [c for c in calls if c["evidence"] == "measured"]
-    # The first call or two may be issued before the window opens.
+    # The first call or two may be issued before the first window opens.
     assert len(measured) >= 70
     assert all(c["start_ns"] >= c["issue_ns"] and c["dur_ns"] is not None for c in measured)
     kernels = {
