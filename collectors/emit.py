@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 AGENT_MODULE = "_moescope_agent"
 """Name under which the injected agent stands in `sys.modules`."""
@@ -71,8 +71,9 @@ _NULL_RECORDER = NullRecorder()
 
 
 def _recorder() -> Recorder:
-    agent = sys.modules.get(AGENT_MODULE)
-    return _NULL_RECORDER if agent is None else cast(Recorder, getattr(agent, "recorder", None) or _NULL_RECORDER)
+    agent: Any = sys.modules.get(AGENT_MODULE)
+    found: Recorder | None = getattr(agent, "recorder", None)
+    return _NULL_RECORDER if found is None else found
 
 
 def active() -> bool:

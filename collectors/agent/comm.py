@@ -266,6 +266,13 @@ def _dtype(args: Any) -> str:
         item = arg
         while isinstance(item, list | tuple) and item:
             item = item[0]
-        if hasattr(item, "dtype"):
-            return str(item.dtype).removeprefix("torch.")
+        dtype = getattr(item, "dtype", None)
+        if dtype is not None:
+            name = _DTYPES.get(dtype)
+            if name is None:
+                name = _DTYPES[dtype] = str(dtype).removeprefix("torch.")
+            return name
     return ""
+
+
+_DTYPES: dict[Any, str] = {}

@@ -22,21 +22,6 @@ def pack_context(stage: int, micro_batch: int, layer: int, step: int) -> int:
     return stage | (micro_batch + 1 & 0xFF) << 8 | (layer + 1 & 0xFFFF) << 16 | (step + 1 & 0xFFFFFFFF) << 32
 
 
-class _Phase:
-    __slots__ = ("_context", "_id", "_name", "_ring")
-
-    def __init__(self, ring: Ring, name: str, context: int) -> None:
-        self._ring, self._name, self._context, self._id = ring, name, context, 0
-
-    def __enter__(self) -> None:
-        self._id = self._ring.phase_begin(self._name, self._context)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._ring.phase_end(self._id)
-
-
 class _Step:
     __slots__ = ("_number", "_recorder", "_start_ns")
 
@@ -64,6 +49,8 @@ class Recorder:
         """Called on the thread that names a step, before it begins."""
         self._stage = 0
         self._step = -1
+        self._context = 0
+        self._phase = ring.phase
 
     @property
     def step_number(self) -> int:
@@ -73,17 +60,23 @@ class Recorder:
     def set_step(self, number: int, source: str = "emit") -> None:
         self.steps_from = source
         self._step = number
-        self.ring.context(pack_context(self._stage, -1, -1, number))
+        self._tell_context()
         if self.on_step is not None:
             self.on_step(number)
 
     def stage(self, stage: str | None) -> None:
         self._stage = STAGES.index(stage) + 1 if stage in STAGES else 0
-        self.ring.context(pack_context(self._stage, -1, -1, self._step))
+        self._tell_context()
+
+    def _tell_context(self) -> None:
+        self._context = pack_context(self._stage, -1, -1, self._step)
+        self.ring.context(self._context)
 
     def phase(self, name: str, layer: int = -1, micro_batch: int = -1) -> AbstractContextManager[None]:
         self.events_cost_ns += PHASE_COST_NS
-        return _Phase(self.ring, name, pack_context(self._stage, micro_batch, layer, self._step))
+        # As pack_context would, with what has not changed since.
+        context = self._context | (micro_batch + 1 & 0xFF) << 8 | (layer + 1 & 0xFFFF) << 16
+        return self._phase(name, context)
 
     def step(self, step: int) -> AbstractContextManager[None]:
         return _Step(self, step)

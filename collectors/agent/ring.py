@@ -6,19 +6,36 @@ import ctypes
 import errno
 import json
 import os
-import struct
 import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
-from .packed import COMM, FORMATS, PREFIX, pack_comm, packer
+from .packed import COMM, FORMATS, PREFIX, pack_comm
 
 OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW = range(1, 8)
 
 _LONGEST_NAME = 480
 """Bytes; longer ones are cut in the ring's table."""
+
+
+class Phase:
+    """A range that a model names, as a context manager."""
+
+    __slots__ = ("_context", "_id", "_name", "_ring")
+
+    def __init__(self, ring: Ring, name: str, context: int) -> None:
+        self._ring, self._name, self._context, self._id = ring, name, context, 0
+
+    def __enter__(self) -> None:
+        self._id = self._ring.phase_begin(self._name, self._context)
+
+    def __exit__(self, *exc: object) -> None:
+        self._ring.phase_end(self._id)
 
 
 class Ring(Protocol):
@@ -28,6 +45,7 @@ class Ring(Protocol):
 
     def identity(self, facts: dict[str, Any]) -> None: ...
     def context(self, context: int) -> None: ...
+    def phase(self, name: str, context: int) -> AbstractContextManager[None]: ...
     def phase_begin(self, name: str, context: int) -> int: ...
     def phase_end(self, phase: int) -> None: ...
     def record(
@@ -47,7 +65,9 @@ class Ring(Protocol):
     def expect(self, name: bytes, call: int) -> int: ...
     def withdraw(self, call: int) -> int: ...
     def blob(self, kind: str, payload: Any) -> None: ...
-    def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None: ...
+    def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None:
+        """A collective's issue; sent, received: a list of bytes for each rank of the group, None where not told."""
+
     def operators(self) -> int: ...
     def mute(self, on: int) -> None: ...
     def overhead(self, ns: int) -> None: ...
@@ -71,7 +91,6 @@ class NativeRing:
         lib.moescope_done.argtypes, lib.moescope_done.restype = (u64,), None
         lib.moescope_expect.argtypes, lib.moescope_withdraw.argtypes = (text, u64), (u64,)
         lib.moescope_blob.argtypes = (text, text, ctypes.c_uint32)
-        lib.moescope_name.argtypes, lib.moescope_name.restype = (text,), ctypes.c_uint32
         lib.moescope_identity.argtypes = (text, ctypes.c_uint32)
         lib.moescope_context.argtypes, lib.moescope_context.restype = (u64,), None
         lib.moescope_operators.restype = u64
@@ -81,33 +100,34 @@ class NativeRing:
         if error:
             raise OSError(error, os.strerror(error), path)
         self._lib = lib
-        self._begin = lib.moescope_phase_begin
-        self.phase_end = lib.moescope_phase_end
         self.context = lib.moescope_context
         self.done = lib.moescope_done
-        self.expect = lib.moescope_expect
         self.withdraw = lib.moescope_withdraw
         self.operators = lib.moescope_operators
         self.overhead = lib.moescope_add_overhead
-        self.mute = lib.moescope_mute
-        self._names: dict[str, bytes] = {}
-        self._numbers: dict[str | None, int] = {None: 0}
         self._write = lib.moescope_blob
-        self._packers = {
-            kind: ((PREFIX + kind).encode(), packer(format, self._number)) for kind, format in FORMATS.items()
-        }
+        self._names: dict[str, bytes] = {}
         self._comm_kinds: dict[tuple[str, str, str], bytes] = {}
-
-    def _number(self, name: str | None) -> int:
-        """The name's number in the ring's table. Raises LookupError where the table is full."""
-        found = self._numbers.get(name)
-        if found is None:
-            text = self._name(name or "")
-            found = self._lib.moescope_name(text) if len(text) <= _LONGEST_NAME else 0
-            if not found or name is None:
-                raise LookupError(name)
-            self._numbers[name] = found
-        return found
+        self._rows: dict[str, Callable[[dict[str, Any]], bool]] = {}
+        fast = _module(library)
+        self.phase: Callable[[str, int], AbstractContextManager[None]]
+        if fast is not None:
+            self.phase = fast.phase
+            self.phase_begin = fast.phase_begin
+            self.phase_end = fast.phase_end
+            self.expect = fast.expect
+            self.mute = fast.mute
+            self._comm = fast.comm
+            for kind, (_, integers, floats, names) in FORMATS.items():
+                counts = len(integers), len(floats), len(names)
+                self._rows[kind] = fast.row((PREFIX + kind).encode(), integers + floats + names, *counts)
+        else:
+            self.phase = partial(Phase, self)
+            self.phase_begin = self._slow_phase_begin
+            self.phase_end = lib.moescope_phase_end
+            self.expect = lib.moescope_expect
+            self.mute = lib.moescope_mute
+            self._comm = self._slow_comm
 
     def _name(self, name: str) -> bytes:
         found = self._names.get(name)
@@ -117,8 +137,12 @@ class NativeRing:
                 self._names[name] = found
         return found
 
-    def phase_begin(self, name: str, context: int) -> int:
-        return int(self._begin(self._names.get(name) or self._name(name), context))
+    def _slow_phase_begin(self, name: str, context: int) -> int:
+        return int(self._lib.moescope_phase_begin(self._name(name), context))
+
+    def _slow_comm(self, kind: bytes, number: int, issue_ns: int, sent: Any, received: Any) -> None:
+        data = pack_comm(number, issue_ns, sent, received)
+        self._write(kind, data, len(data))
 
     def record(
         self,
@@ -137,29 +161,22 @@ class NativeRing:
         self._lib.moescope_record(kind, self._name(name) if name else None, start_ns, dur_ns, a, b, c)
 
     def blob(self, kind: str, payload: Any) -> None:
-        packed = self._packers.get(kind)
-        if packed is not None:
-            try:
-                data = packed[1](payload)
-            except (struct.error, LookupError, TypeError):
-                pass  # JSON has room for anything
-            else:
-                self._write(packed[0], data, len(data))
-                return
+        packed = self._rows.get(kind)
+        if packed is not None and packed(payload):
+            return
+        # JSON has room for anything.
         data = json.dumps(payload, separators=(",", ":")).encode()
         self._write(kind.encode(), data, len(data))
 
     def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None:
-        """A collective's issue; sent, received: bytes for each rank of the group, None where not told."""
         kind = self._comm_kinds.get((op, group, dtype))
         if kind is None:
-            kind = self._comm_kinds[op, group, dtype] = f"{COMM}{op} {dtype} {group}".encode()
+            kind = f"{COMM}{op} {dtype} {group}".encode()
             if len(kind) > _LONGEST_NAME or len(self._comm_kinds) > 4096:
-                del self._comm_kinds[op, group, dtype]
                 self.blob("comm", [number, op, group, issue_ns, sent, received, dtype])
                 return
-        data = pack_comm(number, issue_ns, sent, received)
-        self._write(kind, data, len(data))
+            self._comm_kinds[op, group, dtype] = kind
+        self._comm(kind, number, issue_ns, sent, received)
 
     def identity(self, facts: dict[str, Any]) -> None:
         data = json.dumps(facts, separators=(",", ":")).encode()
@@ -167,6 +184,23 @@ class NativeRing:
 
     def close(self) -> None:
         self._lib.moescope_close()
+
+
+def _module(library: str) -> Any:
+    """The library's frequent calls as a Python module; None for a Python that cannot load it, or where it has none."""
+    from importlib.machinery import ExtensionFileLoader
+    from importlib.util import module_from_spec, spec_from_loader
+
+    try:
+        loader = ExtensionFileLoader("_moescope_ring", library)
+        spec = spec_from_loader("_moescope_ring", loader)
+        if spec is None:
+            return None
+        module = module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError:
+        return None
+    return module
 
 
 class FileRing:
@@ -202,6 +236,9 @@ class FileRing:
 
     def context(self, context: int) -> None:
         self._context = context
+
+    def phase(self, name: str, context: int) -> AbstractContextManager[None]:
+        return Phase(self, name, context)
 
     def phase_begin(self, name: str, context: int) -> int:
         self._phases += 1

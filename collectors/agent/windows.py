@@ -48,9 +48,10 @@ class IttSource:
         self._config = ProfilerConfig(ProfilerState.ITT, False, False, False, False, False, _ExperimentalConfig())
         # Taken now: the guard replaces these names in torch.autograd.profiler, and must not see ours.
         self._enable, self._disable = torch.autograd._enable_profiler, torch.autograd._disable_profiler
+        self._activities: set[Any] = set()
 
     def open(self) -> None:
-        self._enable(self._config, set())
+        self._enable(self._config, self._activities)
 
     def close(self) -> None:
         self._disable()
@@ -105,7 +106,7 @@ class WindowKeeper:
         Torch's profilers are thread-local: the main thread is switched by the timer, any other follows the open window
         here, at each of its calls.
         """
-        if threading.current_thread() is threading.main_thread():
+        if _on_main():
             return bool(self._open_since) and isinstance(self._source, IttSource)
         source, state = self._source, self._follower
         wanted = bool(self._open_since) and not self._stopping.is_set() and isinstance(source, IttSource)
@@ -125,12 +126,12 @@ class WindowKeeper:
             return None
         source.open()
         self._session.ring.mute(1)
-        self._lent_on_main = threading.current_thread() is threading.main_thread()
+        self._lent_on_main = _on_main()
         return source
 
     def take_back(self, source: IttSource) -> None:
         """Ends what `lend` began, on the same thread."""
-        if threading.current_thread() is threading.main_thread():
+        if _on_main():
             self._lent_on_main = False
         self._session.ring.mute(0)
         source.close()
@@ -177,7 +178,7 @@ class WindowKeeper:
 
     def after_backward(self) -> None:
         """A backward pass has ended."""
-        if self._owed is not None and threading.current_thread() is threading.main_thread():
+        if self._owed is not None and _on_main():
             self.settle()
 
     def _pending(self, _: Any) -> int:
@@ -300,6 +301,10 @@ class WindowKeeper:
         if self._session.ring.operators() == seen:
             raise RuntimeError("no operator arrived: another ITT collector, or INTEL_LIBITTNOTIFY64 is not ours")
         return max(300.0, loud - quiet)
+
+
+def _on_main() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def _until_next(pause_s: float) -> float:

@@ -90,4 +90,12 @@ int moescope_is_entry(const struct name_entry *entry);
 void moescope_range_begin(struct name_entry *name);
 void moescope_range_end(void);
 
+/* Used by module.c. */
+uint64_t moescope_phase_begin(const char *name, uint64_t context);
+void moescope_phase_end(uint64_t id);
+uint32_t moescope_name(const char *text);
+int moescope_blob(const char *kind, const void *payload, uint32_t bytes);
+int moescope_expect(const char *name, uint64_t call);
+void moescope_mute(int on);
+
 #endif
