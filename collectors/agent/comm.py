@@ -26,16 +26,17 @@ Bytes = tuple[Sequence[int] | None, Sequence[int] | None]
 
 
 def _size(tensor: Any) -> int:
-    return int(tensor.numel() * tensor.element_size())
+    return int(tensor.nbytes)
 
 
 def _uneven(tensor: Any, splits: Sequence[int] | None, n: int) -> list[int]:
     """Bytes of each part of `tensor`, split along its first dimension."""
-    total = _size(tensor)
+    total = tensor.nbytes
     if not splits:
         return [total // n] * n
-    rows = max(int(tensor.shape[0]), 1) if tensor.dim() else 1
-    return [total // rows * part for part in splits]
+    shape = tensor.shape
+    row = total // max(shape[0], 1) if shape else total
+    return [row * part for part in splits]
 
 
 def _except(me: int, n: int, value: int) -> list[int]:
@@ -158,26 +159,36 @@ class _Calls:
         ring = self._session.ring
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
-            number = 0
-            if not self._failed:
-                number = self._issue(group, op, bytes_of, args, kwargs)
-            if not number:
+            if self._failed:
                 return original(group, *args, **kwargs)
-            ranged = bool(title) and self._is_gloo(group) and ring.expect(title, number) == 0
-            here = ranged and self._records_here()
-            lent = self._lend() if ranged and not here else None
+            issue_ns = time.monotonic_ns()
+            number = next(self._numbers)
+            if not title or not self._is_gloo(group) or ring.expect(title, number):
+                # Told before it is made: it may block, and what never ends is what somebody will look for.
+                if not self._issued(number, issue_ns, group, op, bytes_of, args, kwargs):
+                    return original(group, *args, **kwargs)
+                try:
+                    work = original(group, *args, **kwargs)
+                except BaseException:
+                    ring.blob("comm_failed", [number])
+                    raise
+                self._follow(work, number)
+                return work
+            here = self._ranges_on()
+            lent = None if here else self._lend()
             try:
                 work = original(group, *args, **kwargs)
             except BaseException:
                 ring.withdraw(number)
-                ring.blob("comm_failed", [number])
                 raise
             finally:
                 if lent is not None:
                     self._session.windows.take_back(lent)
-            # Without a range to come: another backend's, or the window was closed on this thread meanwhile.
-            told = lent is not None or (here and self._records_here())
-            if not ranged or (not told and ring.withdraw(number)):
+            # Gloo is at it on a thread of its own by now.
+            told = self._issued(number, issue_ns, group, op, bytes_of, args, kwargs)
+            # Without a range to come: the window was closed on this thread meanwhile, or none could be lent.
+            sure = lent is not None or (here and self._ranges_on())
+            if not sure and ring.withdraw(number) and told:
                 self._follow(work, number)
             return work
 
@@ -191,10 +202,10 @@ class _Calls:
             self._tell(error)
             return None
 
-    def _records_here(self) -> bool:
+    def _ranges_on(self) -> bool:
         """Whether what this thread issues now is executed under a range in the ring."""
         try:
-            return self._session.windows.records_here()
+            return self._session.windows.ranges_on()
         except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
             self._tell(error)
             return False
@@ -205,7 +216,13 @@ class _Calls:
             self._session.recorder.log("warning", "communication", f"no execution ranges: {error!r}")
 
     def _is_gloo(self, group: Any) -> bool:
-        return self._backends.get(group.group_name) == "gloo"
+        try:
+            name = group.group_name
+            if name not in self._groups:
+                self._learn(group, name)
+            return self._backends[name] == "gloo"
+        except Exception:  # noqa: BLE001  fail open: `_issued` meets the same trouble, and tells it
+            return False
 
     def wrap_wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
@@ -217,20 +234,21 @@ class _Calls:
 
         return wait
 
-    def _issue(self, group: Any, op: str, bytes_of: Callable[..., Bytes], args: Any, kwargs: Any) -> int:
+    def _issued(
+        self, number: int, issue_ns: int, group: Any, op: str, bytes_of: Callable[..., Bytes], args: Any, kwargs: Any
+    ) -> bool:
+        """Files a call; whether that could be done."""
         try:
-            issue_ns = time.monotonic_ns()
             name = group.group_name
             me, n = self._groups.get(name) or self._learn(group, name)
             sent, received = (None, None) if kwargs else bytes_of(me, n, *args)
-            number = next(self._numbers)
             self._session.ring.comm(number, op, name, issue_ns, sent, received, _dtype(args))
             self._session.recorder.events_cost_ns += BLOB_COST_NS
         except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
             self._failed = True
             self._session.recorder.log("error", "communication", f"calls are no longer recorded: {op}: {error!r}")
-            return 0
-        return number
+            return False
+        return True
 
     def _learn(self, group: Any, name: str) -> tuple[int, int]:
         """A group seen for the first time: its ranks, and by the way this process's rank."""

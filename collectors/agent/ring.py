@@ -69,7 +69,12 @@ class Ring(Protocol):
         """A collective's issue; sent, received: a list of bytes for each rank of the group, None where not told."""
 
     def operators(self) -> int: ...
-    def mute(self, on: int) -> None: ...
+    def mute(self, on: int) -> None:
+        """Whether operators of the calling thread are left out from now on."""
+
+    def thread_operators(self) -> int:
+        """Operators that ended on the calling thread while torch told of them, left out or not."""
+
     def overhead(self, ns: int) -> None: ...
     def close(self) -> None: ...
 
@@ -117,6 +122,7 @@ class NativeRing:
             self.phase_end = fast.phase_end
             self.expect = fast.expect
             self.mute = fast.mute
+            self.thread_operators = fast.thread_operators
             self._comm = fast.comm
             for kind, (_, integers, floats, names) in FORMATS.items():
                 counts = len(integers), len(floats), len(names)
@@ -127,6 +133,8 @@ class NativeRing:
             self.phase_end = lib.moescope_phase_end
             self.expect = lib.moescope_expect
             self.mute = lib.moescope_mute
+            lib.moescope_thread_operators.restype = u64
+            self.thread_operators = lib.moescope_thread_operators
             self._comm = self._slow_comm
 
     def _name(self, name: str) -> bytes:
@@ -276,7 +284,7 @@ class FileRing:
             c = self._context
         if type == OPERATOR:
             self._operators += 1
-        if not self._full and self._muted_thread != threading.get_native_id():
+        if not self._full and not (type == OPERATOR and self._muted_thread == threading.get_native_id()):
             self._write([type, flags, depth, name, start_ns, dur_ns, a, b, c, threading.get_native_id(), payload])
 
     def done(self, call: int) -> None:
@@ -298,6 +306,9 @@ class FileRing:
         self.record(BLOB, "identity", time.monotonic_ns(), 0, payload=facts)
 
     def operators(self) -> int:
+        return self._operators
+
+    def thread_operators(self) -> int:
         return self._operators
 
     def mute(self, on: int) -> None:

@@ -28,6 +28,9 @@ RETRY_S = (0.02, 0.5)
 """How soon to ask the main thread again, at first and at last, where it was inside a backward pass: the end of the pass
 is where it answers by itself, if the pass began in Python."""
 
+COMMUNICATES = 200
+"""Operators between two calls up to which a thread is one that communicates."""
+
 SAFETY = 0.3
 """Share of the budget that is spent on what is reckoned: switching, and what ranks wait for one another, cost as much
 again and more (paired measurements on two ranks)."""
@@ -58,9 +61,14 @@ class IttSource:
 
 
 class _Follower(threading.local):
-    """Whether the profiler is on for this thread; a thread that ends with it on switches it off as it goes."""
+    """What torch's profiler does on this thread; a thread that ends with it on switches it off as it goes."""
 
     switch: _Switch | None = None
+    muted = False
+    computes = False
+    """It does more between two calls than communicate: ranges are on inside windows, and while it issues a call."""
+    operators = 0
+    """Ended up to its last call."""
 
 
 class _Switch:
@@ -100,20 +108,42 @@ class WindowKeeper:
         self._lent_on_main = False
         self._callback = _PENDING(self._pending)
 
-    def records_here(self) -> bool:
-        """Whether ranges and operators of the calling thread are recorded now.
+    def ranges_on(self) -> bool:
+        """Whether what the calling thread issues now will tell when it is executed.
 
-        Torch's profilers are thread-local: the main thread is switched by the timer, any other follows the open window
-        here, at each of its calls.
+        Torch's profilers are thread-local. The main thread is switched by the timer. On any other that communicates
+        they stay on, as switching costs more than the few operators between two calls, which are left out unless a
+        window is open; a thread that turns out to compute follows the windows.
         """
         if _on_main():
             return bool(self._open_since) and isinstance(self._source, IttSource)
-        source, state = self._source, self._follower
-        wanted = bool(self._open_since) and not self._stopping.is_set() and isinstance(source, IttSource)
-        if wanted != (state.switch is not None) and self._session.torch._C._current_graph_task_id() == -1:
-            # What `switch` held closes itself when nothing holds it any more.
-            state.switch = _Switch(source) if wanted else None
-        return state.switch is not None
+        source, state, ring = self._source, self._follower, self._session.ring
+        window = bool(self._open_since)
+        if self._paused or self._stopping.is_set() or not isinstance(source, IttSource):
+            self._let_go(state)
+            return False
+        operators = ring.thread_operators()
+        if state.switch is not None and state.muted and operators - state.operators > COMMUNICATES:
+            state.computes = True
+        state.operators = operators
+        if state.computes and not window:
+            self._let_go(state)
+            return False
+        if state.switch is None:
+            if self._session.torch._C._current_graph_task_id() != -1:
+                return False
+            state.switch = _Switch(source)
+        if state.muted == window:
+            ring.mute(not window)
+            state.muted = not window
+        return True
+
+    def _let_go(self, state: _Follower) -> None:
+        """What `switch` held closes itself when nothing holds it any more."""
+        if state.switch is not None and self._session.torch._C._current_graph_task_id() == -1:
+            state.switch = None
+            self._session.ring.mute(0)
+            state.muted = False
 
     def lend(self) -> IttSource | None:
         """Opens ranges, but no window, on the calling thread: what is issued meanwhile tells when it is executed.
@@ -149,16 +179,17 @@ class WindowKeeper:
         self.close_window()
 
     def pause(self) -> None:
-        """The target starts a profiler of its own: ours steps aside."""
+        """The target starts a profiler of its own on the calling thread: ours steps aside."""
         self._paused += 1
+        self._let_go(self._follower)
         self.close_window()
 
     def resume(self) -> None:
         self._paused = max(0, self._paused - 1)
 
     def close_window(self) -> None:
-        """Closes the open window, if any, from the main thread."""
-        if self._open_since:
+        """Closes the open window, if any; on the main thread alone."""
+        if self._open_since and _on_main():
             self._close_on_main()
 
     def settle(self) -> None:
@@ -289,7 +320,7 @@ class WindowKeeper:
 
     def _measure(self, source: IttSource, torch: Any) -> float:
         """What recording one operator costs here, ns; raises where nothing arrives in the ring."""
-        seen = self._session.ring.operators()
+        seen = self._session.ring.thread_operators()
         quiet = min(_time_operators(torch) for _ in range(5))
         self._session.ring.mute(1)
         source.open()
@@ -298,7 +329,7 @@ class WindowKeeper:
         finally:
             source.close()
             self._session.ring.mute(0)
-        if self._session.ring.operators() == seen:
+        if self._session.ring.thread_operators() == seen:
             raise RuntimeError("no operator arrived: another ITT collector, or INTEL_LIBITTNOTIFY64 is not ours")
         return max(300.0, loud - quiet)
 

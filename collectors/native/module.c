@@ -234,10 +234,16 @@ static PyObject *mute(PyObject *module, PyObject *on) {
     Py_RETURN_NONE;
 }
 
+static PyObject *thread_operators(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(moescope_thread_operators());
+}
+
 static PyMethodDef functions[] = {
     {"comm", comm, METH_VARARGS, NULL},     {"phase_begin", phase_begin, METH_VARARGS, NULL},
     {"phase_end", phase_end, METH_O, NULL}, {"expect", expect, METH_VARARGS, NULL},
-    {"mute", mute, METH_O, NULL},           {NULL, NULL, 0, NULL},
+    {"mute", mute, METH_O, NULL},           {"thread_operators", thread_operators, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_moescope_ring", NULL, -1, functions, NULL, NULL, NULL, NULL};
 

@@ -40,7 +40,8 @@ struct thread_state {
 static struct ring_header *_Atomic ring;
 static _Atomic uint64_t ring_epoch = 1;
 static _Atomic uint64_t process_context; /* stage and step, for ranges that bring none */
-static __thread int muted; /* on the thread that measures the cost of an operator, while it does */
+static __thread int muted; /* operators of this thread are not written: it measures their cost, or is in no window */
+static __thread uint64_t thread_operators; /* that ended on this thread, written or not */
 static struct name_entry entries[NAME_SLOTS];
 static struct name_entry *_Atomic slots[NAME_SLOTS];
 static uint32_t entry_count;
@@ -76,6 +77,7 @@ static void detach_in_child(void) {
     atomic_fetch_add(&ring_epoch, 1);
     if (old) munmap(old, old->file_bytes);
     memset(&self, 0, sizeof self);
+    muted = 0;
     memset((void *)slots, 0, sizeof slots);
     entry_count = 0;
     pthread_mutex_init(&name_lock, NULL);
@@ -163,6 +165,8 @@ MOESCOPE_API void moescope_add_overhead(uint64_t ns) {
 }
 
 MOESCOPE_API void moescope_mute(int on) { muted = on; }
+
+MOESCOPE_API uint64_t moescope_thread_operators(void) { return thread_operators; }
 
 MOESCOPE_API void moescope_context(uint64_t context) { atomic_store(&process_context, context); }
 
@@ -274,7 +278,6 @@ static void publish(uint32_t slot_count) {
 }
 
 static void write_record(struct ring_header *h, struct record r) {
-    if (muted) return;
     struct record *out = reserve(h, 1);
     if (!out) return;
     *out = r;
@@ -404,6 +407,8 @@ static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
             t->frames[i].child_ns += (uint64_t)dur;
             break;
         }
+    thread_operators++;
+    if (muted) return;
     uint8_t flags = f->child_ns * 2 >= (uint64_t)dur && f->child_ns ? FLAG_COMPOSITE : 0;
     write_record(h, (struct record){.type = RECORD_OPERATOR, .flags = flags, .depth = (uint16_t)t->operators_open, .name = f->name->id,
                                     .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase});

@@ -97,5 +97,6 @@ uint32_t moescope_name(const char *text);
 int moescope_blob(const char *kind, const void *payload, uint32_t bytes);
 int moescope_expect(const char *name, uint64_t call);
 void moescope_mute(int on);
+uint64_t moescope_thread_operators(void);
 
 #endif
