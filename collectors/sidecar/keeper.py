@@ -212,7 +212,7 @@ class Keeper:
                 return False
             del batch.tables[table]
         for table in list(batch.rows):
-            if not self._store(partial(self._write_rows, folder, table, batch.rows[table], process.drain.origin.rank)):
+            if not self._store(partial(self._write_rows, folder, table, batch.rows[table], "emit")):
                 self._pending[process.pid] = batch
                 return False
             del batch.rows[table]
@@ -220,10 +220,10 @@ class Keeper:
         process.drain.commit(batch)
         return True
 
-    def _write_rows(self, folder: str, table: str, rows: list[dict[str, Any]], rank: int) -> None:
+    def _write_rows(self, folder: str, table: str, rows: list[dict[str, Any]], source: str) -> None:
         problem = self._writer.write_rows(folder, table, rows)
         if problem:
-            self.log("error", "emit", problem, rank=rank)
+            self.log("error", source, f"{folder}: {problem}")
 
     def _sample(self, *, final: bool) -> None:
         for sampler in list(self._samplers):
@@ -237,7 +237,7 @@ class Keeper:
                     else:
                         self._store(partial(self._writer.write, folder, table, [row]))
                 for (folder, table), some in by_file.items():
-                    self._store(partial(self._writer.write_rows, folder, table, some))
+                    self._store(partial(self._write_rows, folder, table, some, sampler.name))
             except Exception as error:  # noqa: BLE001  a sampler that breaks is switched off, the run goes on
                 self._samplers.remove(sampler)
                 self.log("error", sampler.name, f"switched off: {error!r}")

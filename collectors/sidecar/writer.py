@@ -63,7 +63,8 @@ class RecordingWriter:
             found = pa.Table.from_pylist([r for r, wrong in zip(rows, problems, strict=True) if not wrong], schema)
             refused = [wrong for wrong in problems if wrong]
             problem = f"{len(refused)} row(s) of {table} left out: {refused[0]}"
-        self.write(folder, table, found.to_batches())
+        if found.num_rows:
+            self.write(folder, table, found.to_batches())
         return problem
 
     def write(self, folder: str, table: str, batches: Iterable[pa.RecordBatch]) -> None:
