@@ -19,7 +19,10 @@ from moescope.collectors.sidecar.writer import RecordingWriter
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_UNFINISHED: Final = {"live": "the recorder was killed, or could not write any more", "unsaved": "the recorder could not store everything"}
+_UNFINISHED: Final = {
+    "live": "the recorder was killed, or could not write any more",
+    "unsaved": "the recorder could not store everything",
+}
 """States of a recording whose rings may still hold something, once its recorder is gone."""
 
 _TIME: Final = {
