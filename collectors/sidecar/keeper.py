@@ -212,7 +212,7 @@ class Keeper:
                 return False
             del batch.tables[table]
         for table in list(batch.rows):
-            if not self._store(partial(self._write_rows, folder, table, batch.rows[table], "emit")):
+            if not self._store(partial(self._write_told, folder, table, batch.rows[table])):
                 self._pending[process.pid] = batch
                 return False
             del batch.rows[table]
@@ -220,10 +220,15 @@ class Keeper:
         process.drain.commit(batch)
         return True
 
-    def _write_rows(self, folder: str, table: str, rows: list[dict[str, Any]], source: str) -> None:
+    def _write_told(self, folder: str, table: str, rows: list[dict[str, Any]]) -> None:
         problem = self._writer.write_rows(folder, table, rows)
         if problem:
-            self.log("error", source, f"{folder}: {problem}")
+            self.log("error", "emit", f"{folder}: {problem}")
+
+    def _write_samples(self, folder: str, table: str, rows: list[dict[str, Any]]) -> None:
+        problem = self._writer.write_rows(folder, table, rows)
+        if problem:
+            raise ValueError(problem)
 
     def _sample(self, *, final: bool) -> None:
         for sampler in list(self._samplers):
@@ -237,7 +242,7 @@ class Keeper:
                     else:
                         self._store(partial(self._writer.write, folder, table, [row]))
                 for (folder, table), some in by_file.items():
-                    self._store(partial(self._write_rows, folder, table, some, sampler.name))
+                    self._store(partial(self._write_samples, folder, table, some))
             except Exception as error:  # noqa: BLE001  a sampler that breaks is switched off, the run goes on
                 self._samplers.remove(sampler)
                 self.log("error", sampler.name, f"switched off: {error!r}")

@@ -14,4 +14,5 @@ def broken(folder: Path, patch: str, command: str = "run") -> dict[str, str]:
         f"import sys\nif sys.orig_argv[1:4] == ['-m', 'moescope', {command!r}]:\n"
         + "".join(f"    {line}\n" for line in patch.splitlines())
     )
-    return os.environ | {"PYTHONPATH": str(site)}
+    path = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
