@@ -46,6 +46,7 @@ def device_roofline(
     can work on, NaN where that is not known; what its name tells of a tile goes before it where it is less
     """
     work = kernel_work(kernels, table)
+    _faster_than_f32(work, kernels, hardware, names)
     tiles = names.mapped([tokens_of_tile(name) or np.nan for name in names.texts], np.float64)
     most = np.fmin(tiles, tokens) if tokens is not None else tiles
     total = hardware.units or 0
@@ -53,6 +54,18 @@ def device_roofline(
     bounds = kernel_bounds(kernels, names, work, hardware, spread, most)
     inside = counted_ns(kernels.starts, kernels.ends, swept.recorded)
     return DeviceRoofline(hardware, work, bounds, class_roofs(kernels, inside, work, bounds), inside)
+
+
+def _faster_than_f32(work: KernelWork, kernels: DeviceKernels, hardware: Hardware, names: Labels) -> None:
+    """Products of f32 operands that outrun the f32 peak ran as TF32, whatever their names say; in place."""
+    plain = hardware.flops.get("f32")
+    if plain is None or "tf32" not in hardware.flops:
+        return
+    f32 = work.dtypes.are("f32")
+    seconds = np.maximum(kernels.ends - kernels.starts, 1) / 1e9
+    faster = f32 & (work.flops > plain.value * seconds)
+    if faster.any():
+        work.dtypes.put(f32 & np.isin(names.codes, np.unique(names.codes[faster])), "tf32")
 
 
 def roofline_json(roofline: DeviceRoofline) -> dict[str, Any]:

@@ -44,7 +44,10 @@ STREAMING: Final = frozenset(
 )  # fmt: skip
 """Classes that do a few operations with every byte: far under the ridge of any device."""
 
-_HOST_COPY: Final = ("htod", "dtoh", "host -> device", "device -> host", "device -> pinned", "pinned -> device")
+_HOST_COPY: Final = (
+    "htod", "dtoh", "host -> device", "device -> host", "device -> pinned", "pinned -> device", "hosttodevice",
+    "devicetohost",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,14 @@ def test_without_a_peak_nothing_is_claimed_but_what_needs_none():
     assert use["flops_per_s"] == pytest.approx(2 * 8192**3 / 903e-6)
 
 
+def test_products_that_outrun_the_f32_peak_ran_as_tf32():
+    call = {"op": "aten::mm", "op_call": 1, "shapes": "4096,4096;4096,4096", "dtype": "f32"}
+    # 2 * 4096^3 operations take 2.05 ms at 67 TFLOP/s
+    rows = [row(0, 400_000, "some_gemm", **call), row(500_000, 3_000_000, "other_gemm", **(call | {"op_call": 2}))]
+    work = of(rows)[3].work
+    assert work.dtypes.tolist() == ["tf32", "f32"]
+
+
 def test_several_kernels_of_a_call_share_its_operations_and_helpers_have_none():
     call = {"op": "aten::mm", "op_call": 5, "shapes": "64,512;512,256", "dtype": "bf16"}
     rows = [
