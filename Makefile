@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 $(VENV)/.stamp: pyproject.toml setup.py constraints.txt $(wildcard collectors/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade-strategy only-if-needed -c constraints.txt "setuptools>=77" wheel
-	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ".[model,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt -e ".[model,dask,dev]"
 	touch $@
 
 .venv: $(VENV)/.stamp

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +106,10 @@ def _conform(batch: pa.RecordBatch, table: str) -> pa.RecordBatch:
 class Recording:
     """A recording's folder; `poll` takes in new batches, new segments and a rewritten `meta.json`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, parts: Sequence[str] = ("rank-*", "host-*")) -> None:
+        """parts: patterns of the folders to read, all unless given"""
         self.folder = folder
+        self._parts = tuple(parts)
         self._meta: dict[str, Any] = {}
         self._meta_stamp = (-1, -1)
         self._segments: dict[Path, Segment] = {}
@@ -142,7 +144,7 @@ class Recording:
         """Take in what is new; True where anything was."""
         changed = self._poll_meta()
         present: set[Path] = set()
-        for path in sorted((*self.folder.glob("rank-*/*"), *self.folder.glob("host-*/*"))):
+        for path in sorted(path for part in self._parts for path in self.folder.glob(f"{part}/*")):
             match = _SEGMENT.fullmatch(path.name)
             if match is None or match["table"] not in TABLES:
                 continue

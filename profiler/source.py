@@ -49,22 +49,33 @@ def open_source(paths: Sequence[Path]) -> Source:
     from moescope.profiler.recording import Recording
     from moescope.profiler.sources.traces import open_traces
 
+    files = files_of(paths)
+    if not files:
+        recording = Recording(paths[0])
+        recording.poll()
+        return recording
+    return open_traces(files)
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """The trace files that the paths name, none where they name a recording.
+
+    Raises UsageProblem for a path that is neither, NoData for a folder that holds nothing.
+    """
     if not paths:
         raise UsageProblem("no source given: name a recording folder or trace files")
     for path in paths:
         if not path.exists():
             raise UsageProblem(f"{path}: no such file or folder")
     if len(paths) == 1 and is_recording(paths[0]):
-        recording = Recording(paths[0])
-        recording.poll()
-        return recording
+        return []
     for path in paths:
         if is_recording(path):
             raise UsageProblem(f"{path}: a recording stands alone; give one recording, or trace files")
     files: list[Path] = []
     for path in paths:
         files += _traces_of(path) if path.is_dir() else [path]
-    return open_traces(files)
+    return files
 
 
 def is_recording(path: Path) -> bool:

@@ -273,11 +273,16 @@ def _dropped(log: pa.Table) -> int:
 
 
 def _log(log: pa.Table) -> Log:
-    rows = [row for row in log.to_pylist() if row["level"] in ("warning", "error")]
+    return log_of(log.to_pylist())
+
+
+def log_of(rows: Iterable[dict[str, Any]]) -> Log:
+    """Warnings and errors of rows of `log`."""
+    told = [row for row in rows if row["level"] in ("warning", "error")]
     lines = [
-        {"level": row["level"], "rank": row["rank"], "source": row["source"], "message": row["message"]} for row in rows
+        {"level": row["level"], "rank": row["rank"], "source": row["source"], "message": row["message"]} for row in told
     ]
-    return Log(len(rows), _unique(lines))
+    return Log(len(told), _unique(lines))
 
 
 def _unique(lines: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -13,17 +13,26 @@ if TYPE_CHECKING:
 
 
 def open_for_reading(paths: Sequence[Path]) -> Source:
-    """`profiler.source.open_source`; a recording whose recorder was killed is completed from its ranks' rings first.
+    """`profiler.source.open_source` of what `prepare` has prepared."""
+    from moescope.profiler.source import open_source
+
+    prepare(paths)
+    return open_source(paths)
+
+
+def prepare(paths: Sequence[Path]) -> None:
+    """Complete a recording whose recorder was killed from its ranks' rings, and take the rules that it bears.
 
     Says on stderr what was done, or why it could not be: the command goes on with what is stored.
     """
-    from moescope.profiler.source import is_recording, open_source
+    from moescope.profiler.recording import Recording
+    from moescope.profiler.source import is_recording
 
     if len(paths) == 1 and is_recording(paths[0]):
         _complete(paths[0])
-    source = open_source(paths)
-    _take_stored_rules(source)
-    return source
+        about = Recording(paths[0], ())
+        about.poll()
+        _take_stored_rules(about)
 
 
 def _take_stored_rules(source: Source) -> None:

@@ -12,18 +12,29 @@ from moescope.profiler.commands.options import RULES, take_rules
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE…")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema 1), times in µs.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1), metavar="N", help="Processes.  [default: one a core for much work]"
+)
+@click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to analyse ranks on, tcp://HOST:PORT.")
 @RULES
-def command(sources: tuple[Path, ...], as_json: bool, rules: Path | None) -> None:
+def command(
+    sources: tuple[Path, ...], as_json: bool, jobs: int | None, scheduler: str | None, rules: Path | None
+) -> None:
     """Say where the time of a run goes: compute, communication, what hides it, what lies exposed, and what to try.
 
     SOURCE is a recording, or traces: PyTorch's (`*.json`, `*.json.gz`), Nsight Systems' (`*.sqlite`, by `nsys export`),
-    files or a folder of them.
+    files or a folder of them. Ranks are analysed one by one, on processes of this machine or a Dask cluster.
     """
-    from moescope.profiler.commands.opening import open_for_reading
-    from moescope.profiler.summary import render_text, summarise
+    from moescope.profiler.commands.opening import prepare
+    from moescope.profiler.commands.progress import shown_progress
+    from moescope.profiler.ranks.driver import divide, executor_for, summarise_over
+    from moescope.profiler.summary import render_text
 
     take_rules(rules)
-    answer = summarise(open_for_reading(sources))
+    prepare(sources)
+    work = divide(sources)
+    with executor_for(work, jobs, scheduler) as executor, shown_progress("ranks") as progress:
+        answer = summarise_over(work, executor, progress)
     if as_json:
         import json
 

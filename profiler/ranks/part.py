@@ -6,7 +6,7 @@ What the answer lists by rank is kept by rank; what it only sums is summed here,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
@@ -132,6 +132,20 @@ def merge(a: Part, b: Part) -> Part:
 def merged(parts: Iterable[Part]) -> Part:
     """All parts as one."""
     return reduce(merge, parts, Part())
+
+
+def numbered(part: Part, ranks: Mapping[int, int]) -> Part:
+    """The same ranks under other numbers, and without their logs. ranks: by place, a rank each"""
+    return Part(
+        ranks={
+            (0, ranks[place]): replace(one, devices=tuple(entry | {"rank": ranks[place]} for entry in one.devices))
+            for (place, _), one in part.ranks.items()
+        },
+        totals=part.totals,
+        listed=frozenset((0, ranks[place]) for place, _ in part.listed),
+        told_dropped=part.told_dropped,
+        torn=part.torn,
+    )
 
 
 def _merge_totals(a: Totals, b: Totals) -> Totals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -48,6 +49,20 @@ class TraceSource:
         return sorted(entry["rank"] for entry in self.meta["ranks"])
 
 
+@dataclass(frozen=True, slots=True)
+class RankTrace:
+    """One rank's trace as tables, those of rank 0 until its rank is known; on_device: whether it has device events"""
+
+    origin: Origin
+    tables: dict[str, pa.Table]
+    on_device: bool
+
+
+def read_ranks(path: Path) -> list[RankTrace]:
+    """The ranks of one file. Raises MoescopeError for a file that is no trace, NoData for one without events."""
+    return [RankTrace(trace.origin, tables_of(trace.columns), count(trace.columns.work) > 0) for trace in _read(path)]
+
+
 def open_traces(files: Sequence[Path]) -> TraceSource:
     """Read trace files of one run.
 
@@ -56,32 +71,47 @@ def open_traces(files: Sequence[Path]) -> TraceSource:
     """
     import pyarrow as pa
 
-    origins: list[Origin] = []
-    parts: list[dict[str, pa.Table]] = []
-    on_device: list[bool] = []
-    for path in files:
-        for trace in _read(path):
-            origins.append(trace.origin)
-            parts.append(tables_of(trace.columns))
-            on_device.append(count(trace.columns.work) > 0)
+    traces = [trace for path in files for trace in read_ranks(path)]
+    origins = [trace.origin for trace in traces]
     ranks, notes = ranks_of(origins)
-    if not any(part["kernels"].num_rows for part in parts):
-        names = ", ".join(str(path) for path in files[:3]) + (" …" if len(files) > 3 else "")
-        raise NoData(f"{names}: no device kernels and no CPU operators; record with ProfilerActivity.CUDA or CPU")
-    log = [_log_row(None, note, 0) for note in (*notes, *odd_worlds(origins, ranks))]
-    for at, (origin, rank) in enumerate(zip(origins, ranks, strict=True)):
-        told = list(origin.notes)
-        if any(on_device) and not on_device[at]:
-            parts[at]["kernels"] = parts[at]["kernels"].slice(0, 0)
-            told.append((NO_DEVICE, 0))
-        log += [_log_row(None if origin.group else rank, f"{origin.path.name}: {note}", lost) for note, lost in told]
+    if not any(trace.tables["kernels"].num_rows for trace in traces):
+        raise NoData(no_work(files))
+    on_device = any(trace.on_device for trace in traces)
+    for trace in traces:
+        if on_device and not trace.on_device:
+            trace.tables["kernels"] = trace.tables["kernels"].slice(0, 0)
+    log = log_rows(origins, ranks, notes, [on_device and not trace.on_device for trace in traces])
     order = sorted(range(len(ranks)), key=ranks.__getitem__)
     tables = {
-        name: pa.concat_tables([_of_rank(parts[at].pop(name), ranks[at]) for at in order]) for name in [*parts[0]]
+        name: pa.concat_tables([_of_rank(traces[at].tables.pop(name), ranks[at]) for at in order])
+        for name in [*traces[0].tables]
     }
     tables["log"] = pa.Table.from_pylist(log, schema=arrow_schema("log"))
     entries = [_entry(origins[at], ranks[at], tables["kernels"]) for at in order]
-    return TraceSource(_name(files), _meta(files, origins, entries), tables)
+    return TraceSource(name_of(files), _meta(files, origins, entries), tables)
+
+
+def alone(trace: RankTrace) -> TraceSource:
+    """One rank's trace by itself, as of rank 0, and without what would be said about it in the log."""
+    entry = _entry(trace.origin, 0, trace.tables["kernels"])
+    return TraceSource(trace.origin.path.name, _meta([trace.origin.path], [trace.origin], [entry]), dict(trace.tables))
+
+
+def no_work(files: Sequence[Path]) -> str:
+    """That none of the files holds anything to count."""
+    names = ", ".join(str(path) for path in files[:3]) + (" …" if len(files) > 3 else "")
+    return f"{names}: no device kernels and no CPU operators; record with ProfilerActivity.CUDA or CPU"
+
+
+def log_rows(
+    origins: Sequence[Origin], ranks: Sequence[int], notes: Sequence[str], left_out: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """Rows of `log`: what was odd about the ranks, and about each trace; left_out: whose operators do not count"""
+    log = [_log_row(None, note, 0) for note in (*notes, *odd_worlds(origins, ranks))]
+    for origin, rank, left in zip(origins, ranks, left_out, strict=True):
+        told = [*origin.notes, *([(NO_DEVICE, 0)] if left else [])]
+        log += [_log_row(None if origin.group else rank, f"{origin.path.name}: {note}", lost) for note, lost in told]
+    return log
 
 
 def _read(path: Path) -> list[TraceFile]:
@@ -126,7 +156,8 @@ def _entry(origin: Origin, rank: int, kernels: pa.Table) -> dict[str, Any]:
     } | ({"process": origin.group} if origin.group else {})
 
 
-def _name(files: Sequence[Path]) -> str:
+def name_of(files: Sequence[Path]) -> str:
+    """What to call a source of these files."""
     return files[0].name if len(files) == 1 else f"{files[0].resolve().parent.name} ({len(files)} traces)"
 
 
