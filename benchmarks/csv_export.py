@@ -60,6 +60,7 @@ def _recording(folder: Path) -> None:
             "unit_intervals",
             {
                 "rank": pa.repeat(pa.scalar(rank, pa.int32()), count),
+                "device": pa.nulls(count, pa.string()),
                 "launch": pa.array(draw.integers(4000, 4010, count)),
                 "unit": pa.array(draw.integers(0, 8, count).astype(np.int32)),
                 "role": pa.repeat("compute", count),

@@ -151,6 +151,7 @@ def transfer(*, op: str, src: int, dst: int, bytes: int, start_ns: int, dur_ns: 
 
 def unit_intervals(
     *,
+    device: str,
     launch: int,
     role: Literal["compute", "comm", "other"],
     units: Sequence[int],
@@ -160,7 +161,8 @@ def unit_intervals(
 ) -> None:
     """Which execution units (SMs) one launch of a kernel held, from when to when; for kernels that record themselves.
 
-    launch: a number of its own within the process; units, start_ns, end_ns: [intervals], on `clock_ns()`'s clock
+    device: `cuda:0`; launch: a number of its own within the process
+    units, start_ns, end_ns: [intervals], on `clock_ns()`'s clock
     raises: ValueError where they are not equally many
     """
     if not len(units) == len(start_ns) == len(end_ns):
@@ -168,7 +170,7 @@ def unit_intervals(
     recorder = _recorder()
     for first in range(0, len(units), _INTERVALS_AT_ONCE):
         part = slice(first, first + _INTERVALS_AT_ONCE)
-        row = {"launch": launch, "role": role, "evidence": evidence, "units": list(units[part])}
+        row = {"device": device, "launch": launch, "role": role, "evidence": evidence, "units": list(units[part])}
         recorder.emit("unit_intervals", row | {"start_ns": list(start_ns[part]), "end_ns": list(end_ns[part])})
 
 

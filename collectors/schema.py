@@ -114,6 +114,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     ),
     "unit_intervals": _columns(
         ("rank", "int32", "rank whose thread or kernel held the unit"),
+        ("device", "string", "`cuda:0`, whose SM it is; null for a core of the host"),
         ("launch", "int64", "launch, or thread id on the CPU backend"),
         ("unit", "int32", "SM, or core on the CPU backend"),
         ("role", "string", "`compute`, `comm` or `other`"),

@@ -76,13 +76,18 @@ def _intervals(state: LiveState, rank: int, window: tuple[int, int]) -> pa.Table
     at = np.flatnonzero(
         (table["rank"] == rank) & (table["end_ns"] > window[0]) & (table["start_ns"] < window[1]) & (table["unit"] >= 0)
     )
-    distinct, inverse = np.unique(table["role"][at], return_inverse=True)
-    roles = pa.array([state.names.text(int(code), "other") for code in distinct], pa.string())
+
+    def texts(column: str, unknown: str | None) -> pa.Array:
+        distinct, inverse = np.unique(table[column][at], return_inverse=True)
+        told = pa.array([unknown if code < 0 else state.names.text(int(code)) for code in distinct], pa.string())
+        return told.take(pa.array(inverse.reshape(-1)))
+
     return pa.table(
         {
             "rank": table["rank"][at],
+            "device": texts("device", None),
             "unit": table["unit"][at],
-            "role": roles.take(pa.array(inverse.reshape(-1))),
+            "role": texts("role", "other"),
             "start_ns": table["start_ns"][at],
             "end_ns": table["end_ns"][at],
         }

@@ -240,7 +240,7 @@ def _texts(table: Columns, rows: NDArray[np.int64], names: Names | None) -> list
 
 def _unit_lane(state: LiveState, rank: int, edges: Times) -> Lane | None:
     table = state.tables["unit_intervals"]
-    own = table["rank"] == rank
+    own = (table["rank"] == rank) & ((table["device"] < 0) == (state.unit_kind == "core"))
     if not own.any():
         return None
     lengths = np.diff(edges)

@@ -85,7 +85,7 @@ def unit_answer(
     On a GPU kernels record themselves, so that one role can be recorded and the other not: that one is inferred.
     """
     kind: Literal["sm", "core"] = "core" if kernels.device.startswith("cpu") else "sm"
-    recorded = _recorded(kernels.rank, intervals)
+    recorded = _recorded(kernels, intervals)
     silent = [role for role in ("comm", "compute") if role not in recorded and (kernels.kinds == role).any()]
     if recorded and (kind == "core" or not silent):
         steps = recorded_unit_steps(recorded, swept.recorded)
@@ -102,13 +102,16 @@ def _unknown(kind: Literal["sm", "core"], total: int | None, reason: str) -> Uni
     return UnitUse(kind, total, None, None, None, None, "inferred" if kind == "sm" else "measured", reason)
 
 
-def _recorded(rank: int, intervals: pa.Table) -> dict[str, Held]:
-    """Recorded intervals of the rank by role: starts, ends, units; roles without any are not in it."""
+def _recorded(kernels: DeviceKernels, intervals: pa.Table) -> dict[str, Held]:
+    """Recorded intervals of the device by role: starts, ends, units; roles without any are not in it."""
     if not intervals.num_rows:
         return {}
     import pyarrow.compute as pc
 
-    own = intervals.filter(pc.equal(intervals.column("rank"), rank))
+    device = intervals.column("device")
+    # The cores of the host are no GPU's: they are recorded beside it.
+    there = pc.is_null(device) if kernels.device.startswith("cpu") else pc.equal(device, kernels.device)
+    own = intervals.filter(pc.and_(pc.equal(intervals.column("rank"), kernels.rank), there))
     found = {}
     for role in ("comm", "compute"):
         rows = own.filter(pc.equal(own.column("role"), role))

@@ -198,7 +198,8 @@ def test_the_cores_lane_counts_units_held_by_communication() -> None:
     source = MemorySource().add("windows", [window(0, 100)]).add("kernels", [kernel(0, 100)])
     source.add(
         "unit_intervals",
-        [{"rank": 0, "unit": unit, "role": role, "start_ns": start, "end_ns": end} for unit, role, start, end in held],
+        [{"rank": 0, "unit": unit, "role": role, "start_ns": start, "end_ns": end} for unit, role, start, end in held]
+        + [{"rank": 0, "device": "cuda:0", "unit": 9, "role": "comm", "start_ns": 0, "end_ns": 100}],
     )
     lane = _feed(source).timeline(TimelineView(window=(0, 100), cells=2)).lanes[-1]
     assert (lane.kind, lane.name) == ("units", "cores comm")

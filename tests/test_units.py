@@ -194,9 +194,11 @@ def test_recorded_units_equal_a_count_of_every_nanosecond(intervals):
     source.add(
         "unit_intervals",
         [
-            {"rank": 0, "launch": 1, "unit": unit, "role": role, "start_ns": start, "end_ns": start + dur}
+            {"rank": 0, "device": "cuda:0", "launch": 1, "unit": unit, "role": role}
+            | {"start_ns": start, "end_ns": start + dur}
             for role, unit, start, dur in intervals
-        ],
+        ]
+        + [{"rank": 0, "launch": 7, "unit": 3, "role": "comm", "start_ns": 0, "end_ns": 60}],  # a core of the host
     )
     (device,) = kernels_by_device(source.table("kernels"))
     swept = sweep(device)
@@ -241,7 +243,10 @@ def test_kernels_that_record_themselves_are_measured_beside_those_that_do_not():
     source = MemorySource(meta={"hardware": {"sms": 8}}).add("kernels", rows)
     source.add(
         "unit_intervals",
-        [{"rank": 0, "launch": 1, "unit": unit, "role": "comm", "start_ns": 0, "end_ns": 40} for unit in (1, 2, 2)],
+        [
+            {"rank": 0, "device": "cuda:0", "launch": 1, "unit": unit, "role": "comm", "start_ns": 0, "end_ns": 40}
+            for unit in (1, 2, 2)
+        ],
     )
     (device,) = kernels_by_device(source.table("kernels"))
     swept = sweep(device)

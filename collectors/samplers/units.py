@@ -143,6 +143,7 @@ class UnitSampler:
         schema = arrow_schema("unit_intervals")
         columns = {
             "rank": np.full(len(intervals), rank, np.int32),
+            "device": pa.nulls(len(intervals)),
             "launch": intervals["tid"].astype(np.int64),
             "unit": intervals["core"].astype(np.int32),
             "role": roles,

@@ -164,7 +164,7 @@ def _transfers(origin: Origin, tid: int, record: Any, payload: Any, batch: Batch
 
 
 def _unit_intervals(origin: Origin, tid: int, record: Any, payload: Any, batch: Batch) -> None:
-    head = {"rank": origin.rank} | {key: payload[key] for key in ("launch", "role", "evidence")}
+    head = {"rank": origin.rank} | {key: payload[key] for key in ("device", "launch", "role", "evidence")}
     for unit, start, end in zip(payload["units"], payload["start_ns"], payload["end_ns"], strict=True):
         times = {"start_ns": origin.epoch(start), "end_ns": origin.epoch(end)}
         batch.add("unit_intervals", head | {"unit": unit} | times)

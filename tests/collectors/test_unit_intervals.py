@@ -22,7 +22,8 @@ with emit.step(0):
         starts = [now + 1000 * i for i in range(n)]
         units = [i % 132 for i in range(n)]
         emit.unit_intervals(
-            launch={LAUNCH} + launch, role=role, units=units, start_ns=starts, end_ns=[s + 7 for s in starts]
+            device="cuda:0", launch={LAUNCH} + launch, role=role,
+            units=units, start_ns=starts, end_ns=[s + 7 for s in starts],
         )
 """
 
@@ -35,7 +36,7 @@ def test_units_held_by_launches_are_recorded_one_by_one(moescope: Moescope, tmp_
         own = sorted((row for row in found if row["launch"] == LAUNCH + launch), key=lambda row: row["start_ns"])
         assert [row["unit"] for row in own] == [i % 132 for i in range(n)]
         assert {row["role"] for row in own} <= {role}
-        assert {row["evidence"] for row in own} <= {"measured"}
+        assert {(row["device"], row["evidence"]) for row in own} <= {("cuda:0", "measured")}
         assert all(row["end_ns"] - row["start_ns"] == 7 for row in own)
         assert all(b["start_ns"] - a["start_ns"] == 1000 for a, b in itertools.pairwise(own))
     step = rows(tmp_path / "rec", "steps")[0]
@@ -44,4 +45,4 @@ def test_units_held_by_launches_are_recorded_one_by_one(moescope: Moescope, tmp_
 
 def test_columns_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="2 units, 1 starts and 2 ends"):
-        emit.unit_intervals(launch=0, role="comm", units=[0, 1], start_ns=[0], end_ns=[1, 2])
+        emit.unit_intervals(device="cuda:0", launch=0, role="comm", units=[0, 1], start_ns=[0], end_ns=[1, 2])
