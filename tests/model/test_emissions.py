@@ -174,6 +174,9 @@ def test_the_log_says_which_backend_multiplies_and_why_no_other(folder: Path) ->
     lines = [row["message"] for row in rows(folder / "rec", "log") if row["source"] == "gemm"]
     assert len(lines) == RANKS
     assert all(line.startswith("cpu: ") and "not deepgemm: " in line for line in lines)
+    devices = [row["message"] for row in rows(folder / "rec", "log") if row["source"] == "device"]
+    assert len(devices) == RANKS
+    assert all(line.startswith("cpu, 1 thread(s) a rank, gloo all-to-all, one hop") for line in devices)
 
 
 ALONE_TARGET = """
