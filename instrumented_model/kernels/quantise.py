@@ -7,6 +7,9 @@ Bit-equal to `numerics.quantise` for the same float32 values. Compiled for sm_90
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +24,15 @@ WARPS = 4
 PROGRAMS_PER_SM = 8
 
 
+@triton.jit
+def _place(block, tiles, m, width, ROWS: tl.constexpr):
+    """Where a block of ROWS x 128 lies in [m, width]: its tile of columns, its rows, its columns, what is inside."""
+    tile = block % tiles
+    row = (block // tiles) * ROWS + tl.arange(0, ROWS)
+    column = tile * TILE + tl.arange(0, TILE)
+    return tile, row, column, (row < m)[:, None] & (column < width)[None, :]
+
+
 @triton.jit(do_not_specialize=["m"])
 def quantise_kernel(
     x, q, s, m, k, stride_x, stride_q, stride_s_row, stride_s_tile, trace, POWER_OF_2: tl.constexpr, ROWS: tl.constexpr
@@ -31,10 +43,7 @@ def quantise_kernel(
     written = record_open(trace)
     for block in range(tl.program_id(0), tl.cdiv(m, ROWS) * tiles, programs):
         start = record_begin(trace)
-        tile = block % tiles
-        row = (block // tiles) * ROWS + tl.arange(0, ROWS)
-        column = tile * TILE + tl.arange(0, TILE)
-        inside = (row < m)[:, None] & (column < k)[None, :]
+        tile, row, column, inside = _place(block, tiles, m, k, ROWS)
         at = row.to(tl.int64)
         y = tl.load(x + at[:, None] * stride_x + column[None, :], mask=inside, other=0.0).to(tl.float32)
         yq, scale = quantise_along(y, 1, POWER_OF_2)
@@ -65,10 +74,7 @@ def swiglu_kernel(
     written = record_open(trace)
     for block in range(tl.program_id(0), tl.cdiv(m, ROWS) * tiles, programs):
         start = record_begin(trace)
-        tile = block % tiles
-        row = (block // tiles) * ROWS + tl.arange(0, ROWS)
-        column = tile * TILE + tl.arange(0, TILE)
-        inside = (row < m)[:, None] & (column < f)[None, :]
+        tile, row, column, inside = _place(block, tiles, m, f, ROWS)
         a = _dequantised(h, hs, row, column, tile, stride_h, stride_hs_row, stride_hs_tile, inside, m)
         b = _dequantised(h, hs, row, f + column, tiles + tile, stride_h, stride_hs_row, stride_hs_tile, inside, m)
         y = a * tl.sigmoid(a) * b
@@ -93,10 +99,7 @@ def swiglu_backward_kernel(
     written = record_open(trace)
     for block in range(tl.program_id(0), tl.cdiv(m, ROWS) * tiles, programs):
         start = record_begin(trace)
-        tile = block % tiles
-        row = (block // tiles) * ROWS + tl.arange(0, ROWS)
-        column = tile * TILE + tl.arange(0, TILE)
-        inside = (row < m)[:, None] & (column < f)[None, :]
+        tile, row, column, inside = _place(block, tiles, m, f, ROWS)
         at = row.to(tl.int64)
         a = _dequantised(h, hs, row, column, tile, stride_h, stride_hs_row, stride_hs_tile, inside, m)
         b = _dequantised(h, hs, row, f + column, tiles + tile, stride_h, stride_hs_row, stride_hs_tile, inside, m)
@@ -113,9 +116,36 @@ def swiglu_backward_kernel(
         record_end(trace, start, written + block // programs, block, COMPUTE)
 
 
-def scales_like(m: int, columns: int, device: torch.device) -> torch.Tensor:
-    """Room for scales [m, columns] float32, a tile's rows side by side in memory, as the products read them."""
-    return torch.empty(columns, m, dtype=torch.float32, device=device).T
+def _launched(
+    name: str,
+    kernel: Any,
+    inputs: Sequence[torch.Tensor | None],
+    strides: Sequence[int],
+    width: int,
+    outputs: int,
+    *,
+    power_of_2: bool,
+    sms: int | None,
+    trace: Trace | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch one of the kernels above, which differ in what they read and take q, s, m, width after it.
+
+    inputs: the first [m, ...]; strides: of the inputs; width: of what a block is counted in; outputs: as wide each
+    returns: q [m, outputs * width] float8_e4m3fn, scale [m, tiles of that] float32, a tile's rows side by side in
+    memory, as the products read them
+    """
+    first = inputs[0]
+    assert first is not None
+    m, device = first.shape[0], first.device
+    q = torch.empty(m, outputs * width, dtype=torch.float8_e4m3fn, device=device)
+    s = torch.empty(check.tiles(outputs * width), m, dtype=torch.float32, device=device).T
+    if q.numel():
+        programs = check.programs(-(-m // ROWS) * check.tiles(width), sms, device, PROGRAMS_PER_SM)
+        kernel[(programs,)](
+            *inputs, q, s, m, width, *strides, q.stride(0), *s.stride(), trace and trace.launched(name, programs),
+            POWER_OF_2=power_of_2, ROWS=ROWS, num_warps=WARPS,
+        )  # fmt: skip
+    return q, s
 
 
 def quantise_tiles(
@@ -130,17 +160,10 @@ def quantise_tiles(
     """
     check.tensor("x", x, (None, None), torch.bfloat16, torch.float32)
     check.rows_contiguous("x", x)
-    m, k = x.shape
-    q = torch.empty(m, k, dtype=torch.float8_e4m3fn, device=x.device)
-    s = scales_like(m, check.tiles(k), x.device)
-    if x.numel():
-        programs = check.programs(-(-m // ROWS) * check.tiles(k), sms, x.device, PROGRAMS_PER_SM)
-        quantise_kernel[(programs,)](
-            x, q, s, m, k, x.stride(0), q.stride(0), *s.stride(),
-            trace and trace.launched("quantise_tiles", programs),
-            POWER_OF_2=power_of_2, ROWS=ROWS, num_warps=WARPS,
-        )  # fmt: skip
-    return q, s
+    return _launched(
+        "quantise_tiles", quantise_kernel, [x], [x.stride(0)], x.shape[1], 1,
+        power_of_2=power_of_2, sms=sms, trace=trace,
+    )  # fmt: skip
 
 
 def _halves(h: torch.Tensor, hs: torch.Tensor | None) -> tuple[int, int]:
@@ -155,6 +178,10 @@ def _halves(h: torch.Tensor, hs: torch.Tensor | None) -> tuple[int, int]:
         check.tensor("hs", hs, (m, 2 * f // check.TILE), torch.float32)
         check.same_device(h, hs)
     return m, f
+
+
+def _strides(h: torch.Tensor, hs: torch.Tensor | None) -> list[int]:
+    return [h.stride(0), *(hs.stride() if hs is not None else (0, 0))]
 
 
 def swiglu_quantise(
@@ -179,16 +206,10 @@ def swiglu_quantise(
         check.tensor("gates", gates, (m,), torch.float32)
         check.rows_contiguous("gates", gates)
     check.same_device(h, gates)
-    q = torch.empty(m, f, dtype=torch.float8_e4m3fn, device=h.device)
-    s = scales_like(m, check.tiles(f), h.device)
-    if q.numel():
-        programs = check.programs(-(-m // ROWS) * check.tiles(f), sms, h.device, PROGRAMS_PER_SM)
-        swiglu_kernel[(programs,)](
-            h, hs, gates, q, s, m, f, h.stride(0), *(hs.stride() if hs is not None else (0, 0)), q.stride(0),
-            *s.stride(), trace and trace.launched("swiglu_quantise", programs),
-            POWER_OF_2=power_of_2, ROWS=ROWS, num_warps=WARPS,
-        )  # fmt: skip
-    return q, s
+    return _launched(
+        "swiglu_quantise", swiglu_kernel, [h, hs, gates], _strides(h, hs), f, 1,
+        power_of_2=power_of_2, sms=sms, trace=trace,
+    )  # fmt: skip
 
 
 def swiglu_backward_quantise(
@@ -211,13 +232,8 @@ def swiglu_backward_quantise(
     check.rows_contiguous("dy", dy)
     check.require(f % check.TILE == 0, f"dy is {f} wide: give a multiple of {check.TILE}, for da and db lie in tiles")
     check.same_device(h, dy)
-    q = torch.empty(m, 2 * f, dtype=torch.float8_e4m3fn, device=h.device)
-    s = scales_like(m, check.tiles(2 * f), h.device)
-    if q.numel():
-        programs = check.programs(-(-m // ROWS) * check.tiles(f), sms, h.device, PROGRAMS_PER_SM)
-        swiglu_backward_kernel[(programs,)](
-            dy, h, hs, q, s, m, f, dy.stride(0), h.stride(0), *(hs.stride() if hs is not None else (0, 0)),
-            q.stride(0), *s.stride(), trace and trace.launched("swiglu_backward_quantise", programs),
-            POWER_OF_2=power_of_2, ROWS=ROWS, num_warps=WARPS,
-        )  # fmt: skip
-    return q, s
+    strides = [dy.stride(0), *_strides(h, hs)]
+    return _launched(
+        "swiglu_backward_quantise", swiglu_backward_kernel, [dy, h, hs], strides, f, 2,
+        power_of_2=power_of_2, sms=sms, trace=trace,
+    )  # fmt: skip

@@ -11,9 +11,10 @@ the compiler, so a kernel that is not traced has neither the instructions nor th
             ...
             record_end(trace, start, written + i, tile, COMPUTE)
 
-    trace = Trace(device)
-    kernel[(programs,)](..., trace.launched("kernel", programs))
-    records = trace.drain()
+    with recorded(device) as trace:
+        kernel[(programs,)](..., trace.launched("kernel", programs))
+
+The records then go to the recording that `moescope run` makes, if there is one. `trace.drain()` gives them as an array.
 
 Times are %globaltimer, ns, the same for all SMs of a device; its step is the hardware's (32 ns to 1 us). A record ends
 when all threads of the program have come so far; their stores may still be on the way.
@@ -25,10 +26,13 @@ Compiled for sm_90 in the tests; not yet run on a GPU.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +47,7 @@ from moescope.instrumented_model.kernels.check import require
 COMPUTE = tl.constexpr(0)
 COMMUNICATION = tl.constexpr(1)
 OTHER = tl.constexpr(2)
-ROLES = ("compute", "comm", "other")
+ROLES: tuple[Literal["compute", "comm", "other"], ...] = ("compute", "comm", "other")
 """Names of the roles in a recording's `unit_intervals`."""
 
 _WORDS = tl.constexpr(6)
@@ -127,11 +131,13 @@ def _read_clock(clock_ns):
 class Records:
     """What was drained.
 
+    device: that they were made on
     rows: [records] of `RECORD`, ordered by program, then by time; `launch` indexes `launches`
     launches: name of the kernel of each launch
     dropped: records that did not fit
     """
 
+    device: torch.device
     rows: npt.NDArray[np.void]
     launches: tuple[str, ...]
     dropped: int
@@ -143,6 +149,7 @@ class Records:
         """
         return {
             "rank": np.full(len(self.rows), rank, np.int32),
+            "device": [str(self.device)] * len(self.rows),
             "launch": self.rows["launch"],
             "unit": self.rows["unit"].astype(np.int32),
             "role": [ROLES[role] for role in self.rows["role"]],
@@ -150,6 +157,40 @@ class Records:
             "end_ns": self.rows["end_ns"] + offset_ns,
             "evidence": ["measured"] * len(self.rows),
         }
+
+    def emit(self) -> None:
+        """Tell the recorder which SMs each launch held, on the host's clock; nothing where there is no recorder.
+
+        Launches are numbered through the life of the process. A line of the log says how well the clock was read, and
+        what was lost.
+        """
+        if not emit.active() or not self.launches:
+            return
+        offset = clock_offset(self.device)
+        for index in range(len(self.launches)):
+            number, rows = next(_LAUNCHES), self.rows[self.rows["launch"] == index]
+            for role, name in enumerate(ROLES):
+                held = rows[rows["role"] == role]
+                units, starts, ends = (held[field].tolist() for field in ("unit", "start_ns", "end_ns"))
+                emit.unit_intervals(
+                    device=str(self.device),
+                    launch=number,
+                    role=name,
+                    units=units,
+                    start_ns=[t + offset.offset_ns for t in starts],
+                    end_ns=[t + offset.offset_ns for t in ends],
+                )
+        counted = ", ".join(f"{name} {count}" for name, count in Counter(self.launches).items())
+        lost = f"; {self.dropped} records did not fit: give the trace more capacity" if self.dropped else ""
+        emit.note(
+            "units",
+            f"{len(self.rows)} records of {self.device}, launches: {counted}; its clock is known to within "
+            f"{offset.uncertainty_ns} ns{lost}",
+            level="warning" if self.dropped else "info",
+        )
+
+
+_LAUNCHES = itertools.count()
 
 
 class Trace:
@@ -191,7 +232,18 @@ class Trace:
         launches = tuple(self._launches)
         self._launches.clear()
         self._written.zero_()
-        return Records(rows, launches, dropped)
+        return Records(self._records.device, rows, launches, dropped)
+
+
+@contextmanager
+def recorded(device: torch.device | str, *, programs: int = 2048, capacity: int = 256) -> Iterator[Trace]:
+    """A `Trace` for the launches inside; what they recorded is told to the recorder when the block ends.
+
+    That waits for the device, so a block is best a step or several. programs, capacity: as `Trace` takes them
+    """
+    trace = Trace(device, programs=programs, capacity=capacity)
+    yield trace
+    trace.drain().emit()
 
 
 def _launch_word(launch: int) -> int:
