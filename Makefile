@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test bench lint soak picture clean
+.PHONY: demo test bench gpu-check lint soak picture clean
 .DEFAULT_GOAL := demo
 
 # The stamp is the environment: made anew when what it is made from changes.
@@ -29,6 +29,10 @@ test: lint
 
 bench: $(VENV)/.stamp
 	$(BIN)/python -m benchmarks
+
+# Sets up nothing: a GPU machine has its own torch and Triton. Ends with 3 (make says "Error 3") where there is no GPU.
+gpu-check:
+	PYTHONPATH=src $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check
 
 picture: $(VENV)/.stamp
 	$(BIN)/python docs/picture.py
