@@ -183,7 +183,7 @@ class _Calls:
                 raise
             finally:
                 if lent is not None:
-                    self._session.windows.take_back(lent)
+                    self._take_back(lent)
             # Gloo is at it on a thread of its own by now.
             told = self._issued(number, issue_ns, group, op, bytes_of, args, kwargs)
             # Without a range to come: the window was closed on this thread meanwhile, or none could be lent.
@@ -201,6 +201,12 @@ class _Calls:
         except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
             self._tell(error)
             return None
+
+    def _take_back(self, lent: Any) -> None:
+        try:
+            self._session.windows.take_back(lent)
+        except Exception as error:  # noqa: BLE001  fail open: the call itself has been made
+            self._tell(error)
 
     def _ranges_on(self) -> bool:
         """Whether what this thread issues now is executed under a range in the ring."""

@@ -1,4 +1,4 @@
-"""Rows that a model emits often, as a few words in the ring instead of JSON: a third of the cost, on both sides.
+"""Rows that a model emits often, as a few words in the ring instead of JSON.
 
 A blob whose kind begins with `=` holds its row packed: the fields below, little-endian, names as their number in the
 ring's table; the C library packs them (collectors/native/module.c). What does not fit (a float where a count belongs, a

@@ -96,7 +96,6 @@ class WindowKeeper:
         self._open_since = 0
         self._operators_before = 0
         self._paused = 0
-        self._wanted = threading.Event()
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._follower = _Follower()
@@ -154,17 +153,26 @@ class WindowKeeper:
         source = self._source
         if self._paused or self._stopping.is_set() or not isinstance(source, IttSource):
             return None
-        source.open()
+        # First: a pending call that opened a window between two of these lines would find the profiler on already.
+        if _on_main():
+            self._lent_on_main = True
+        try:
+            source.open()
+        except Exception:
+            if _on_main():
+                self._lent_on_main = False
+            raise
         self._session.ring.mute(1)
-        self._lent_on_main = _on_main()
         return source
 
     def take_back(self, source: IttSource) -> None:
         """Ends what `lend` began, on the same thread."""
-        if _on_main():
-            self._lent_on_main = False
         self._session.ring.mute(0)
-        source.close()
+        try:
+            source.close()
+        finally:
+            if _on_main():
+                self._lent_on_main = False
 
     def start(self) -> None:
         """Starts the timer thread; where steps were asked for, they open and close the window instead."""
