@@ -22,7 +22,16 @@ NO_TEXT: Final = -1
 NO_INT: Final = -(2**63)
 """An integer that is not known: no clock and no size reaches it."""
 FARTHEST_NS: Final = 2**61
-"""Times beyond this are no times (36 years either side of what they count from, twice)."""
+"""Times beyond this are no times: 73 years either side of what they count from."""
+LONGEST_NS: Final = 2**50
+"""Nothing lasts longer than this, 13 days: sums of what is longer could leave 64 bits."""
+LARGEST_BYTES: Final = 2**50
+"""No launch moves or holds more than this."""
+
+
+def sizes(values: Ints) -> Ints:
+    """[values] bytes; NO_INT for what can be none."""
+    return np.where((values < 0) | (values > LARGEST_BYTES), NO_INT, values)
 
 
 class Numbered(dict[Key, int]):
@@ -128,7 +137,7 @@ class Origin:
     """Where a trace's columns come from.
 
     tool: `kineto` or `nsight`; rank, world_size: as the file says, None where it does not; group: what tells the rank
-    from others in the same file; devices: properties by device (`numSms`, `name`); notes: as in TraceColumns, and more
+    from others in the same file; devices: properties by device (`numSms`, `name`); notes: as in TraceColumns
     """
 
     path: Path

@@ -18,6 +18,10 @@ MENDED: Final = (
     "such text as it stands"
 )
 
+_MOST_UNITS: Final = 1 << 16
+_LARGEST: Final = 1 << 48
+_LONGEST: Final = 200
+
 
 def read_kineto(path: Path) -> list[TraceFile]:
     """Read a trace, plain or gzip; several ranks where the traces of several were merged into one file.
@@ -42,7 +46,7 @@ def read_kineto(path: Path) -> list[TraceFile]:
         rank=integer(told.get("rank"), 32),
         world_size=integer(told.get("world_size"), 32),
         devices=_devices(envelope),
-        notes=[*done.notes, *([(MENDED, 0)] if found.mended else [])],
+        notes=[(MENDED, 0)] if found.mended else [],
     )
     ranks = groups_of(done)
     if len(ranks) < 2:
@@ -60,5 +64,14 @@ def _devices(envelope: Envelope) -> dict[str, dict[str, Any]]:
         number = integer(properties.get("id"), 32)
         if "numSms" not in properties and "multiProcessorCount" in properties:
             properties = properties | {"numSms": properties["multiProcessorCount"]}
-        found[f"cuda:{at if number is None else number}"] = properties
+        found[f"cuda:{at if number is None else number}"] = {
+            key: value for key, value in properties.items() if _is_property(key, value)
+        }
     return found
+
+
+def _is_property(key: str, value: object) -> bool:
+    """Whether a device can be so; all else is as good as not told."""
+    if isinstance(value, int):
+        return 0 <= value <= (_MOST_UNITS if key == "numSms" else _LARGEST)
+    return isinstance(value, str) and len(value) < _LONGEST

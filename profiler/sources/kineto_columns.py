@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from moescope.profiler.roofline.operands import ITEM_BYTES, dtype_named, matrix_dtype, operand_text
 from moescope.profiler.sources.columns import (
     LAUNCH,
+    LONGEST_NS,
     NO_INT,
     NO_TEXT,
     OPERATOR,
@@ -29,9 +30,11 @@ from moescope.profiler.sources.columns import (
     Texts,
     Thread,
     TraceColumns,
+    sizes,
 )
 from moescope.profiler.sources.decimals import all_to_ns
 from moescope.profiler.sources.kineto_events import DECODING, Event
+from moescope.profiler.sources.kineto_repair import as_utf8
 
 WORK_OF: Final = frozenset({"kernel", "Kernel", "gpu_memcpy", "gpu_memset", "Memcpy", "Memset"})
 LAUNCHES: Final = frozenset(
@@ -138,8 +141,8 @@ def _args(events: Sequence[Event], decoder: msgspec.json.Decoder[list[Args]], ki
         found = []
         for event in events:
             try:
-                found += decoder.decode(b"[" + bytes(event.args) + b"]")
-            except (msgspec.DecodeError, UnicodeDecodeError):
+                found += decoder.decode(b"[" + as_utf8(bytes(event.args)) + b"]")
+            except msgspec.DecodeError:
                 found.append(kind())
         return found
 
@@ -258,7 +261,7 @@ class KinetoColumns:
         """The events that have a start and a duration, these in ns."""
         starts = all_to_ns(list(map(_TS, events)))
         durations = all_to_ns(list(map(_DUR, events)))
-        good = (starts != NO_INT) & (durations >= 0)
+        good = (starts != NO_INT) & (durations >= 0) & (durations <= LONGEST_NS)
         if good.all():
             return events, starts, durations
         rows = np.flatnonzero(good)
@@ -328,7 +331,7 @@ class KinetoColumns:
             grid=np.array([self._triple(one.grid) for one in args], np.int32),
             block=np.array([self._triple(one.block) for one in args], np.int32),
             registers=_integers((one.registers for one in args), 32),
-            shared=_integers(one.shared_bytes for one in args),
+            shared=sizes(_integers(one.shared_bytes for one in args)),
             **self._of_collectives(args),
         )
 
@@ -338,10 +341,10 @@ class KinetoColumns:
         none = np.full(len(args), NO_TEXT, np.int32)
         columns: dict[str, NDArray[Any]] = dict.fromkeys(("dtype", "op", "group", "ranks"), none)
         if not any(one.dtype is not None or one.collective is not None for one in args):
-            return columns | {"bytes": _integers(one.bytes for one in args)}
+            return columns | {"bytes": sizes(_integers(one.bytes for one in args))}
         dtypes = [_named(one.dtype) for one in args]
         return {
-            "bytes": _integers(_bytes(one, dtype) for one, dtype in zip(args, dtypes, strict=True)),
+            "bytes": sizes(_integers(_bytes(one, dtype) for one, dtype in zip(args, dtypes, strict=True))),
             "dtype": texts.codes(dtypes),
             "op": texts.codes(
                 one.collective if isinstance(one.collective, str) and one.collective else None for one in args

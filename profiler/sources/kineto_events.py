@@ -81,7 +81,8 @@ def complaint(problem: Exception) -> Complaint:
     words = str(problem)
     if isinstance(problem, msgspec.ValidationError):
         path = _PATH.search(words)
-        return Complaint("typed", -1, int(path[1]) if path else -1, _PATH.sub(r"`\2`", words).replace("`.", "`"))
+        told = _PATH.sub(r"`\2`", words).replace("`.", "`").removesuffix(" - at ``")
+        return Complaint("typed", -1, int(path[1]) if path else -1, told)
     if "truncated" in words:
         return Complaint("short", -1, -1, words)
     found = _BYTE.search(words)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+# Possessive, so that a string of any length takes no memory to match.
 _TOKEN: Final = re.compile(
-    rb'(?P<string>"(?:[^"\\]|\\.)*")|(?P<open>"(?:[^"\\]|\\.)*\\?\Z)'
+    rb'(?P<string>"(?:[^"\\]++|\\.)*+")|(?P<open>"(?:[^"\\]++|\\.)*+\\?\Z)'
     rb"|(?<![\w.+-])-?(?:nan(?:\((?:ind|snan)\))?|NaN|NAN|infinity|Infinity|inf|Inf|INF|N/A)(?=[\s,\]}])",
     re.S,
 )

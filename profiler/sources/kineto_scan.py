@@ -9,6 +9,7 @@ give these back. What the scan cannot settle, `kineto_whole` reads in one piece.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -146,6 +147,9 @@ class _Scan:
                 # The list's own bracket is the last one before what follows it.
                 self._close(self.buffer.rfind(b"]", 0, len(self.buffer) if why is None else max(why.at, 0)) + 1)
                 return
+            if why.kind in ("broken", "text") and self._mend():
+                # What was cut off by what is mended may be taken now.
+                continue
             if why.kind != "short":
                 raise not_json(self.path, self.at + max(why.at - 1, 0), why, self.events)
             if len(self.buffer) > LARGEST_PIECE:
@@ -191,34 +195,19 @@ class _Scan:
 
         more: whether the file may go on, so that what is broken at the buffer's end may only be cut there
         """
-        while True:
-            why = self._complaint()
-            if why is None or why.kind != "broken":
-                return why
-            if more and why.at > len(self.buffer) - _LONGEST_TOKEN:
-                return replace(why, kind="short")
-            if not self._mend():
-                return why
-
-    def _complaint(self) -> Complaint | None:
         try:
             EVENTS.decode(self.buffer)
-        except UnicodeDecodeError:
-            # Only whole events can be made UTF-8, so a cut is waited for.
-            try:
-                EVENTS.decode(as_utf8(bytes(self.buffer)))
-            except DECODING as problem:
-                why = complaint(problem)
-                if why.kind in ("long", "broken"):
-                    raise Uncertain from problem
-                return why
         except DECODING as problem:
-            return complaint(problem)
+            why = complaint(problem)
+            if why.kind == "broken" and more and why.at > len(self.buffer) - _LONGEST_TOKEN:
+                return replace(why, kind="short")
+            return why
         return None
 
     def _mend(self) -> bool:
         """Mend the buffer; True where that changed anything."""
-        better = mended(bytes(self.buffer))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        better = mended(decoder.decode(self.buffer).encode()) + decoder.getstate()[0]
         if better == self.buffer:
             return False
         self.buffer, self.mended = bytearray(better), True

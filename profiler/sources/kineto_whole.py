@@ -49,10 +49,10 @@ def _decoded(path: Path, text: bytes) -> tuple[list[Event], Envelope, bool]:
     if not is_list and text.lstrip()[:1] != b"{":
         raise MoescopeError(f"{path}: no JSON at byte 0: neither a PyTorch (Kineto) trace nor a recording")
     changed = False
-    for mend in (None, mended, as_utf8, mended):
-        if mend is not None:
-            better = mend(text)
-            changed, text = changed or better != text, better
+    for mends in (False, True):
+        if mends:
+            better = mended(as_utf8(text))
+            changed, text = better != text, better
         try:
             if is_list:
                 return EVENTS.decode(text), Envelope(), changed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from moescope.profiler.errors import MoescopeError, NoData
 from moescope.profiler.sources.columns import (
     FARTHEST_NS,
     LAUNCH,
+    LONGEST_NS,
     NO_INT,
     NO_TEXT,
     OPERATOR,
@@ -34,6 +36,7 @@ from moescope.profiler.sources.columns import (
     TraceFile,
     empty,
     groups_of,
+    sizes,
 )
 from moescope.profiler.sources.nsight_processes import Processes
 from moescope.profiler.sources.sqlite import Database, integers, opened
@@ -80,9 +83,9 @@ def read_nsight(path: Path) -> list[TraceFile]:
             rank=processes.ranks.get(pid),
             group=f"process {pid}" if several else "",
             devices=processes.devices(pid, used),
-            notes=[] if found else columns.notes,
         )
-        found.append(TraceFile(origin, own))
+        # What is said of the file is said once.
+        found.append(TraceFile(origin, replace(own, notes=[]) if found else own))
     return processes.in_order(found, pids)
 
 
@@ -146,7 +149,8 @@ class _Reader:
     def _times(self, starts: Sequence[object], ends: Sequence[object]) -> tuple[NDArray[np.bool_], Ints, Ints]:
         """Which rows have times, their starts and durations. CUPTI writes two zeros where it could not take any."""
         first, last = integers(starts), integers(ends)
-        good = _is_time(first) & _is_time(last) & (last >= first) & ((first != 0) | (last != 0))
+        good = _is_time(first) & _is_time(last) & (last >= first) & (last - first <= LONGEST_NS)
+        good &= (first != 0) | (last != 0)
         return good, first[good], (last - first)[good]
 
     def _process_of(self, globals_: Sequence[object]) -> tuple[Ints, Ints]:
@@ -191,6 +195,7 @@ class _Reader:
         for piece in self.database.pieces(KERNELS, columns):
             names, dimensions, resources = piece[6], piece[7:13], [integers(one) for one in piece[13:]]
             registers, static, dynamic = resources
+            static, dynamic = sizes(static), sizes(dynamic)
             both = (static != NO_INT) & (dynamic != NO_INT)
             self._add(
                 work,
@@ -211,11 +216,11 @@ class _Reader:
     def _add_copies(self, work: Growing) -> None:
         for piece in self.database.pieces(COPIES, (*_ACTIVITY, "copyKind", "bytes")):
             names = [f"Memcpy {_COPY_KINDS.get(kind, f'(kind {kind})')}" for kind in piece[6]]
-            self._add(work, piece[:6], names, bytes=integers(piece[7]))
+            self._add(work, piece[:6], names, bytes=sizes(integers(piece[7])))
 
     def _add_sets(self, work: Growing) -> None:
         for piece in self.database.pieces(SETS, (*_ACTIVITY, "bytes")):
-            self._add(work, piece[:6], ["Memset (Device)"] * len(piece[0]), bytes=integers(piece[6]))
+            self._add(work, piece[:6], ["Memset (Device)"] * len(piece[0]), bytes=sizes(integers(piece[6])))
 
     def _add_graphs(self, work: Growing) -> int:
         """Launches of graphs whose kernels are not recorded one by one; their number."""

@@ -81,7 +81,7 @@ def opened(path: Path) -> Iterator[Database]:
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA query_only = ON")
             yield Database(path, connection)
-    except (sqlite3.Error, OverflowError) as problem:
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as problem:
         raise MoescopeError(f"{path}: SQLite cannot read it ({problem}); export or copy it again") from problem
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -41,23 +41,25 @@ def tables_of(columns: TraceColumns) -> dict[str, pa.Table]:
 
     Kernels are the device's; in a trace without any, the operators that the CPU backend executed.
     """
-    names = columns.texts
-    is_step = _coded(names, lambda name: _step_number(name) is not None)
-    is_phase = _coded(names, lambda name: not name.startswith((STEP, *COLLECTIVE_RANGES)))
-    phases = _phases(columns, is_phase)
+    phases = _phases(columns)
     work = _device_work(columns)
     on_device = count(columns.work) > 0
     return {
         "kernels": _kernel_table(columns, work, phases) if on_device else _operator_table(columns, phases),
         "phases": _phase_table(columns, phases),
-        "steps": _step_table(columns, is_step),
+        "steps": _step_table(columns),
         "collectives": _collective_table(columns, work),
     }
 
 
-def _coded(texts: list[str], holds: Any) -> NDArray[np.bool_]:
-    """[texts + 1] whether `holds` is true of each; the last one, for NO_TEXT, is not."""
-    return np.array([holds(text) for text in texts] + [False], np.bool_)
+def _named(columns: TraceColumns, rows: Columns, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
+    """[rows] whether `holds` is true of their names, asked once for each."""
+    used, inverse = np.unique(rows["name"], return_inverse=True)
+    return np.array([holds(columns.texts[code]) for code in used.tolist()], np.bool_)[inverse.reshape(-1)]
+
+
+def _is_phase(name: str) -> bool:
+    return not name.startswith((STEP, *COLLECTIVE_RANGES))
 
 
 def _step_number(name: str) -> int | None:
@@ -65,15 +67,17 @@ def _step_number(name: str) -> int | None:
     return int(number) if name.startswith(STEP) and number.isdecimal() and len(number) < 19 else None
 
 
-def _phases(columns: TraceColumns, is_phase: NDArray[np.bool_]) -> _Phases:
+def _phases(columns: TraceColumns) -> _Phases:
     """The annotations of the host, and those of the device only where the host has none."""
     for ranges, on_host in ((columns.ranges, True), (columns.device_ranges, False)):
-        chosen = picked(ranges, is_phase[ranges["name"]])
+        chosen = picked(ranges, _named(columns, ranges, _is_phase))
         if count(chosen):
             order = np.lexsort((-chosen["dur"], chosen["start"], chosen["thread"]))
             chosen = picked(chosen, order)
             parent = np.full(len(order), NOBODY, np.int64)
             for first, last in _runs(chosen["thread"]):
+                if last - first == 1:
+                    continue
                 ends = chosen["start"][first:last] + chosen["dur"][first:last]
                 above = parents(chosen["start"][first:last], ends)
                 parent[first:last] = np.where(above == NOBODY, NOBODY, above + first)
@@ -92,8 +96,7 @@ def _runs(sorted_keys: NDArray[Any]) -> list[tuple[int, int]]:
 
 def _device_work(columns: TraceColumns) -> Columns:
     """Device work in order of start, without calls that only issue work."""
-    issues = _coded(columns.texts, is_host_call)
-    work = picked(columns.work, ~issues[columns.work["name"]])
+    work = picked(columns.work, ~_named(columns, columns.work, is_host_call))
     return picked(work, np.argsort(work["start"], kind="stable"))
 
 
@@ -271,8 +274,9 @@ def _phase_table(columns: TraceColumns, phases: _Phases) -> pa.Table:
     )
 
 
-def _step_table(columns: TraceColumns, is_step: NDArray[np.bool_]) -> pa.Table:
-    steps = picked(columns.ranges, is_step[columns.ranges["name"]])
+def _step_table(columns: TraceColumns) -> pa.Table:
+    is_step = _named(columns, columns.ranges, lambda name: _step_number(name) is not None)
+    steps = picked(columns.ranges, is_step)
     rows = count(steps)
     return _table(
         "steps",
@@ -287,17 +291,16 @@ def _step_table(columns: TraceColumns, is_step: NDArray[np.bool_]) -> pa.Table:
 
 def _operator_table(columns: TraceColumns, phases: _Phases) -> pa.Table:
     """Kernels of the CPU backend: leaf operators, and the ranges in which a backend executes collectives."""
-    executed = _coded(columns.texts, lambda name: name.startswith(EXECUTED_RANGES))
-    extra = picked(columns.ranges, executed[columns.ranges["name"]])
+    executed = _named(columns, columns.ranges, lambda name: name.startswith(EXECUTED_RANGES))
+    extra = picked(columns.ranges, executed)
     nothing = np.full(count(extra), NO_TEXT, np.int32)
     both = {name: np.concatenate((values, extra.get(name, nothing))) for name, values in columns.operators.items()}
     both["key"] = both["thread"].astype(np.int64)
     both = picked(both, np.lexsort((-both["dur"], both["start"], both["key"])))
     ends = both["start"] + both["dur"]
     kept = [first + leaves(both["start"][first:last], ends[first:last]) for first, last in _runs(both["key"])]
-    issues = _coded(columns.texts, is_host_call)
     own = picked(both, np.concatenate(kept) if kept else np.empty(0, np.int64))
-    own = picked(own, ~issues[own["name"]])
+    own = picked(own, ~_named(columns, own, is_host_call))
     own = picked(own, np.argsort(own["start"], kind="stable"))
     rows = count(own)
     phase_ids = np.zeros(rows, np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -11,6 +11,7 @@ from moescope.collectors.schema import arrow_schema
 from moescope.profiler.errors import MoescopeError, NoData, UsageProblem
 from moescope.profiler.sources.columns import Origin, TraceFile, count
 from moescope.profiler.sources.kineto import read_kineto
+from moescope.profiler.sources.lanes import with_few_lanes
 from moescope.profiler.sources.nsight import read_nsight
 from moescope.profiler.sources.ranks import odd_worlds, ranks_of
 from moescope.profiler.sources.sqlite import MAGIC
@@ -60,7 +61,13 @@ class RankTrace:
 
 def read_ranks(path: Path) -> list[RankTrace]:
     """The ranks of one file. Raises MoescopeError for a file that is no trace, NoData for one without events."""
-    return [RankTrace(trace.origin, tables_of(trace.columns), count(trace.columns.work) > 0) for trace in _read(path)]
+    return [_rank_trace(trace) for trace in _read(path)]
+
+
+def _rank_trace(trace: TraceFile) -> RankTrace:
+    columns = with_few_lanes(trace.columns)
+    origin = replace(trace.origin, notes=[*trace.origin.notes, *columns.notes])
+    return RankTrace(origin, tables_of(columns), count(columns.work) > 0)
 
 
 def open_traces(files: Sequence[Path]) -> TraceSource:
