@@ -13,6 +13,7 @@ QUICK = (
     ("benchmarks.ring",),
     ("benchmarks.sweep",),
     ("benchmarks.csv_export",),
+    ("benchmarks.importing", "100"),
     ("benchmarks.accumulation",),
     ("benchmarks.overlap", "--quick"),
     ("benchmarks.training", "--quick"),
