@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import numpy as np
 
 from moescope.collectors.ring_reader import DONE, Records
 from moescope.collectors.sidecar.batch import Batch, Origin
@@ -21,6 +24,41 @@ class Call:
     received: list[int] | None
     dtype: str
     phase: int
+
+
+class _Ended(NamedTuple):
+    """A call that has ended, or will not; start_ns, dur_ns on the target's clock, dur_ns None where it never completed.
+
+    measured: whether its execution was seen
+    """
+
+    number: int
+    call: Call
+    start_ns: int
+    dur_ns: int | None
+    measured: bool
+
+
+class _Range(NamedTuple):
+    """A communication kernel; call: the number of the call that it executes, None where that is not known."""
+
+    name: str
+    start_ns: int
+    dur_ns: int
+    tid: int
+    phase: int
+    call: int | None
+    measured: bool
+
+
+class _Group(NamedTuple):
+    """A group as this process sees it; me: its own place among `ranks`, -1 where it is not one of them."""
+
+    ranks: tuple[int, ...]
+    text: str
+    me: int
+    backend: str | None
+    hop: str
 
 
 class _Seen:
@@ -48,8 +86,11 @@ class Calls:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._groups: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, _Group] = {}
         self._open: dict[int, Call] = {}
         self._early: dict[int, tuple[int, tuple[int, int] | None, int, str]] = {}
+        self._ended: list[_Ended] = []
+        self._ranges: list[_Range] = []
         self.seen = _Seen()
         self.threads: set[int] = set()
         """Threads that execute calls."""
@@ -57,24 +98,24 @@ class Calls:
     def group(self, payload: dict[str, Any]) -> None:
         """A group of ranks, told before its first call."""
         self._groups[payload["name"]] = payload
+        self._known.pop(payload["name"], None)
 
     def remember(self, payload: dict[str, Any]) -> None:
         """A group that an earlier reader of the ring was told of."""
         self._groups.setdefault(payload["name"], payload)
 
-    def issued(self, number: int, call: Call, batch: Batch) -> None:
+    def issued(self, number: int, call: Call) -> None:
         """The process has made a call."""
         self.seen.add(number)
         self._open[number] = call
         if number in self._early:
-            done_ns, span, executor, name = self._early.pop(number)
-            self._complete(number, done_ns, span, executor, name, batch)
+            self._complete(number, *self._early.pop(number))
 
     def failed(self, number: int) -> None:
         """The call raised: nothing was communicated."""
         self._open.pop(number, None)
 
-    def executed(self, tid: int, records: Records, names: Names, batch: Batch) -> None:
+    def executed(self, tid: int, records: Records, names: Names) -> None:
         """Completions and execution ranges of one thread: a completion lies inside the range that it ends.
 
         records: DONE and EXECUTION alone
@@ -92,91 +133,137 @@ class Calls:
             end = start + dur
             name = names[name_number]
             if b:
-                self._complete(b, end, (start, end), tid, name, batch)
+                self._complete(b, end, (start, end), tid, name)
                 continue
             inside = [entry for entry in waiting if start <= entry[1] <= end]
             for entry in waiting:
                 if entry not in inside:
-                    self._complete(*entry, None, tid, "", batch)
+                    self._complete(*entry, None, tid, "")
             waiting = []
             if inside:
                 # One range, one call; a second completion inside it belongs to a call without a range of its own.
                 for entry in inside[:-1]:
-                    self._complete(*entry, None, tid, "", batch)
-                self._complete(*inside[-1], (start, end), tid, name, batch)
+                    self._complete(*entry, None, tid, "")
+                self._complete(*inside[-1], (start, end), tid, name)
             else:
-                self._kernel(name, start, dur, tid, a, None, "measured", batch)
+                self._ranges.append(_Range(name, start, dur, tid, a, None, measured=True))
         for entry in waiting:
-            self._complete(*entry, None, tid, "", batch)
+            self._complete(*entry, None, tid, "")
 
-    def unfinished(self, batch: Batch) -> None:
+    def unfinished(self) -> None:
         """Calls that were issued and never completed: a peer that died, or the end of the run."""
         for number, call in sorted(self._open.items()):
-            self._collective(number, call, call.issue_ns, None, "derived", batch)
+            self._ended.append(_Ended(number, call, call.issue_ns, None, measured=False))
         self._open.clear()
 
-    def _complete(
-        self, number: int, done_ns: int, span: tuple[int, int] | None, tid: int, name: str, batch: Batch
-    ) -> None:
+    def store(self, batch: Batch) -> None:
+        """Puts into the batch what has ended since the last time."""
+        ended, self._ended = self._ended, []
+        ranges, self._ranges = self._ranges, []
+        if ended:
+            self._collectives(ended, batch)
+            self._transfers(ended, batch)
+        if ranges:
+            self._kernels(ranges, batch)
+
+    def _complete(self, number: int, done_ns: int, span: tuple[int, int] | None, tid: int, name: str) -> None:
         call = self._open.pop(number, None)
         if call is None:
             if number not in self.seen:
                 self._early[number] = done_ns, span, tid, name
             return
         start, end = span or (call.issue_ns, done_ns)
-        evidence = "measured" if span else "derived"
-        self._collective(number, call, start, end - start, evidence, batch)
-        backend = str(self._groups.get(call.group, {}).get("backend") or "comm")
-        self._kernel(name or f"{backend}:{call.op}", start, end - start, tid, call.phase, number, evidence, batch)
+        measured = span is not None
+        self._ended.append(_Ended(number, call, start, end - start, measured))
+        title = name or f"{self._group(call.group).backend or 'comm'}:{call.op}"
+        self._ranges.append(_Range(title, start, end - start, tid, call.phase, number, measured))
 
-    def _kernel(
-        self, name: str, start: int, dur: int, tid: int, phase: int, call: int | None, evidence: str, batch: Batch
-    ) -> None:
+    def _group(self, name: str) -> _Group:
+        known = self._known.get(name)
+        if known is None:
+            told = self._groups.get(name, {})
+            ranks = tuple(told.get("ranks", ()))
+            me = ranks.index(self._origin.rank) if self._origin.rank in ranks else -1
+            text = ",".join(map(str, ranks))
+            known = _Group(ranks, text, me, told.get("backend"), told.get("hop", "direct"))
+            if told and self._origin.rank >= 0:
+                self._known[name] = known
+        return known
+
+    def _kernels(self, ranges: list[_Range], batch: Batch) -> None:
         origin = self._origin
-        row = {
+        names, starts, durs, tids, phases, calls, measured = zip(*ranges, strict=True)
+        columns = {
             "rank": origin.rank,
             "device": origin.device,
-            "stream": origin.label(tid),
-            "name": name,
+            "stream": [origin.label(tid) for tid in tids],
+            "name": names,
             "kind": "comm",
-            "start_ns": origin.epoch(start),
-            "dur_ns": dur,
-            "correlation": None if call is None else call + origin.id_base,
-            "phase_id": origin.id(phase),
-            "evidence": evidence,
+            "start_ns": self._times(starts),
+            "dur_ns": durs,
+            "correlation": [None if call is None else call + origin.id_base for call in calls],
+            "phase_id": origin.ids(np.array(phases, np.uint64)),
+            "evidence": _labels(measured),
         }
-        batch.add("kernels", row)
+        batch.add_columns("kernels", len(ranges), columns)
 
-    def _collective(self, number: int, call: Call, start: int, dur: int | None, evidence: str, batch: Batch) -> None:
+    def _collectives(self, ended: list[_Ended], batch: Batch) -> None:
         origin = self._origin
-        group = self._groups.get(call.group, {})
-        ranks: list[int] = group.get("ranks", [])
-        me = ranks.index(origin.rank) if origin.rank in ranks else -1
-
-        def others(parts: list[int] | None) -> int | None:
-            return None if parts is None else sum(size for peer, size in enumerate(parts) if peer != me)
-
-        start_ns = origin.epoch(start)
-        row = {
+        numbers, calls, starts, durs, measured = zip(*ended, strict=True)
+        groups = [self._group(call.group) for call in calls]
+        columns = {
             "rank": origin.rank,
-            "call": number + origin.id_base,
-            "op": call.op,
-            "group": call.group,
-            "group_ranks": ",".join(map(str, ranks)),
-            "backend": group.get("backend"),
-            "dtype": call.dtype,
-            "sent_bytes": others(call.sent),
-            "received_bytes": others(call.received),
-            "issue_ns": origin.epoch(call.issue_ns),
-            "start_ns": start_ns,
-            "dur_ns": dur,
-            "phase_id": origin.id(call.phase),
-            "evidence": evidence,
+            "call": np.array(numbers, np.int64) + origin.id_base,
+            "op": [call.op for call in calls],
+            "group": [call.group for call in calls],
+            "group_ranks": [group.text for group in groups],
+            "backend": [group.backend for group in groups],
+            "dtype": [call.dtype for call in calls],
+            "sent_bytes": [_others(call.sent, group.me) for call, group in zip(calls, groups, strict=True)],
+            "received_bytes": [_others(call.received, group.me) for call, group in zip(calls, groups, strict=True)],
+            "issue_ns": self._times([call.issue_ns for call in calls]),
+            "start_ns": self._times(starts),
+            "dur_ns": durs,
+            "phase_id": origin.ids(np.array([call.phase for call in calls], np.uint64)),
+            "evidence": _labels(measured),
         }
-        batch.add("collectives", row)
-        for peer, size in enumerate(call.sent or []):
-            if peer != me and size and peer < len(ranks):
-                transfer = {"rank": origin.rank, "src": origin.rank, "dst": ranks[peer], "op": call.op}
-                transfer |= {"hop": group.get("hop", "direct"), "bytes": size, "evidence": evidence}
-                transfer |= {"start_ns": start_ns, "dur_ns": dur}
-                batch.add("transfers", transfer)
+        batch.add_columns("collectives", len(ended), columns)
+
+    def _transfers(self, ended: list[_Ended], batch: Batch) -> None:
+        rows = [
+            (group.ranks[peer], group.hop, call.op, size, start, dur, measured)
+            for (_, call, start, dur, measured) in ended
+            if call.sent
+            for group in (self._group(call.group),)
+            for peer, size in enumerate(call.sent)
+            if peer != group.me and size and peer < len(group.ranks)
+        ]
+        if not rows:
+            return
+        peers, hops, ops, sizes, starts, durs, measured = zip(*rows, strict=True)
+        columns = {
+            "rank": self._origin.rank,
+            "src": self._origin.rank,
+            "dst": peers,
+            "hop": hops,
+            "op": ops,
+            "bytes": sizes,
+            "start_ns": self._times(starts),
+            "dur_ns": durs,
+            "evidence": _labels(measured),
+        }
+        batch.add_columns("transfers", len(rows), columns)
+
+    def _times(self, starts_ns: Sequence[int]) -> Any:
+        return np.array(starts_ns, np.int64) + self._origin.clock.offset_ns
+
+
+def _others(parts: list[int] | None, me: int) -> int | None:
+    """Bytes to or from all ranks but this one."""
+    if parts is None:
+        return None
+    return sum(parts) - (parts[me] if 0 <= me < len(parts) else 0)
+
+
+def _labels(measured: Sequence[bool]) -> list[str]:
+    return ["measured" if seen else "derived" for seen in measured]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from struct import Struct, unpack_from
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from moescope.collectors.ring_reader import (
     EXECUTION,
     OPERATOR,
     PHASE,
+    RECORD,
     STEP,
     Ring,
     ThreadRecords,
@@ -82,10 +84,11 @@ class ProcessDrain:
             types, tid = records["type"], t.thread.tid
             self._count(types, records["start_ns"])
             operators(self.origin, tid, where(records, types == OPERATOR), self._names, batch)
-            self.calls.executed(tid, records[(types == EXECUTION) | (types == DONE)], self._names, batch)
+            self.calls.executed(tid, records[(types == EXECUTION) | (types == DONE)], self._names)
             ranges(self.origin, tid, records, self._names, batch)
         if final:
-            self.calls.unfinished(batch)
+            self.calls.unfinished()
+        self.calls.store(batch)
         return batch
 
     def commit(self, batch: Batch) -> None:
@@ -160,16 +163,21 @@ class ProcessDrain:
         """What is told in blobs, groups before their calls and calls before their completions."""
         records, tid = t.thread.records, t.thread.tid
         inside = t.heads < count
-        for at, kind in zip(t.heads[inside].tolist(), t.kinds[inside].tolist(), strict=True):
-            if kind == ROW_PACKED:
-                continue
-            name = self._names[records["name"][at]]
+        others = t.heads[inside & (t.kinds != ROW_PACKED)]
+        kinds = t.kinds[inside & (t.kinds != ROW_PACKED)].tolist()
+        heads = records[others]
+        data = records.view(np.uint8).data
+        for at, kind, number, phase in zip(
+            others.tolist(), kinds, heads["name"].tolist(), heads["a"].tolist(), strict=True
+        ):
+            name = self._names[number]
             if kind == COMM_PACKED:
-                self._issued(_unpacked(name, blob_payload(records, at, raw=True)), int(records["a"][at]), batch)
+                self.calls.issued(*_unpacked(name, data, (at + 1) * RECORD.itemsize, phase))
                 continue
             payload = blob_payload(records, at)
             if kind == COMM_JSON:
-                self._issued(payload, int(records["a"][at]), batch)
+                call, op, group, issue_ns, sent, received, dtype = payload
+                self.calls.issued(call, Call(op, group, issue_ns, sent, received, dtype, phase))
             elif kind == COMM_FAILED:
                 self.calls.failed(payload[0])
             elif name == "group":
@@ -190,15 +198,23 @@ class ProcessDrain:
             log = {"level": "error", "source": "emit", "message": text, "dropped": 0, "rank": self.origin.rank}
             batch.add("log", log | {"t_ns": self.origin.epoch(record["start_ns"])})
 
-    def _issued(self, words: Sequence[Any], phase: int, batch: Batch) -> None:
-        number, op, group, issue_ns, sent, received, dtype = words
-        self.calls.issued(number, Call(op, group, issue_ns, sent, received, dtype, phase), batch)
+
+_CALL_HEAD = Struct("<4q")
 
 
-def _unpacked(kind: str, data: bytes) -> tuple[int, str, str, int, list[int] | None, list[int] | None, str]:
-    """A collective's issue as `pack_comm` wrote it."""
+@lru_cache(maxsize=4096)
+def _call_kind(kind: str) -> tuple[str, str, str]:
+    """Operation, element type and group of a packed call."""
     op, dtype, group = kind.removeprefix(COMM).split(" ", 2)
-    number, issue_ns, n_sent, n_received, *sizes = np.frombuffer(data, "<i8").tolist()
-    sent = None if n_sent < 0 else sizes[:n_sent]
-    received = None if n_received < 0 else sizes[max(n_sent, 0) :]
-    return number, op, group, issue_ns, sent, received, dtype
+    return op, dtype, group
+
+
+def _unpacked(kind: str, data: memoryview, at: int, phase: int) -> tuple[int, Call]:
+    """A collective's issue as `pack_comm` wrote it at byte `at`: its number, and the call."""
+    op, dtype, group = _call_kind(kind)
+    number, issue_ns, n_sent, n_received = _CALL_HEAD.unpack_from(data, at)
+    n = max(n_sent, 0)
+    sizes = unpack_from(f"<{n + max(n_received, 0)}q", data, at + _CALL_HEAD.size)
+    sent = None if n_sent < 0 else list(sizes[:n])
+    received = None if n_received < 0 else list(sizes[n:])
+    return number, Call(op, group, issue_ns, sent, received, dtype, phase)
