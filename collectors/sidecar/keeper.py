@@ -133,6 +133,10 @@ class Keeper:
         except Exception as error:  # noqa: BLE001  a description that fails must not stop the run
             self.log("warning", "hardware", f"not described: {error!r}")
 
+    def warm_up(self) -> None:
+        """Loads what taking in needs while the target still loads its own: later it would be in its way."""
+        import pyarrow.compute  # noqa: F401  Arrow imports it at the first `take`, in a tenth of a second
+
     def tick(self, *, final: bool = False) -> None:
         """Takes in what is new everywhere, and stores it."""
         now_ns, now_s = time.monotonic_ns(), time.monotonic()

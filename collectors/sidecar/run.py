@@ -139,6 +139,7 @@ class _Ticker:
                 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # this thread's alone
             except OSError:
                 pass  # a sandbox that forbids it: the recorder runs beside the target as an equal
+        self._recording.call(lambda keeper: keeper.warm_up(), None)
         while not self._stopping.wait(TICK_S):
             self._tick()
 

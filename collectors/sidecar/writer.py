@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -147,10 +146,12 @@ class RecordingWriter:
 
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replaces meta.json whole. Raises OSError where it cannot be stored."""
+        import msgspec
+
         self.root.mkdir(parents=True, exist_ok=True)
         temporary = self.root / (META_FILE + ".part")
         try:
-            temporary.write_text(json.dumps(meta, indent=1))
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(meta), indent=1))
             temporary.replace(self.root / META_FILE)
         except OSError:
             temporary.unlink(missing_ok=True)
