@@ -25,7 +25,7 @@ from moescope.instrumented_model.training.ema import Ema
 from moescope.instrumented_model.training.optimizer import AdamW
 from moescope.instrumented_model.training.recipe import Recipe, rate
 
-SAMPLE_EVERY = 16
+SAMPLE_EVERY = 32
 """Steps between two whose quantisation figures are counted."""
 
 
