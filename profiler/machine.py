@@ -10,7 +10,7 @@ from moescope.profiler.decode.steps import decode_steps, graph_launches
 from moescope.profiler.labels import labels_in
 from moescope.profiler.overlap import DeviceKernels, Sweep
 from moescope.profiler.roofline.answer import bound_json, device_roofline, roofline_json
-from moescope.profiler.roofline.hardware import hardware_of
+from moescope.profiler.roofline.hardware import Hardware, hardware_of
 from moescope.profiler.roofline.matrix_use import matrix_use
 from moescope.profiler.unit_budget import budget_json, unit_budget
 from moescope.profiler.units import UnitAnswer, UnitUse, unit_answer
@@ -44,6 +44,7 @@ def machine_answer(source: Source, device: DeviceKernels, swept: Sweep) -> Machi
     steps = decode_steps(device, names, correlations, source.table("steps"), source.table("phases"))
     roofline = device_roofline(device, swept, kernels, hardware, names, most_tokens(device, steps, _world(source)))
     keys = {
+        **_named(hardware, device.device),
         "units": _units(units.use),
         **_budget(units, swept),
         "matrix_use": matrix_use(source, device, swept, roofline),
@@ -51,6 +52,13 @@ def machine_answer(source: Source, device: DeviceKernels, swept: Sweep) -> Machi
         **decode_json(source, device, swept, names, steps, roofline, graph_launches(device, correlations)),
     }
     return MachineAnswer(keys, {(one.operator, one.kind): bound_json(one) for one in roofline.classes})
+
+
+def _named(hardware: Hardware, device: str) -> dict[str, Any]:
+    """`hardware`, what the device is called by its maker."""
+    if hardware.name not in ("", device, "this CPU"):
+        return {"hardware": hardware.name}
+    return {"hardware": None, "hardware_reason": hardware.reason or "the source does not name it"}
 
 
 def _world(source: Source) -> int:

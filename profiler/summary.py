@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moescope.collectors.schema import EVIDENCE
 from moescope.profiler.breakdown_rows import operator_rows, overlap_rows
 from moescope.profiler.errors import NoData
-from moescope.profiler.findings import Aggregates, aggregates_of, as_rows
+from moescope.profiler.findings import aggregates_of, as_rows
 from moescope.profiler.intervals import length
 from moescope.profiler.machine import machine_answer
 from moescope.profiler.overlap import (
@@ -21,7 +21,7 @@ from moescope.profiler.overlap import (
     sweep,
 )
 from moescope.profiler.phases import phase_times, ranges_of
-from moescope.profiler.placement import place
+from moescope.profiler.placement import Placement, place
 from moescope.profiler.ranks.across import across
 from moescope.profiler.ranks.answer import told_across
 from moescope.profiler.ranks.calls import calls_of
@@ -41,7 +41,8 @@ from moescope.profiler.ranks.part import (
 )
 from moescope.profiler.ranks.view import HOST, RankView, ranks_in
 from moescope.profiler.report import render_text
-from moescope.profiler.steps import quantile_step
+from moescope.profiler.step_amounts import step_amounts
+from moescope.profiler.step_rows import fraction, steps_answer, us
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,8 +55,6 @@ SUMS: Final = (
     "span_us", "busy_us", "compute_us", "comm_us", "memory_us", "overlapped_us", "exposed_comm_us", "idle_us",
     "unknown_us",
 )  # fmt: skip
-_NS_PER_US: Final = 1000
-NO_COMM: Final = "no communication kernels"
 
 
 def summarise(source: Source) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def answer(part: Part, name: str, state: State, meta: dict[str, Any]) -> dict[st
     if not ranks:
         raise NoData(_nothing(part, name, state, meta))
     total: dict[str, Any] = {key: round(sum(rank[key] for rank in ranks), 3) for key in SUMS}
-    total |= _fraction(total["overlapped_us"], total["comm_us"])
+    total |= fraction(total["overlapped_us"], total["comm_us"])
     extent = sum(one.extent_ns for one in part.ranks.values())
     seen = aggregates(part, finished=state != "live")
     found = across(part)
@@ -107,7 +106,7 @@ def answer(part: Part, name: str, state: State, meta: dict[str, Any]) -> dict[st
         "ranks": ranks,
         "coverage": sum(one.counted_ns for one in part.ranks.values()) / extent if extent else 1.0,
         "total": total,
-        **_steps(part, seen),
+        **steps_answer(part, seen),
         "dropped_events": max(part.told_dropped, part.totals.dropped),
         "ranks_without_kernels": [key[1] for key in sorted(part.listed) if not part.ranks[key].devices],
         "torn": sorted(part.torn),
@@ -122,13 +121,18 @@ def _rank_part(source: Source, key: Key) -> Part:
     windows = recorded_windows(source).get(key[1])
     devices = kernels_by_device(source.table("kernels"))
     sweeps = [sweep(device, windows) for device in devices]
+    placed = [
+        place(device, swept, source.table("kernels"), source.table("phases"), source.table("steps"))
+        for device, swept in zip(devices, sweeps, strict=True)
+    ]
     seen = aggregates_of(source)
     held = RankPart(
-        devices=tuple(_rank(source, device, swept) for device, swept in zip(devices, sweeps, strict=True)),
+        devices=tuple(_rank(source, *one) for one in zip(devices, sweeps, placed, strict=True)),
         evidence=_evidence(source, devices, sweeps),
         counted_ns=length(windows) if windows is not None else 0,
         extent_ns=int(windows[1][-1] - windows[0][0]) if windows is not None and len(windows[0]) else 0,
         steps=step_times(source.table("steps")),
+        amounts=step_amounts(source.table("steps"), devices, sweeps, placed),
         shares=seen.shares,
         seen_recorded_ns=seen.recorded_ns,
         seen_extent_ns=seen.extent_ns,
@@ -175,67 +179,24 @@ def _remedy(state: State, meta: dict[str, Any]) -> str:
     return "record again with `moescope run`, `moescope doctor` tells more"
 
 
-def _us(ns: int) -> float | int:
-    return ns // _NS_PER_US if ns % _NS_PER_US == 0 else ns / _NS_PER_US
-
-
-def _fraction(overlapped: float, comm: float) -> dict[str, Any]:
-    if comm:
-        return {"overlap_fraction": overlapped / comm}
-    return {"overlap_fraction": None, "overlap_fraction_reason": NO_COMM}
-
-
-def _steps(part: Part, seen: Aggregates) -> dict[str, Any]:
-    """The same figures between each rank's first step's start and its last one's end, without what lies around them.
-
-    Of the stage that takes most of the time; `findings` are of this time where there is one.
-    """
-    steps = seen.steps
-    median = quantile_step(steps.durations_ns)
-    if median is None or not seen.shares.span_ns:
-        known = any(rank.steps for rank in part.ranks.values())
-        reason = "nothing was recorded inside steps" if known else "neither the run nor an optimizer names a step"
-        return {"steps": None, "steps_reason": reason}
-    shares = seen.shares
-    comm = shares.overlapped_ns + shares.exposed_ns
-    steps_alone = {
-        "stage": steps.stage or None,
-        **({} if steps.stage else {"stage_reason": "neither the run nor an optimizer names it"}),
-        "count": len(steps.durations_ns),
-        "median_us": _us(median),
-        "others": [{"stage": stage, "count": count} for stage, count in steps.others],
-        "span_us": _us(shares.span_ns),
-        "compute_us": _us(shares.compute_only_ns + shares.overlapped_ns),
-        "comm_us": _us(comm),
-        "overlapped_us": _us(shares.overlapped_ns),
-        "exposed_comm_us": _us(shares.exposed_ns),
-        "idle_us": _us(shares.idle_ns),
-        **_fraction(shares.overlapped_ns, comm),
-        "coverage": seen.coverage,
-        "evidence": "derived",
-    }
-    return {"steps": steps_alone}
-
-
-def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
+def _rank(source: Source, device: DeviceKernels, swept: Sweep, places: Placement) -> dict[str, Any]:
     inside = counted_ns(device.starts, device.ends, swept.recorded)
     counts = (inside > 0) | (device.starts == device.ends)
     machine = machine_answer(source, device, swept)
     phases = phase_times(device, ranges_of(source.table("phases"), device.rank), swept)
-    places = place(device, swept, source.table("kernels"), source.table("phases"), source.table("steps"))
     return {
         "rank": device.rank,
         "device": device.device,
-        "span_us": _us(swept.span_ns),
-        "busy_us": _us(length(swept.busy)),
-        "compute_us": _us(length(swept.compute)),
-        "comm_us": _us(length(swept.comm)),
-        "memory_us": _us(length(swept.memory)),
-        "overlapped_us": _us(length(swept.overlapped)),
-        "exposed_comm_us": _us(length(swept.exposed)),
-        "idle_us": _us(swept.idle_ns),
-        **_fraction(length(swept.overlapped), length(swept.comm)),
-        "unknown_us": _us(length(swept.unknown)),
+        "span_us": us(swept.span_ns),
+        "busy_us": us(length(swept.busy)),
+        "compute_us": us(length(swept.compute)),
+        "comm_us": us(length(swept.comm)),
+        "memory_us": us(length(swept.memory)),
+        "overlapped_us": us(length(swept.overlapped)),
+        "exposed_comm_us": us(length(swept.exposed)),
+        "idle_us": us(swept.idle_ns),
+        **fraction(length(swept.overlapped), length(swept.comm)),
+        "unknown_us": us(length(swept.unknown)),
         "kernels": int(counts.sum()),
         "coverage": coverage(recorded_windows(source).get(device.rank)),
         **machine.keys,
@@ -243,9 +204,9 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]
             {
                 "name": phase.name,
                 "count": phase.count,
-                "total_us": _us(phase.total_ns),
-                "comm_us": _us(phase.comm_ns),
-                "exposed_comm_us": _us(phase.exposed_ns),
+                "total_us": us(phase.total_ns),
+                "comm_us": us(phase.comm_ns),
+                "exposed_comm_us": us(phase.exposed_ns),
             }
             for phase in phases
         ],

@@ -10,8 +10,6 @@ import click
 from moescope.profiler.errors import UsageProblem
 
 COMMANDS: Final[Mapping[str, str]] = {
-    "compare": "read two runs side by side with `moescope summary A --json` and `moescope summary B --json`: "
-    "`total` and `steps` have the same keys in both",
     "whatif": "`moescope summary SOURCE` tells with each finding how much it can bring at most",
 }
 """Command to what can be done today."""

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "Look": {
         "top": "Open the dashboard, while the run goes on or afterwards.",
         "summary": "Say where the time goes, and what to try.",
+        "compare": "Say what differs between two runs, and fail where it is too much.",
         "export": "Write the timelines as CSV files.",
         "explain": "Say what a kernel name is taken for, by which rule, and why.",
     },

@@ -18,6 +18,7 @@ from moescope.profiler.live_figures import total_shares
 from moescope.profiler.live_rows import rank_tokens
 from moescope.profiler.ranks.calls import Calls
 from moescope.profiler.snapshot import ExpertRow, PhaseRow, QuantisationRow, Shares
+from moescope.profiler.step_amounts import StepAmounts
 from moescope.profiler.steps import Steps, steps_from
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class RankPart:
 
     devices: entries of the answer's `ranks`, one a device; evidence: place in EVIDENCE of the weakest label that
     counts; counted_ns, extent_ns: recorded time, and the time between its first and last window, 0 for a rank without
-    windows; shares, seen_recorded_ns, seen_extent_ns: the same within its steps; calls: its
+    windows; amounts: what its steps hold;
+    shares, seen_recorded_ns, seen_extent_ns: the same within its steps; calls: its
     communication; host: whose clock its times are read from, empty where that is not known; clock_hz: mean clock of its
     device, None where not sampled
     """
@@ -60,6 +62,7 @@ class RankPart:
     counted_ns: int
     extent_ns: int
     steps: tuple[StepTime, ...]
+    amounts: StepAmounts
     shares: Shares
     seen_recorded_ns: int
     seen_extent_ns: int
