@@ -19,7 +19,7 @@ FIGURES: Final = ("busy", "compute", "comm", "overlapped", "exposed", "memory", 
 PHASE_FIGURES: Final = ("busy", "comm", "exposed")
 _SUMMARY: Final = re.compile(rb'\s*\{\s*"schema"\s*:\s*1\s*,\s*"source"\s*:')
 _MEDIAN_ERROR: Final = 0.93
-"""Standard error of a median, of its quartiles' distance over the root of the count: 1.25 / 1.35 for a normal scatter."""
+"""A median's standard error over its quartiles' distance / root of the count: 1.25 / 1.35 for a normal scatter."""
 _TOTALS: Final = {"comm": "comm_us", "exposed": "exposed_comm_us"}
 
 
@@ -27,8 +27,8 @@ _TOTALS: Final = {"comm": "comm_us", "exposed": "exposed_comm_us"}
 class Measure:
     """One figure of the mean device.
 
-    us: µs a step or of the whole source, None where it is not known; share: of the time looked at, 0..1; error_us: standard
-    error of a share's time; q1_us, q3_us, count: quartiles over so many steps; None or 0 where there are none
+    us: µs a step or of the whole source, None where it is not known; share: of the time looked at, 0..1; error_us:
+    standard error of a share's time; q1_us, q3_us, count: quartiles over so many steps; None or 0 where there are none
     """
 
     us: float | None
