@@ -10,11 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks.report import save
-from moescope.profiler.intervals import Times, length
-from moescope.profiler.overlap import NO_PHASE, DeviceKernels, Sweep, sweep
+from moescope.collectors.schema import arrow_schema
+from moescope.profiler.classify import classify
+from moescope.profiler.intervals import Times, in_order, length
+from moescope.profiler.overlap import NO_PHASE, DeviceKernels, Sweep, kernels_by_device, sweep
 
+NAMES = ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopB_TNN", "ncclDevKernel_AllReduce_Sum_bf16_RING_LL")
+CLASSES = tuple(classify(name) for name in NAMES)
 INTERVALS = 5_000_000
 BASELINE_INTERVALS = 200_000
 GOAL = 5_000_000
@@ -32,16 +37,39 @@ def _intervals(count: int) -> DeviceKernels:
     compute = stream(count * 4 // 5, 10_000, 12_000)
     comm = stream(count - len(compute[0]), 40_000, 50_000)
     starts, ends = np.concatenate((compute[0], comm[0])), np.concatenate((compute[1], comm[1]))
-    kinds = np.repeat(np.array(["compute", "comm"]), [len(compute[0]), len(comm[0])])
+    codes = np.repeat(np.array([0, 1], np.int32), [len(compute[0]), len(comm[0])])
     rows = draw.permutation(count)
     phases = np.full(count, NO_PHASE, np.int64)
-    return DeviceKernels(0, "cpu", starts[rows], ends[rows], kinds[rows], kinds, phases, np.arange(count))
+    words = np.array([one.kind for one in CLASSES], object)[codes[rows]]
+    return DeviceKernels(
+        0, "cuda:0", starts[rows], ends[rows], words, words, phases, np.arange(count), codes[rows], CLASSES
+    )
 
 
 def _ordered(kernels: DeviceKernels) -> DeviceKernels:
     """In order of start, as `kernels_by_device` hands them to the sweep."""
-    order = np.argsort(kernels.starts, kind="stable")
-    return replace(kernels, starts=kernels.starts[order], ends=kernels.ends[order], kinds=kernels.kinds[order])
+    order = in_order(kernels.starts)
+    return replace(
+        kernels,
+        starts=kernels.starts[order],
+        ends=kernels.ends[order],
+        kinds=kernels.kinds[order],
+        codes=kernels.codes[order],
+    )
+
+
+def _table(kernels: DeviceKernels) -> pa.Table:
+    """The same rows as a recording's `kernels`."""
+    count = len(kernels.starts)
+    known = {
+        "rank": pa.repeat(pa.scalar(0, pa.int32()), count),
+        "device": pa.repeat("cuda:0", count),
+        "name": pa.array(NAMES).take(pa.array(kernels.codes)),
+        "start_ns": pa.array(kernels.starts),
+        "dur_ns": pa.array(kernels.ends - kernels.starts),
+    }
+    schema = arrow_schema("kernels")
+    return pa.Table.from_arrays([known.get(one.name, pa.nulls(count, one.type)) for one in schema], schema=schema)
 
 
 def _figures(swept: Sweep) -> tuple[int, int, int, int]:
@@ -100,6 +128,12 @@ def main() -> None:
     from_rows = INTERVALS / _seconds(lambda: _figures(sweep(_ordered(mixed))))
     print(f"sweep {rate / 1e6:.1f} M intervals/s in order of start, on one core; plain Python {baseline / 1e6:.2f} M/s")
     print(f"      {from_rows / 1e6:.1f} M intervals/s with ordering rows that lie in random order")
+    table = _table(mixed)
+    (found,) = kernels_by_device(table)
+    if _figures(sweep(found)) != _figures(sweep(ordered)):
+        raise SystemExit("the sweep of the table is not that of its rows")
+    from_table = INTERVALS / _seconds(lambda: _figures(sweep(kernels_by_device(table)[0])))
+    print(f"      {from_table / 1e6:.1f} M rows/s from a table in random order, with classifying every row")
     save(
         "sweep",
         "python -m benchmarks.sweep",
@@ -107,6 +141,7 @@ def main() -> None:
             "intervals": INTERVALS,
             "intervals_per_s": rate,
             "intervals_per_s_with_ordering": from_rows,
+            "rows_per_s_from_a_table_in_random_order": from_table,
             "baseline": "edges sorted and walked in Python, the same figures",
             "baseline_intervals_per_s": baseline,
             "goal_intervals_per_s": GOAL,

@@ -218,7 +218,7 @@ def _encoded(kernels: pa.Table, column: str) -> tuple[list[str], NDArray[np.int6
     """The distinct values of a column, null as empty, and each row's: [rows]."""
     import pyarrow.compute as pc
 
-    if column not in kernels.column_names:
+    if column not in kernels.column_names or kernels.column(column).null_count == kernels.num_rows:
         return [""], np.zeros(kernels.num_rows, np.int64)
     encoded = pc.dictionary_encode(pc.fill_null(kernels.column(column).combine_chunks(), ""))
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)

@@ -24,6 +24,26 @@ def empty() -> Intervals:
     return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
+def in_order(times: Times) -> Times:
+    """[times] their places in rising order, equal ones in the order in which they stand.
+
+    Where time and place fit into 63 bits together, as those of a day's million do, they are sorted as one number:
+    numpy sorts plain numbers ten times as fast as it sorts places.
+    """
+    count = len(times)
+    places: Times = np.arange(count, dtype=np.int64)
+    if bool((times[1:] >= times[:-1]).all()):
+        return places
+    low, bits = int(times.min()), (count - 1).bit_length()
+    if (int(times.max()) - low) >> (63 - bits):
+        return np.argsort(times, kind="stable")
+    both = (times - low) << bits
+    both |= places
+    both.sort()
+    both &= (1 << bits) - 1
+    return both
+
+
 def union(starts: Times, ends: Times) -> Intervals:
     """The union of any intervals; those with end <= start cover nothing.
 

@@ -19,6 +19,7 @@ from moescope.profiler.intervals import (
     binned,
     covered_within,
     empty,
+    in_order,
     intersect,
     length,
     subtract,
@@ -52,9 +53,17 @@ class DeviceKernels:
     codes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     classes: tuple[Class, ...] = ()
 
+    def are(self, *kinds: str) -> NDArray[np.bool_]:
+        """[kernels] whether each is of one of these kinds."""
+        if self.classes:
+            return np.array([one.kind in kinds for one in self.classes], np.bool_)[self.codes]
+        return np.isin(self.kinds, kinds)
+
     def of_kinds(self, *kinds: str) -> Intervals:
         """The union of all kernels of these kinds."""
-        pick = np.isin(self.kinds, kinds)
+        pick = self.are(*kinds)
+        if not pick.any():
+            return empty()
         return union(self.starts[pick], self.ends[pick])
 
 
@@ -112,7 +121,7 @@ def kernels_by_device(kernels: pa.Table) -> list[DeviceKernels]:
     found = []
     for key in np.unique(keys).tolist():
         rows = np.flatnonzero(keys == key)
-        rows = rows[np.argsort(starts[rows], kind="stable")]
+        rows = rows[in_order(starts[rows])]
         found.append(
             DeviceKernels(
                 rank=key // len(names),

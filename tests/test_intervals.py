@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.profiler.intervals import binned, clip, concurrency, intersect, length, subtract, union
+from moescope.profiler.intervals import binned, clip, concurrency, in_order, intersect, length, subtract, union
 
 SIZE = 64
 RANGES = st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)), max_size=12)
@@ -80,3 +80,9 @@ def test_epoch_nanoseconds_lose_no_digit():
     start = 1_795_492_871_004_900_011
     found = union(np.array([start, start + 5]), np.array([start + 5, start + 7]))
     assert (found[0].tolist(), found[1].tolist()) == ([start], [start + 7])
+
+
+@given(st.lists(st.one_of(st.integers(-4, 4), st.integers(-(2**62), 2**62)), max_size=20))
+def test_order_of_times_keeps_the_order_of_equal_ones(times):
+    found = in_order(np.array(times, np.int64))
+    assert found.tolist() == sorted(range(len(times)), key=times.__getitem__)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moescope.collectors.schema import arrow_schema
 from moescope.profiler.classify import is_host_call
+from moescope.profiler.intervals import in_order
 from moescope.profiler.sources.columns import NO_INT, NO_TEXT, Codes, Ints, TraceColumns, count, picked
 from moescope.profiler.sources.nesting import NOBODY, Innermost, leaves, parents
 
@@ -97,7 +98,7 @@ def _runs(sorted_keys: NDArray[Any]) -> list[tuple[int, int]]:
 def _device_work(columns: TraceColumns) -> Columns:
     """Device work in order of start, without calls that only issue work."""
     work = picked(columns.work, ~_named(columns, columns.work, is_host_call))
-    return picked(work, np.argsort(work["start"], kind="stable"))
+    return picked(work, in_order(work["start"]))
 
 
 def _phase_ids(columns: TraceColumns, phases: _Phases, work: Columns, launched: Ints) -> Ints:
