@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import ClassVar
 
@@ -71,6 +72,8 @@ class MoescopeApp(App[int], inherit_bindings=False):
         self.write_export = export
         self.prompt = Prompt(self)
         self.seeks_exposed = False
+        self._drawn_from: tuple[Snapshot | None, Timeline | None] = None, None
+        self._drawn: object = None
         self.watcher = Watcher(feed, Wish(View(rank=rank)), 1 / fps)
         self._ending = Ending(close_after_s)
         self._takes_keys = False
@@ -202,9 +205,21 @@ class MoescopeApp(App[int], inherit_bindings=False):
             self.say(told)
 
     def _draw(self) -> None:
+        """Paints, unless everything that the picture is made of is as it was: new data comes less often than frames."""
+        middle = self.query_one("#body", Painted)
+        output = self.output.read() if self.output is not None else None
+        made_of = self.size, middle.size, output, self.view
+        same_data = self.seen is self._drawn_from[0] and self.seen_timeline is self._drawn_from[1]
+        if same_data and made_of == self._drawn:
+            return
+        self._paint(middle)
+        # Painting settles cursors in the view, and the size of the middle.
+        self._drawn_from = self.seen, self.seen_timeline
+        self._drawn = self.size, middle.size, output, deepcopy(self.view)
+
+    def _paint(self, middle: Painted) -> None:
         width, height = self.size
         theme = self.view.theme
-        middle = self.query_one("#body", Painted)
         if width < SMALLEST[0] or height < SMALLEST[1]:
             middle.show(frame.too_small(middle.size.width, middle.size.height), theme)
             for name in ("header", "headline", "tabs", "scrubber", "keys"):
