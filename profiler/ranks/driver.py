@@ -93,9 +93,13 @@ def part_over(work: Work, executor: Executor | None = None, progress: Progress |
 
 def summarise_over(work: Work, executor: Executor | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """The answer to `moescope summary`, as `summary.summarise` gives it from tables in memory."""
+    return answer_of(work, part_over(work, executor, progress))
+
+
+def answer_of(work: Work, part: Part) -> dict[str, Any]:
+    """The answer over a part of `part_over`."""
     from moescope.profiler.summary import answer
 
-    part = part_over(work, executor, progress)
     state: State = "torn" if part.torn and work.state == "finished" else work.state
     return answer(part, work.name, state, work.meta)
 
