@@ -15,6 +15,7 @@ QUICK = (
     ("benchmarks.csv_export",),
     ("benchmarks.importing", "100"),
     ("benchmarks.accumulation",),
+    ("benchmarks.ranks", "--quick"),
     ("benchmarks.overlap", "--quick"),
     ("benchmarks.training", "--quick"),
     ("benchmarks.fp8_training", "--quick"),

@@ -159,7 +159,11 @@ def _communicating(kernels: pa.Table) -> dict[str, Any]:
 
 
 def _texts(table: pa.Table, column: str, instead: str = "") -> Names:
-    return np.array(table.column(column).fill_null(instead).to_pylist(), object)
+    """[rows] text; equal ones are one string: the members of a large group are long."""
+    encoded = table.column(column).fill_null(instead).combine_chunks().dictionary_encode()
+    known = np.array(encoded.dictionary.to_pylist(), object)
+    texts: Names = known[encoded.indices.to_numpy()]
+    return texts
 
 
 def _told(collectives: pa.Table, kernels: dict[str, Any]) -> _Rows:
@@ -168,11 +172,14 @@ def _told(collectives: pa.Table, kernels: dict[str, Any]) -> _Rows:
     rows = collectives.sort_by([("issue_ns", "ascending"), ("call", "ascending")])
     starts = rows.column("start_ns").to_numpy()
     durations = rows.column("dur_ns").fill_null(UNKNOWN).to_numpy()
-    ops = np.array([_op(text) for text in rows.column("op").fill_null("").to_pylist()], object)
+    told = _texts(rows, "op")
+    named = {text: _op(text) for text in dict.fromkeys(told.tolist())}
+    ops = np.array([named[text] for text in told.tolist()], object)
     members = _texts(rows, "group_ranks")
     buffer = _kernel_bytes(starts, durations, kernels)
     sent, received = (rows.column(f"{way}_bytes").fill_null(UNKNOWN).to_numpy() for way in ("sent", "received"))
-    sizes = np.array([_size(text) for text in members.tolist()], np.int64)
+    size_of = {text: _size(text) for text in dict.fromkeys(members.tolist())}
+    sizes = np.array([size_of[text] for text in members.tolist()], np.int64)
     moved, buffer = _bytes(ops, sizes, buffer, sent, received)
     return _Rows(
         group=_texts(rows, "group"),

@@ -25,6 +25,7 @@ class RankView:
         self._rank = rank
         self._others = others
         self._tables: dict[str, pa.Table] = {}
+        self._ranks: list[int] | None = None
 
     @property
     def name(self) -> str:
@@ -52,7 +53,9 @@ class RankView:
 
     def ranks(self) -> list[int]:
         """All ranks of the run."""
-        return self._source.ranks()
+        if self._ranks is None:
+            self._ranks = self._source.ranks()
+        return self._ranks
 
     def table(self, name: str) -> pa.Table:
         """The rank's rows; tables of the host, which have no column `rank`, whole."""
