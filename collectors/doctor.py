@@ -16,9 +16,8 @@ from moescope.collectors.calibrate import load_peaks
 from moescope.collectors.clock import Clock
 from moescope.collectors.native import library_path
 from moescope.collectors.samplers import Sampler, SamplerUnavailable, make_samplers
-from moescope.collectors.samplers.nvml_check import gpu_counters
-from moescope.collectors.samplers.nvml_topology import describe_gpus
-from moescope.collectors.sidecar.target import ITT_VARIABLE, TargetSettings, environment
+from moescope.collectors.samplers.hardware import gpus
+from moescope.collectors.sidecar.target import CUDA_VARIABLE, ITT_VARIABLE, TargetSettings, environment
 
 State = Literal["ok", "fallback", "missing"]
 
@@ -38,11 +37,11 @@ def examine() -> list[Check]:
     probe = _probe_target()
     return [
         *_operators(probe),
+        _device_kernels(probe),
         *_samplers(),
         Check("experts, quantisation", "ok", "moescope.collectors.emit", "a model must emit them"),
         _shared_memory(),
         _peaks(),
-        Check("GPU counters, links", *gpu_counters()),
         _gpu(),
     ]
 
@@ -64,6 +63,18 @@ try:
     facts["itt"] = session.operators() > before
 except Exception as error:
     facts["itt_error"] = repr(error)
+try:
+    from _moescope_agent.cupti import Cupti, candidates
+    from _moescope_agent.device import _has_gpu
+    import os
+    paths = candidates(torch)
+    facts["gpu"] = _has_gpu(torch)
+    facts["cuda"] = getattr(torch.version, "cuda", None)
+    paths = [os.environ.get("MOESCOPE_CUPTI") or "", *paths]
+    facts["cupti"] = next((path for path in paths if os.path.isfile(path)), "")
+    Cupti(os.environ["MOESCOPE_LIBRARY"])
+except Exception as error:
+    facts["cupti_error"] = repr(error)
 print(json.dumps(facts))
 """
 
@@ -110,11 +121,29 @@ def _operators(probe: dict[str, object]) -> list[Check]:
     return found
 
 
+def _device_kernels(probe: dict[str, object]) -> Check:
+    """Which source of GPU kernels a target would have; which it had is in meta.json. Not yet run on a GPU."""
+    signal = "GPU kernels"
+    if "error" in probe:
+        return Check(signal, "missing", "–", "torch cannot be imported in this Python")
+    if not probe.get("cuda"):
+        return Check(signal, "missing", "–", "this torch was built without CUDA")
+    if not probe.get("gpu"):
+        return Check(signal, "missing", "–", "no NVIDIA device, or CUDA_VISIBLE_DEVICES hides it")
+    if "cupti_error" in probe:
+        note = f"CUPTI cannot be used ({probe['cupti_error']}): install a C compiler, then moescope again"
+        return Check(signal, "fallback", "PyTorch's profiler in windows on the main thread", note)
+    found = str(probe.get("cupti") or "libcupti of the library path")
+    other = os.environ.get(CUDA_VARIABLE)
+    note = f"{CUDA_VARIABLE} is set to {other}: the first half second may be missing" if other else ""
+    return Check(signal, "ok", f"CUPTI activity records ({found}), else PyTorch's profiler in windows", note)
+
+
 def _samplers() -> list[Check]:
     signals = make_samplers(
         Clock.measure(1), "", lambda _: None, lambda _p, _t: "other", list, ("units", "links", "device")
     )
-    return [_first_that_opens(sources) for sources in signals if sources[0].name != "gpu"]
+    return [_first_that_opens(sources) for sources in signals]
 
 
 def _first_that_opens(sources: list[Sampler]) -> Check:
@@ -147,12 +176,12 @@ def _peaks() -> Check:
 
 
 def _gpu() -> Check:
-    facts = describe_gpus()
+    facts = gpus()
     names = facts.get("gpus")
     if not names:
         reason = str(facts.get("gpus_reason") or "NVML sees no GPU")
-        return Check("GPU kernels, SMs", "missing", "–", f"{reason}; this version records the CPU backend")
-    return Check("GPU kernels, SMs", "missing", ", ".join(names), "this version records the CPU backend only")
+        return Check("GPU counters, SMs", "missing", "–", f"{reason}; this version records the CPU backend")
+    return Check("GPU counters, SMs", "missing", ", ".join(names), "this version records the CPU backend only")
 
 
 def package_state() -> dict[str, str]:

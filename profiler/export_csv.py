@@ -28,6 +28,7 @@ FILES: Final = {
 
 OPTIONAL_FILES: Final = {
     "collectives": "collectives.csv",
+    "synchronisations": "synchronisations.csv",
     "steps": "steps.csv",
     "quantisation": "quantisation.csv",
     "device_samples": "devices.csv",
@@ -91,8 +92,9 @@ def overlap_table(source: Source, window: tuple[int, int] | None = None) -> pa.T
     import pyarrow as pa
 
     devices = kernels_by_device(source.table("kernels"))
-    windows = recorded_windows(source)
-    swept = [(device, sweep(device, windows.get(device.rank), window)) for device in devices]
+    swept = [
+        (device, sweep(device, recorded_windows(source, device.device).get(device.rank), window)) for device in devices
+    ]
     low = min((one.window[0] for _, one in swept), default=0)
     high = max((one.window[1] for _, one in swept), default=0)
     bin_ns = _bin_ns(high - low)

@@ -61,7 +61,7 @@ def known_peaks(state: LiveState) -> dict[str, Peak]:
     for rank in state.rank_numbers():
         held = state.ranks.get(rank)
         if held is not None and held.devices:
-            device = state.names.text(min(held.devices, key=state.names.text), "")
+            device = state.names.text(state.first_device(held), "")
             hardware = hardware_of(state.source.meta, rank, device)
             found = {name: Peak(name, peak.value, _label(peak), peak.source) for name, peak in hardware.flops.items()}
             memory = hardware.memory_bytes_per_s

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.collectors.schema import EVIDENCE, KINDS, TABLES
+from moescope.collectors.schema import DEVICE_SOURCE, EVIDENCE, KINDS, TABLES
 from moescope.profiler.classify import classify_table
 from moescope.profiler.intervals import union
 from moescope.profiler.live_columns import NULL, Column, Columns, Names, Pieces, to_numpy
@@ -50,13 +50,14 @@ class Known:
 
 
 class RankState:
-    """One rank: its kernels in order, when it was recorded, and its devices."""
+    """One rank: its kernels in order, when it was recorded, its devices, and whether windows tell of GPUs alone."""
 
-    __slots__ = ("devices", "kernels", "recorded")
+    __slots__ = ("devices", "kernels", "of_gpu", "recorded")
 
     def __init__(self) -> None:
         self.kernels = RankKernels()
         self.recorded = Track()
+        self.of_gpu = False
         self.devices: dict[int, DeviceSweep] = {}
 
     def covered(self, name: str, start_ns: int, end_ns: int) -> int:
@@ -102,8 +103,8 @@ class LiveState:
                     since.update(dict.fromkeys(self.ranks, EVER))
         for rank, from_ns in since.items():
             held_rank = self.ranks.setdefault(rank, RankState())
-            self._record(rank, held_rank)
-            refresh(held_rank.devices, held_rank.kernels, self._kinds, held_rank.recorded, from_ns)
+            again = self._record(rank, held_rank)
+            refresh(held_rank.devices, held_rank.kernels, self._kinds, held_rank.recorded, EVER if again else from_ns)
         self.version += 1
         return True
 
@@ -111,13 +112,20 @@ class LiveState:
         """Whether the recorder removes old segments while it writes (`--keep`)."""
         return self.source.meta.get("keep_ns") is not None
 
-    def _record(self, rank: int, held: RankState) -> None:
+    def _record(self, rank: int, held: RankState) -> bool:
+        """Takes in a rank's windows; whether others than before are looked at."""
         windows = self.tables["windows"]
         own = windows["rank"] == rank
+        of_gpu = own & (windows["source"] == self.names.code(DEVICE_SOURCE))
+        # From when the GPU is recorded on, operators of the host are not.
+        again = bool(of_gpu.any()) != held.of_gpu
+        held.of_gpu = bool(of_gpu.any())
+        own = of_gpu if held.of_gpu else own
         starts, ends = windows["start_ns"][own], (windows["start_ns"] + windows["dur_ns"])[own]
         if not own.any() and held.kernels.size and self.source.state != "live":
             starts, ends = held.kernels["start"][:1], held.kernels["reach"][-1:]
         held.recorded.replace_from(EVER, *union(starts, ends))
+        return again
 
     def _take_kernels(self) -> dict[int, int]:
         """Sort new kernels into their ranks; from when on each rank is to be swept again."""
@@ -207,6 +215,10 @@ class LiveState:
         phases = self.tables["phases"]
         at = np.flatnonzero((phases["rank"] == rank) & (phases["id"] == phase))
         return self.names.text(int(phases["name"][at[-1]])) if len(at) else ""
+
+    def first_device(self, held: RankState) -> int:
+        """Of a rank's devices the first GPU, else the first of the host; the number of its name."""
+        return min(held.devices, key=lambda code: (self.names.text(code).startswith("cpu"), self.names.text(code)))
 
     @property
     def unit_kind(self) -> Literal["sm", "core"]:

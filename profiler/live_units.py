@@ -28,7 +28,7 @@ def rank_units(state: LiveState, rank: int, window: tuple[int, int]) -> Units:
     if held is None or not held.devices:
         none = Figure(None, "derived", "nothing recorded of this rank")
         return Units(state.unit_kind, None, none, none, none, none)
-    number = min(held.devices, key=state.names.text)
+    number = state.first_device(held)
     name = state.names.text(number, "cpu")
     # Only launch shapes tell units where none were measured, and operators on a CPU have none.
     seen = window if not name.startswith("cpu") else (window[0], window[0])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.collectors.schema import DEVICE_SOURCE
 from moescope.profiler.classify import Class, classify_codes
 from moescope.profiler.intervals import (
     Intervals,
@@ -139,15 +140,27 @@ def kernels_by_device(kernels: pa.Table) -> list[DeviceKernels]:
     return sorted(found, key=lambda one: (one.rank, one.device))
 
 
-def recorded_windows(source: Source) -> dict[int, Intervals]:
-    """By rank, the union of the windows in which operators were recorded; a missing rank was recorded throughout."""
+def recorded_windows(source: Source, device: str | None = None) -> dict[int, Intervals]:
+    """By rank, the union of the windows in which kernels were recorded; a missing rank was recorded throughout.
+
+    device: whose kernels, None for any: where windows tell of the GPU alone, the host's operators were not recorded
+    """
+    import pyarrow.compute as pc
+
     windows = source.table("windows")
     if not windows.num_rows:
         return {}
     ranks = windows.column("rank").fill_null(0).to_numpy()
     starts = windows.column("start_ns").to_numpy()
     ends = starts + windows.column("dur_ns").fill_null(0).to_numpy()
-    return {int(rank): union(starts[ranks == rank], ends[ranks == rank]) for rank in np.unique(ranks)}
+    of_gpu = pc.fill_null(pc.equal(windows.column("source"), DEVICE_SOURCE), False).to_numpy()
+    found = {}
+    for rank in np.unique(ranks).tolist():
+        own = ranks == rank
+        if device is not None and (own & of_gpu).any():
+            own &= of_gpu != device.startswith("cpu")
+        found[int(rank)] = union(starts[own], ends[own])
+    return found
 
 
 def sweep(kernels: DeviceKernels, recorded: Intervals | None = None, window: tuple[int, int] | None = None) -> Sweep:

@@ -120,7 +120,7 @@ def _rank_part(source: Source, key: Key) -> Part:
     """One rank: its figures, and what it adds to those of all."""
     windows = recorded_windows(source).get(key[1])
     devices = kernels_by_device(source.table("kernels"))
-    sweeps = [sweep(device, windows) for device in devices]
+    sweeps = [sweep(device, recorded_windows(source, device.device).get(key[1])) for device in devices]
     placed = [
         place(device, swept, source.table("kernels"), source.table("phases"), source.table("steps"))
         for device, swept in zip(devices, sweeps, strict=True)
@@ -198,7 +198,7 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep, places: Placement
         **fraction(length(swept.overlapped), length(swept.comm)),
         "unknown_us": us(length(swept.unknown)),
         "kernels": int(counts.sum()),
-        "coverage": coverage(recorded_windows(source).get(device.rank)),
+        "coverage": coverage(recorded_windows(source, device.device).get(device.rank)),
         **machine.keys,
         "phases": [
             {

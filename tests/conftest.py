@@ -19,7 +19,8 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
     """Ranks share the machine's cores; and no test reads or writes the user's own cache."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    for variable in ("MOESCOPE_RING_DIR", "INTEL_LIBITTNOTIFY64", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    ours = ("MOESCOPE_RING_DIR", "INTEL_LIBITTNOTIFY64", "CUDA_INJECTION64_PATH", "MOESCOPE_CUPTI")
+    for variable in (*ours, "RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(variable, raising=False)
 
 

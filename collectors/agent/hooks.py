@@ -102,7 +102,9 @@ def install_profiler_guard(session: Session) -> None:
             if not told:
                 told.append(True)
                 session.recorder.log(
-                    "warning", "kernels", "the target runs torch.profiler itself: operators are not recorded meanwhile"
+                    "warning",
+                    "kernels",
+                    "the target runs torch.profiler itself: operators and kernels are not recorded meanwhile",
                 )
             return original(*args, **kwargs)
 
@@ -122,7 +124,7 @@ def install_profiler_guard(session: Session) -> None:
     prepare = module._prepare_profiler
 
     def preparing(*args: Any, **kwargs: Any) -> Any:
-        session.windows.close_window()
+        session.windows.prepare_pause()
         return prepare(*args, **kwargs)
 
     module._prepare_profiler = preparing

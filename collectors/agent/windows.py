@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import kineto
+from .device import DeviceKeeper
 from .ring import WINDOW
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ PERIOD_S = 0.5
 """Windows open at whole multiples of this on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one
 another, so a window that only one of them has open would slow down all, once for each."""
 MIN_WINDOW_S = 0.004
+AWAIT_S = 0.1
+"""How often to look whether CUDA has started, where it is likely to."""
 RETRY_S = (0.02, 0.5)
 """How soon to ask the main thread again, at first and at last, where it was inside a backward pass: the end of the pass
 is where it answers by itself, if the pass began in Python."""
@@ -105,6 +108,8 @@ class WindowKeeper:
         self._owed: Callable[[], None] | None = None
         self._asked = False
         self._lent_on_main = False
+        self._device: DeviceKeeper | None = None
+        self._with_device = False
         self._callback = _PENDING(self._pending)
 
     def ranges_on(self) -> bool:
@@ -176,6 +181,7 @@ class WindowKeeper:
 
     def start(self) -> None:
         """Starts the timer thread; where steps were asked for, they open and close the window instead."""
+        self._device = DeviceKeeper(self._session)
         if self._session.settings.steps is not None:
             self._session.recorder.on_step = self._at_step
             return
@@ -185,15 +191,25 @@ class WindowKeeper:
         """At exit, on the main thread."""
         self._stopping.set()
         self.close_window()
+        if self._device is not None:
+            self._device.stop()
+
+    def prepare_pause(self) -> None:
+        """The target prepares a profiler of its own: of the GPU it may take hold before it starts."""
+        self.close_window()
+        if self._device is not None:
+            self._device.step_aside()
 
     def pause(self) -> None:
         """The target starts a profiler of its own on the calling thread: ours steps aside."""
         self._paused += 1
         self._let_go(self._follower)
-        self.close_window()
+        self.prepare_pause()
 
     def resume(self) -> None:
         self._paused = max(0, self._paused - 1)
+        if self._device is not None and not self._paused:
+            self._device.come_back()
 
     def close_window(self) -> None:
         """Closes the open window, if any; on the main thread alone."""
@@ -239,6 +255,15 @@ class WindowKeeper:
             if self._paused:
                 gap = 0.02
                 continue
+            if self._device is not None and self._device.used():
+                if self._device.records():
+                    self._device.turn()
+                    gap = PERIOD_S
+                    continue
+                self._take_in_device()
+            elif self._device is not None and self._device.awaited():
+                gap = AWAIT_S
+                continue
             open_s = PERIOD_S if self._budget is None else max(MIN_WINDOW_S, duty * PERIOD_S)
             if not self._ask(self._open_on_main):
                 return
@@ -254,6 +279,12 @@ class WindowKeeper:
             pause_s = self._last_cost_ns / 1e9 / available - PERIOD_S
             gap = 0.0 if duty >= 1.0 else _until_next(max(pause_s, 0.0))
 
+    def _take_in_device(self) -> None:
+        """CUDA has started and CUPTI cannot be had: windows hold the GPU's kernels from here on."""
+        if not self._with_device:
+            self._with_device = True
+            self._source = None
+
     def _events_share(self) -> float:
         """Share of the time that phases and counts have cost since the start."""
         elapsed = time.monotonic_ns() - self._session.facts["start_ns"]
@@ -266,7 +297,13 @@ class WindowKeeper:
             return
         try:
             self.close_window()
-            if steps[0] <= number <= steps[1]:
+            wanted = steps[0] <= number <= steps[1]
+            if self._device is not None and self._device.used():
+                if self._device.records():
+                    self._device.at_step(wanted=wanted)
+                    return
+                self._take_in_device()
+            if wanted:
                 self._open_on_main()
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
@@ -315,6 +352,9 @@ class WindowKeeper:
 
     def _choose(self) -> Any:
         torch, ring = self._session.torch, self._session.ring
+        if self._with_device:
+            self._operator_cost_ns = kineto.OPERATOR_COST_NS
+            return kineto.KinetoSource(torch, ring, cuda=True)
         if ring.kind == "ring":
             try:
                 source = IttSource(torch)

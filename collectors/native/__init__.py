@@ -1,4 +1,4 @@
-"""The C library that writes the ring inside the target, and where it is."""
+"""The C libraries that write the ring inside the target, and where they are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ from pathlib import Path
 
 def library_path() -> Path | None:
     """The built library, or None where the package was installed without a compiler."""
+    return _built("_ring")
+
+
+def injection_path() -> Path | None:
+    """What the CUDA driver is to load (injection.c), or None where it was not built."""
+    return _built("_injection")
+
+
+def _built(name: str) -> Path | None:
     folder = Path(__file__).resolve().parent
     for suffix in EXTENSION_SUFFIXES:
-        candidate = folder / f"_ring{suffix}"
+        candidate = folder / f"{name}{suffix}"
         if candidate.is_file():
             return candidate
     return None

@@ -34,11 +34,15 @@ struct thread_state {
     uint32_t depth; /* frames open, may pass STACK_FRAMES: deeper ones are not recorded */
     uint32_t operators_open;
     uint32_t phases_open;
+    uint64_t heard;  /* state of the listener that `pushed` belongs to */
+    uint32_t pushed; /* phases of this thread that the listener knows */
     struct frame frames[STACK_FRAMES];
 };
 
 static struct ring_header *_Atomic ring;
 static _Atomic uint64_t ring_epoch = 1;
+static const struct phase_listener *_Atomic phase_listener; /* stays once set */
+static _Atomic uint64_t listening; /* changes with every switch: odd while the listener is on */
 static _Atomic uint64_t process_context; /* stage and step, for ranges that bring none */
 static __thread int muted; /* operators of this thread are not written: it measures their cost, or is in no window */
 static __thread uint64_t thread_operators; /* that ended on this thread, written or not */
@@ -83,6 +87,7 @@ static void detach_in_child(void) {
     pthread_mutex_init(&name_lock, NULL);
     atomic_store(&expected_count, 0);
     pthread_mutex_init(&expected_lock, NULL);
+    atomic_store(&listening, 0);
 }
 
 static void setup(void) {
@@ -162,6 +167,11 @@ MOESCOPE_API uint64_t moescope_dropped(void) {
 MOESCOPE_API void moescope_add_overhead(uint64_t ns) {
     struct ring_header *h = atomic_load(&ring);
     if (h) atomic_fetch_add(&h->overhead_ns, ns);
+}
+
+void moescope_add_dropped(uint64_t records) {
+    struct ring_header *h = atomic_load(&ring);
+    if (h) atomic_fetch_add(&h->dropped, records);
 }
 
 MOESCOPE_API void moescope_mute(int on) { muted = on; }
@@ -350,11 +360,55 @@ static struct frame *push(struct name_entry *name) {
     return f;
 }
 
+/* Brings the listener up to this thread's phases, after it was switched. */
+static void catch_up(struct thread_state *t, uint64_t state) {
+    const struct phase_listener *listener = atomic_load(&phase_listener);
+    if (!listener) return;
+    for (; t->pushed; t->pushed--) listener->pop();
+    t->heard = state;
+    for (uint32_t i = 0; (state & 1) && i < t->depth && i < STACK_FRAMES; i++)
+        if (t->frames[i].phase_id) {
+            listener->push(t->frames[i].phase_id);
+            t->pushed++;
+        }
+}
+
+/* The phase's frame lies on the stack already. */
+static void tell_open(struct thread_state *t, uint64_t id) {
+    uint64_t state = atomic_load_explicit(&listening, memory_order_acquire);
+    if (t->heard != state) {
+        catch_up(t, state);
+    } else if (state & 1) {
+        atomic_load(&phase_listener)->push(id);
+        t->pushed++;
+    }
+}
+
+/* The phase's frame has left the stack. */
+static void tell_closed(struct thread_state *t) {
+    uint64_t state = atomic_load_explicit(&listening, memory_order_acquire);
+    if (t->heard != state) {
+        catch_up(t, state);
+    } else if (t->pushed) {
+        atomic_load(&phase_listener)->pop();
+        t->pushed--;
+    }
+}
+
+/* Switches `listener` on, or with NULL the one there is off; other threads notice at their next phase. */
+void moescope_listen(const struct phase_listener *listener) {
+    uint64_t state = atomic_load(&listening);
+    if (listener) atomic_store(&phase_listener, listener);
+    if ((state & 1) == (listener == NULL)) atomic_store(&listening, ++state);
+    if (self.heard != state && self.epoch == atomic_load(&ring_epoch)) catch_up(&self, state);
+}
+
 static void open_phase(struct ring_header *h, struct frame *f, uint64_t context) {
     f->phase_id = atomic_fetch_add_explicit(&h->phase_ids, 1, memory_order_relaxed) + 1;
     f->context = context;
     self.phase = f->phase_id;
     self.phases_open++;
+    tell_open(&self, f->phase_id);
 }
 
 void moescope_range_begin(struct name_entry *name) {
@@ -392,6 +446,7 @@ static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
     if (f->phase_id) {
         t->phase = f->outer_phase;
         t->phases_open--;
+        tell_closed(t);
         write_record(h, (struct record){.type = RECORD_PHASE, .depth = (uint16_t)t->phases_open, .name = f->name->id, .start_ns = f->start_ns,
                                         .dur_ns = dur, .a = f->phase_id, .b = f->outer_phase, .c = f->context});
         return;

@@ -90,6 +90,17 @@ int moescope_is_entry(const struct name_entry *entry);
 void moescope_range_begin(struct name_entry *name);
 void moescope_range_end(void);
 
+/* Used by device.c and cupti.c. */
+struct phase_listener {
+    void (*push)(uint64_t id); /* a phase of the calling thread began */
+    void (*pop)(void);         /* the innermost one pushed there ended */
+};
+void moescope_listen(const struct phase_listener *listener);
+void moescope_add_dropped(uint64_t records);
+void moescope_add_overhead(uint64_t ns);
+int64_t moescope_now_ns(void);
+int moescope_is_open(void);
+
 /* Used by module.c. */
 uint64_t moescope_phase_begin(const char *name, uint64_t context);
 void moescope_phase_end(uint64_t id);

@@ -54,7 +54,8 @@ class Origin:
     """Whose records these are.
 
     rank: -1 before it is known; id_base: added to the ids that the process counts itself, as a rank may be several
-    processes, one after another
+    processes, one after another; devices: GPUs that have run something;
+    kernels_told: whether the process's kernels are those of its GPU
     """
 
     pid: int
@@ -62,6 +63,8 @@ class Origin:
     device: str = "cpu"
     rank: int = -1
     id_base: int = 0
+    devices: set[str] = field(default_factory=set)
+    kernels_told: bool = False
     _labels: dict[int, str] = field(default_factory=dict)
 
     def label(self, tid: int) -> str:

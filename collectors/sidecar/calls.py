@@ -192,6 +192,8 @@ class Calls:
 
     def _kernels(self, ranges: list[_Range], batch: Batch) -> None:
         origin = self._origin
+        if origin.kernels_told or origin.devices:
+            return  # NCCL's kernels are told by the GPU itself; what goes over the host is in `collectives`
         names, starts, durs, tids, phases, calls, measured = zip(*ranges, strict=True)
         columns = {
             "rank": origin.rank,

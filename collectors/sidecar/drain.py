@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from moescope.collectors.agent.kineto import DEVICE_KERNELS
 from moescope.collectors.agent.packed import COMM
 from moescope.collectors.agent.recorder import BLOB_COST_NS, PHASE_COST_NS
 from moescope.collectors.clock import Clock
@@ -29,8 +30,9 @@ from moescope.collectors.ring_reader import (
 )
 from moescope.collectors.sidecar.batch import Batch, Origin
 from moescope.collectors.sidecar.calls import Call, Calls
+from moescope.collectors.sidecar.device import device_records, told_kernels
 from moescope.collectors.sidecar.file_reader import FileRing
-from moescope.collectors.sidecar.names import COMM_FAILED, COMM_JSON, COMM_PACKED, ROW_PACKED, Names
+from moescope.collectors.sidecar.names import COMM_FAILED, COMM_JSON, COMM_PACKED, DEVICE, ROW_PACKED, Names
 from moescope.collectors.sidecar.operators import whole_trees
 from moescope.collectors.sidecar.rows import operators, packed, ranges, told, where
 
@@ -163,8 +165,9 @@ class ProcessDrain:
         """What is told in blobs, groups before their calls and calls before their completions."""
         records, tid = t.thread.records, t.thread.tid
         inside = t.heads < count
-        others = t.heads[inside & (t.kinds != ROW_PACKED)]
-        kinds = t.kinds[inside & (t.kinds != ROW_PACKED)].tolist()
+        single = inside & (t.kinds != ROW_PACKED) & (t.kinds != DEVICE)
+        others = t.heads[single]
+        kinds = t.kinds[single].tolist()
         heads = records[others]
         data = records.view(np.uint8).data
         for at, kind, number, phase in zip(
@@ -182,8 +185,14 @@ class ProcessDrain:
                 self.calls.failed(payload[0])
             elif name == "group":
                 self.calls.group(payload)
+            elif name == DEVICE_KERNELS:
+                self.events += told_kernels(self.origin, payload, batch)
             else:
                 self._told(tid, name, records[at], payload, batch)
+        device = t.heads[inside & (t.kinds == DEVICE)].tolist()
+        if device:
+            payloads = [blob_payload(records, at, raw=True) for at in device]
+            self.events += device_records(self.origin, payloads, self._names, batch)
         rows = t.heads[inside & (t.kinds == ROW_PACKED)]
         if len(rows) and packed(self.origin, tid, records, rows, self._names, batch):
             self.calls.threads.add(tid)

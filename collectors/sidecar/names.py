@@ -14,8 +14,11 @@ from moescope.collectors.agent.packed import COMM, PREFIX
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OTHER, COMM_PACKED, COMM_JSON, COMM_FAILED, ROW_PACKED, ISSUES = range(6)
+OTHER, COMM_PACKED, COMM_JSON, COMM_FAILED, ROW_PACKED, ISSUES, DEVICE = range(7)
 """What a name is: the kind of a blob, or an operator of c10d that only issues calls, which stand in `collectives`."""
+
+_DEVICE: Final = "=device 1"
+"""Kind of the blobs that hold a GPU's records (collectors/native/device.h); the number changes with their layout."""
 
 _DIRECTION: Final = re.compile(r"\(([FBW])\)$")
 
@@ -63,6 +66,8 @@ class Names:
 
 
 def _kind(text: str) -> int:
+    if text == _DEVICE:
+        return DEVICE
     if text.startswith(COMM):
         return COMM_PACKED
     if text.startswith(PREFIX):

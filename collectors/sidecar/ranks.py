@@ -9,6 +9,7 @@ from typing import Any
 
 from moescope.collectors.clock import Clock
 from moescope.collectors.ring_reader import Ring, RingError
+from moescope.collectors.schema import DEVICE_SOURCE
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing
 
@@ -93,6 +94,7 @@ class RankTable:
         found = process.drain.ring.identity()
         if found:
             process.identity = found
+            process.drain.origin.kernels_told = found.get("source") == DEVICE_SOURCE
         if process.drain.origin.rank >= 0:
             return True
         wanted = process.identity.get("rank")
@@ -159,7 +161,9 @@ class RankTable:
                     "world_size": p.identity.get("world_size"),
                     "host": p.identity.get("host"),
                     "pid": p.pid,
-                    "device": "cpu",
+                    "device": ",".join(sorted(p.drain.origin.devices)) or p.drain.origin.device,
+                    "device_properties": p.identity.get("device_properties") or {},
+                    "device_clock_error_ns": p.identity.get("device_clock_error_ns"),
                     "state": p.state,
                     "source": p.identity.get("source") or None,
                     "ring": p.identity.get("ring"),

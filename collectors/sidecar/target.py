@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Final
 
 import moescope.collectors as collectors
-from moescope.collectors.native import library_path
+from moescope.collectors.native import injection_path, library_path
 
 ITT_VARIABLE: Final = "INTEL_LIBITTNOTIFY64"
+CUDA_VARIABLE: Final = "CUDA_INJECTION64_PATH"
+"""What the CUDA driver loads into a process as that starts to use it."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,20 @@ def environment(base: Mapping[str, str], settings: TargetSettings) -> tuple[dict
             notes.append(f"{ITT_VARIABLE} is already set ({other}): it stays, operators come from Kineto windows")
         else:
             env[ITT_VARIABLE] = str(library)
+        _inject_into_cuda(env, notes)
     # Kineto writes a line to stderr for each window otherwise; the target's own choice stands.
     env.setdefault("KINETO_LOG_LEVEL", "6")
     return env, notes
+
+
+def _inject_into_cuda(env: dict[str, str], notes: list[str]) -> None:
+    """Has recording begin with the first kernel; without it the agent begins up to half a second later."""
+    injection = injection_path()
+    other = env.get(CUDA_VARIABLE)
+    if other and other != str(injection):
+        notes.append(f"{CUDA_VARIABLE} is already set ({other}): it stays, the first kernels may not be recorded")
+    elif injection is not None:
+        env[CUDA_VARIABLE] = str(injection)
 
 
 class Target:

@@ -1,0 +1,99 @@
+"""From what a GPU did, as the C library's records or PyTorch's profiler tell it, to kernels and synchronisations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.collectors.sidecar.batch import Batch, Origin
+from moescope.collectors.sidecar.names import Names
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_FIELDS: Final = (
+    *(("start_ns", "<i8"), ("dur_ns", "<i8"), ("phase", "<u8"), ("graph_node", "<u8"), ("bytes", "<u8")),
+    *(("name", "<u4"), ("correlation", "<u4"), ("device", "<u4"), ("context", "<u4"), ("stream", "<u4")),
+    *(("grid", "<u4", (3,)), ("block", "<u4", (3,)), ("registers", "<u4"), ("shared_bytes", "<u4")),
+    *(("work", "u1"), ("copy_kind", "u1"), ("joined", "u1"), ("reserved", "u1")),
+)
+RECORD: Final = np.dtype(list(_FIELDS))
+"""`struct device_record` of collectors/native/device.h."""
+
+KERNEL, COPY, SET, SYNC = range(1, 5)
+_BETWEEN_DEVICES: Final = 10
+"""CUPTI's kind of copies from one device to another: they communicate, which the classifier knows by their name."""
+_UNKNOWN: Final = 2**32 - 1
+
+
+def device_records(origin: Origin, payloads: list[bytes], names: Names, batch: Batch) -> int:
+    """Rows of `kernels` and `synchronisations` from blobs of records; how many.
+
+    payloads: each a row of RECORD, times on CLOCK_MONOTONIC
+    """
+    records = np.frombuffer(b"".join(payloads), RECORD)
+    origin.devices.update(f"cuda:{number}" for number in np.unique(records["device"]).tolist() if number != _UNKNOWN)
+    waits = records["work"] == SYNC
+    for table, part in (("kernels", records[~waits]), ("synchronisations", records[waits])):
+        if len(part):
+            batch.add_columns(table, len(part), _columns(origin, part, names, kernels=table == "kernels"))
+    return len(records)
+
+
+def _columns(origin: Origin, records: npt.NDArray[np.void], names: Names, *, kernels: bool) -> dict[str, Any]:
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {
+        "rank": origin.rank,
+        "device": _labels(records["device"], "cuda:{}"),
+        "stream": _labels(records["stream"], "{}"),
+        "name": names.take(records["name"]),
+        "start_ns": records["start_ns"] + origin.clock.offset_ns,
+        "dur_ns": records["dur_ns"],
+        "correlation": records["correlation"].astype(np.int64) + origin.id_base,
+        "phase_id": origin.ids(records["phase"]),
+        "evidence": "measured",
+    }
+    if not kernels:
+        return columns
+    launched, copied = records["work"] == KERNEL, records["work"] != KERNEL
+    plain = copied & (records["copy_kind"] != _BETWEEN_DEVICES)
+    return columns | {
+        "kind": pa.array(["memory"], pa.string()).take(pa.array(np.zeros(len(records), np.int64), mask=~plain)),
+        "grid": _dimensions(records["grid"], launched),
+        "block": _dimensions(records["block"], launched),
+        "registers": pa.array(records["registers"].astype(np.int32), mask=~launched),
+        "shared_bytes": pa.array(records["shared_bytes"].astype(np.int64), mask=~launched),
+        "bytes": pa.array(records["bytes"].astype(np.int64), mask=~copied),
+        "graph_node": pa.array(records["graph_node"].astype(np.int64), mask=records["graph_node"] == 0),
+    }
+
+
+def _labels(numbers: npt.NDArray[np.uint32], text: str) -> pa.Array:
+    """Texts of numbers, null for CUPTI's "none"."""
+    import pyarrow as pa
+
+    known, which = np.unique(numbers, return_inverse=True)
+    texts = [None if number == _UNKNOWN else text.format(number) for number in known.tolist()]
+    return pa.array(texts, pa.string()).take(pa.array(which))
+
+
+def _dimensions(sizes: npt.NDArray[np.uint32], known: npt.NDArray[np.bool_]) -> pa.Array:
+    """`x,y,z` of sizes [rows, 3]; null where not known."""
+    import pyarrow as pa
+
+    found, which = np.unique(sizes, axis=0, return_inverse=True)
+    texts = pa.array([",".join(map(str, one)) for one in found.tolist()], pa.string())
+    return texts.take(pa.array(which.reshape(-1), mask=~known))
+
+
+def told_kernels(origin: Origin, rows: list[list[Any]], batch: Batch) -> int:
+    """Rows of `kernels` from PyTorch's profiler (collectors/agent/kineto.py); how many."""
+    for device, stream, name, start, dur, correlation in rows:
+        origin.devices.add(f"cuda:{device}")
+        row = {"rank": origin.rank, "device": f"cuda:{device}", "stream": str(stream), "name": name}
+        row |= {"start_ns": origin.epoch(start), "dur_ns": dur, "correlation": correlation + origin.id_base}
+        batch.add("kernels", row | {"evidence": "measured"})
+    return len(rows)

@@ -1,1 +1,0 @@
-"""What-if projections: the recorded dependencies of every rank, re-run with changed durations."""
