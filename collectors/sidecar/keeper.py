@@ -287,7 +287,8 @@ class Keeper:
         self._store(lambda: self._writer.write_meta(self._meta))
 
     def survivors(self) -> list[int]:
-        """Recorded processes that still run."""
+        """Recorded processes that still run; those that have only just begun to record are among them."""
+        self._ranks.scan(time.monotonic_ns())
         return [p.pid for p in self._ranks.processes if not p.ended and alive(p.pid)]
 
     def kill_all(self, pid: int) -> None:

@@ -133,6 +133,11 @@ class _Ticker:
         if self._recording.call(lambda keeper: keeper.pressed(), False):
             self._tick()
 
+    def survivors(self) -> list[int]:
+        """Recorded processes that still run, between two ticks."""
+        with self._lock:
+            return self._recording.call(lambda keeper: keeper.survivors(), list[int]())
+
     def _run(self) -> None:
         if self._yields:
             try:
@@ -211,7 +216,7 @@ def _watch(
         if info.si_code != _FROM_TERMINAL:
             target.signal(info.si_signo)
     outlived_s = time.monotonic()
-    while recording.call(lambda keeper: keeper.survivors(), list[int]()) and time.monotonic() - outlived_s < GRACE_S:
+    while ticker.survivors() and time.monotonic() - outlived_s < GRACE_S:
         time.sleep(TICK_S)
     return target.exit_code()
 

@@ -70,6 +70,10 @@ def test_nothing_recorded_is_lost_by_a_kill(start_moescope: Start, tmp_path: Pat
     trial(start_moescope, tmp_path, victim, 0.7)
 
 
+def test_a_rank_that_has_only_begun_is_waited_for(start_moescope: Start, tmp_path: Path) -> None:
+    trial(start_moescope, tmp_path, "launcher", 0.0)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", VICTIMS)
