@@ -16,7 +16,8 @@ from moescope.collectors.calibrate import load_peaks
 from moescope.collectors.clock import Clock
 from moescope.collectors.native import library_path
 from moescope.collectors.samplers import Sampler, SamplerUnavailable, make_samplers
-from moescope.collectors.samplers.hardware import gpus
+from moescope.collectors.samplers.nvml_check import gpu_counters
+from moescope.collectors.samplers.nvml_topology import describe_gpus
 from moescope.collectors.sidecar.target import CUDA_VARIABLE, ITT_VARIABLE, TargetSettings, environment
 
 State = Literal["ok", "fallback", "missing"]
@@ -42,6 +43,7 @@ def examine() -> list[Check]:
         Check("experts, quantisation", "ok", "moescope.collectors.emit", "a model must emit them"),
         _shared_memory(),
         _peaks(),
+        Check("GPU counters, links", *gpu_counters()),
         _gpu(),
     ]
 
@@ -143,7 +145,7 @@ def _samplers() -> list[Check]:
     signals = make_samplers(
         Clock.measure(1), "", lambda _: None, lambda _p, _t: "other", list, ("units", "links", "device")
     )
-    return [_first_that_opens(sources) for sources in signals]
+    return [_first_that_opens(sources) for sources in signals if sources[0].name != "gpu"]
 
 
 def _first_that_opens(sources: list[Sampler]) -> Check:
@@ -176,12 +178,12 @@ def _peaks() -> Check:
 
 
 def _gpu() -> Check:
-    facts = gpus()
+    facts = describe_gpus()
     names = facts.get("gpus")
     if not names:
         reason = str(facts.get("gpus_reason") or "NVML sees no GPU")
-        return Check("GPU counters, SMs", "missing", "–", f"{reason}; this version records the CPU backend")
-    return Check("GPU counters, SMs", "missing", ", ".join(names), "this version records the CPU backend only")
+        return Check("GPU SMs", "missing", "–", f"{reason}; this version records the CPU backend")
+    return Check("GPU SMs", "missing", ", ".join(names), "this version records the CPU backend only")
 
 
 def package_state() -> dict[str, str]:

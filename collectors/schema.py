@@ -23,6 +23,17 @@ EVIDENCE: Final = ("measured", "derived", "inferred", "modelled")
 KINDS: Final = ("compute", "comm", "memory", "fused", "unknown")
 
 
+THROTTLED: Final = (
+    "power cap",
+    "hardware slowdown",
+    "thermal (software)",
+    "thermal (hardware)",
+    "power brake",
+    "board limit",
+    "reliability",
+)
+"""Words of `device_samples.throttle` that mean a clock below what was asked for; the others are settings, or rest."""
+
 DEVICE_SOURCE: Final = "cupti"
 """`windows.source` of windows that tell of GPUs alone: the host's operators were not recorded in them."""
 
@@ -140,7 +151,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     ),
     "link_samples": _columns(
         ("host", "string", "host"),
-        ("link", "string", "`lo`, `eth0`, `mlx5_0/1`, `nvlink0.3`"),
+        ("link", "string", "`lo`, `eth0`, `mlx5_0/1`; of `cuda:0`: `nvlink0.3` is its NVLink 3, `pcie0` its PCIe"),
         ("t_ns", "int64", "time of the sample, ns since the epoch"),
         ("tx_bytes", "int64", "bytes sent, running total"),
         ("rx_bytes", "int64", "bytes received, running total"),
@@ -158,6 +169,31 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("clock_hz", "int64", "clock, Hz; null where not known"),
         ("memory_bytes", "int64", "memory in use, bytes"),
         ("memory_total_bytes", "int64", "memory there is, bytes"),
+        ("span_ns", "int64", "time that the shares and rates of a GPU's counters are means over; null where none are"),
+        ("hmma_active", "float64", "share of cycles with HMMA, the tensor cores' floating-point pipe, 0..1; GPUs only"),
+        ("imma_active", "float64", "the same for IMMA, integers"),
+        ("dmma_active", "float64", "the same for DMMA, float64"),
+        ("dfma_active", "float64", "the same for DFMA, float64"),
+        ("fp64_active", "float64", "share of cycles with float64 outside of tensor cores, 0..1; GPUs only"),
+        ("fp32_active", "float64", "the same for float32"),
+        ("fp16_active", "float64", "the same for float16"),
+        ("integer_active", "float64", "the same for integers"),
+        ("nvlink_tx_bytes_per_s", "float64", "sent over all NVLinks, bytes/s; null where not known"),
+        ("nvlink_rx_bytes_per_s", "float64", "received over all NVLinks, bytes/s; null where not known"),
+        ("pcie_tx_bytes_per_s", "float64", "sent over PCIe by the GPU, bytes/s; null where not known"),
+        ("pcie_rx_bytes_per_s", "float64", "received over PCIe by the GPU, bytes/s; null where not known"),
+        ("gpu_busy", "float64", "share of time with any kernel on the GPU, 0..1 (NVML utilisation): not how many SMs"),
+        ("memory_busy", "float64", "share of time with any access to its memory, 0..1: not how much bandwidth"),
+        ("memory_clock_hz", "int64", "clock of the GPU's memory, Hz; null where not known"),
+        ("temperature_c", "float64", "temperature of the GPU, degrees Celsius; null where not known"),
+        (
+            "throttle",
+            "string",
+            "what holds the clock, `power cap, thermal (hardware)`; empty where nothing does, null where not known",
+        ),
+        ("ecc_corrected", "int64", "ECC errors corrected since the driver was loaded; null where not known"),
+        ("ecc_uncorrected", "int64", "ECC errors not corrected since the driver was loaded; null where not known"),
+        ("uuid", "string", "which GPU it is, `GPU-…`; null on the CPU backend"),
     ),
     "experts": _columns(
         ("rank", "int32", "rank that counted"),

@@ -100,17 +100,6 @@ def test_the_next_command_comes_below_the_results_and_disturbs_no_terminal() -> 
     assert shlex.split(words([Path("a b"), Path("c")], Path("d'e"))) == ["a b", "c", "--rules", "d'e"]
 
 
-@pytest.mark.parametrize("arguments", [("whatif", "a", "--comm-sms", "8"), ("whatif", "--help")])
-def test_a_command_that_is_planned_says_so_and_what_can_be_done_today(
-    run: Callable[..., Called], arguments: tuple[str, ...]
-) -> None:
-    code, out, err = run(*arguments)
-    assert (code, out) == (2, "")
-    assert f"{arguments[0]} is not built yet" in err
-    assert "today: " in err
-    assert len(err.splitlines()) == 1
-
-
 @pytest.mark.parametrize("form", ["parquet", "perfetto", "html"])
 def test_a_format_that_is_planned_says_so_and_a_mistyped_one_names_those_that_are_there(
     run: Callable[..., Called], form: str, tmp_path: Path
@@ -127,7 +116,7 @@ def test_help_lists_what_there_is_and_nothing_else(run: Callable[..., Called]) -
     assert code == 0
     listed = [name for room in COMMANDS.values() for name in room]
     assert all(f"\n  {name} " in out for name in listed)
-    for planned in ("whatif", "parquet", "perfetto"):
+    for planned in ("parquet", "perfetto"):
         assert planned not in out + run("export", "--help")[1]
     for name in listed:
         code, out, _ = run(name, "--help")

@@ -5,21 +5,39 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from moescope.collectors.clock import Clock
-from moescope.collectors.samplers.base import PidSource, RankOf, RoleOf, Sampler, SamplerUnavailable
+from moescope.collectors.samplers.base import (
+    GPU_PERIOD_S,
+    NothingThere,
+    PidSource,
+    RankOf,
+    RoleOf,
+    Sampler,
+    SamplerUnavailable,
+)
 from moescope.collectors.samplers.device import CpuSampler
 from moescope.collectors.samplers.links import LinkSampler
+from moescope.collectors.samplers.nvml import GpuSampler
 from moescope.collectors.samplers.units import SchedstatSampler, UnitSampler
 
-__all__ = ["Sampler", "SamplerUnavailable", "make_samplers"]
+__all__ = ["NothingThere", "Sampler", "SamplerUnavailable", "make_samplers"]
 
 
 def make_samplers(
-    clock: Clock, host: str, rank_of: RankOf, role_of: RoleOf, pids: PidSource, wanted: Collection[str]
+    clock: Clock,
+    host: str,
+    rank_of: RankOf,
+    role_of: RoleOf,
+    pids: PidSource,
+    wanted: Collection[str],
+    gpu_period_s: float = GPU_PERIOD_S,
 ) -> list[list[Sampler]]:
-    """For each signal that is wanted, its sources in the order of preference."""
+    """For each signal that is wanted, its sources in the order of preference. gpu_period_s: between a GPU's samples"""
     all_samplers: dict[str, list[Sampler]] = {
         "units": [UnitSampler(clock, rank_of, role_of), SchedstatSampler(clock, rank_of, role_of, pids)],
         "links": [LinkSampler(clock, host)],
         "device": [CpuSampler(clock, host, rank_of, pids)],
     }
-    return [sources for name, sources in all_samplers.items() if name in wanted]
+    found = [sources for name, sources in all_samplers.items() if name in wanted]
+    if "device" in wanted or "links" in wanted:
+        found.append([GpuSampler(clock, host, wanted, gpu_period_s)])
+    return found

@@ -24,12 +24,23 @@ PidSource = Callable[[], list[int]]
 """The processes that are ranks now."""
 
 
+GPU_PERIOD_S = 0.5
+"""Between two samples of a GPU, seconds, where nothing else is asked for; NVML's counters need at least 0.1."""
+
+
 class SamplerUnavailable(Exception):
     """This machine does not offer the source; the message says why, and what to do."""
 
 
+class NothingThere(SamplerUnavailable):
+    """This machine has nothing of the kind, so that nothing is missing: no line of the log is worth it."""
+
+
 class Sampler(Protocol):
-    """One source of samples. `name` is its collector, `source` what is in use."""
+    """One source of samples. `name` is its collector, `source` what is in use.
+
+    A sampler may have `period_s`, the seconds between two polls where these are not the recorder's own.
+    """
 
     name: str
     source: str

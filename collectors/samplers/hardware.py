@@ -9,6 +9,7 @@ from typing import Any
 
 from moescope.collectors.calibrate import load_peaks
 from moescope.collectors.samplers.device import memory
+from moescope.collectors.samplers.nvml_topology import describe_gpus
 
 
 def describe(root: Path = Path("/")) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def describe(root: Path = Path("/")) -> dict[str, Any]:
         "memory_bytes": total,
         "kernel": platform.release(),
         "machine": platform.machine(),
-        **gpus(),
+        **describe_gpus(),
         "peaks": load_peaks() or {},
         **({} if load_peaks() else {"peaks_reason": "not measured on this machine: run `moescope calibrate`"}),
     }
@@ -44,20 +45,3 @@ def cpu_model(root: Path = Path("/")) -> str:
     except OSError:
         return platform.processor() or "unknown"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def gpus() -> dict[str, Any]:
-    """Names of the GPUs, through NVML where it is installed."""
-    try:
-        import pynvml
-    except ImportError:
-        return {"gpus": None, "gpus_reason": "nvidia-ml-py is not installed (moescope[gpu])"}
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return {"gpus": None, "gpus_reason": f"NVML: {error}"}
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        return {"gpus": [str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i))) for i in range(count)]}
-    finally:
-        pynvml.nvmlShutdown()

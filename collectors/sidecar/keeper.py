@@ -33,6 +33,7 @@ DRAIN_FILL: Final = 0.2
 PRESSED_FILL: Final = 0.4
 
 SAMPLE_S: Final = 0.5
+EARLY_S: Final = 0.01
 META_S: Final = 1.0
 RETRY_S: Final = 2.0
 
@@ -49,6 +50,8 @@ class Keeper:
         self._ranks = RankTable(ring_dir, clock)
         self._samplers: list[Sampler] = []
         self._collect = collect
+        self._gpu_period_s = options.gpu_period_s
+        self._sampled_at_s: dict[int, float] = {}
         self._log: list[dict[str, Any]] = []
         self._errors: list[str] = []
         self._retry_at_s = 0.0
@@ -56,7 +59,6 @@ class Keeper:
         self._failed = False
         self._pending: dict[int, Batch] = {}
         self._dropped_told: dict[int, int] = {}
-        self._sampled_s = 0.0
         self._drained_s = 0.0
         self._meta_s = 0.0
         self._warnings = 0
@@ -102,7 +104,7 @@ class Keeper:
         self._save_meta()
 
     def _open_samplers(self, pid: int) -> None:
-        from moescope.collectors.samplers import SamplerUnavailable, make_samplers
+        from moescope.collectors.samplers import NothingThere, SamplerUnavailable, make_samplers
 
         def rank_of(process: int) -> int | None:
             return self._ranks.rank_of(process)
@@ -110,12 +112,16 @@ class Keeper:
         def role_of(process: int, thread: int) -> str:
             return self._ranks.role_of(process, thread)
 
-        signals = make_samplers(self._clock, self._host, rank_of, role_of, self._ranks.pids, self._collect)
+        signals = make_samplers(
+            self._clock, self._host, rank_of, role_of, self._ranks.pids, self._collect, self._gpu_period_s
+        )
         for sources in signals:
             for sampler in sources:
                 try:
                     sampler.open()
                     sampler.attach(pid)
+                except NothingThere:
+                    continue
                 except SamplerUnavailable as error:
                     self.log("warning", sampler.name, f"{sampler.source}: {error}")
                 except Exception as error:  # noqa: BLE001  a sampler that breaks must not stop the run
@@ -153,9 +159,7 @@ class Keeper:
         for process in self._ranks.processes:
             if not process.ended and (due or process.drain.ring.fill() > DRAIN_FILL):
                 self._take_in(process, now_ns, final=final)
-        if final or now_s - self._sampled_s >= SAMPLE_S:
-            self._sampled_s = now_s
-            self._sample(final=final)
+        self._sample(now_s, final=final)
         self._store_log()
         if final or now_s - self._meta_s >= META_S:
             self._meta_s = now_s
@@ -240,8 +244,13 @@ class Keeper:
         if problem:
             raise ValueError(problem)
 
-    def _sample(self, *, final: bool) -> None:
+    def _sample(self, now_s: float, *, final: bool) -> None:
         for sampler in list(self._samplers):
+            period_s = getattr(sampler, "period_s", SAMPLE_S)
+            # A tick that comes a little early is that poll's: the next one would be a whole tick late.
+            if not final and now_s - self._sampled_at_s.get(id(sampler), 0.0) < period_s - EARLY_S:
+                continue
+            self._sampled_at_s[id(sampler)] = now_s
             try:
                 rows = sampler.close() if final else sampler.poll()
                 by_file: dict[tuple[str, str], list[dict[str, Any]]] = {}

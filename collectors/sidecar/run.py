@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from moescope.collectors.clock import Clock
+from moescope.collectors.samplers.base import GPU_PERIOD_S
 from moescope.collectors.schema import META_FILE
 from moescope.collectors.sidecar.keeper import Keeper
 from moescope.collectors.sidecar.target import Target, TargetSettings, environment
@@ -53,6 +54,7 @@ class RunOptions:
     ranks: str = ""
     collect: str = ""
     keep_s: float | None = None
+    gpu_period_s: float = GPU_PERIOD_S
     quiet: bool = False
 
 

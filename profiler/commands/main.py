@@ -20,6 +20,7 @@ COMMANDS: Final = {
         "top": "Open the dashboard, while the run goes on or afterwards.",
         "summary": "Say where the time goes, and what to try.",
         "compare": "Say what differs between two runs, and fail where it is too much.",
+        "whatif": "Say what a change would bring: schedule, links, SMs, casts, balance.",
         "export": "Write the timelines as CSV files.",
         "explain": "Say what a kernel name is taken for, by which rule, and why.",
     },
@@ -50,9 +51,7 @@ class _Lazy(click.Group):
             command = importlib.import_module(f"moescope.profiler.commands.{module}").command
             assert isinstance(command, click.Command)
             return command
-        from moescope.profiler.commands import later
-
-        return later.command(cmd_name) if cmd_name in later.COMMANDS else None
+        return None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

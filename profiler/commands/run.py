@@ -106,14 +106,22 @@ def default_folder(command: tuple[str, ...], env: dict[str, str] | os._Environ[s
     metavar="LIST",
     default="",
     help="Record these only, separated by commas, of: kernels (operators), phases, communication (calls of "
-    "torch.distributed), units (which core ran which thread), links (bytes through network interfaces), device (CPU "
-    "use, memory).  [default: all]",
+    "torch.distributed), units (which core ran which thread), links (bytes through network interfaces, NVLink and "
+    "PCIe), device (CPU use, memory, a GPU's counters).  [default: all]",
 )
 @click.option(
     "--keep",
     metavar="TIME",
     type=Duration(),
     help="Keep only the last part of a long run: 30s, 10m, 2h.  [default: all]",
+)
+@click.option(
+    "--gpu-period",
+    metavar="TIME",
+    type=Duration(),
+    default="500ms",
+    show_default=True,
+    help="Time between two samples of a GPU's counters, at least 100ms.",
 )
 @click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND…")
 def command(
@@ -125,6 +133,7 @@ def command(
     ranks: str,
     collect: str,
     keep: float | None,
+    gpu_period: float,
     command_line: tuple[str, ...],
 ) -> None:
     """Run COMMAND and record what its processes do.
@@ -148,8 +157,10 @@ def command(
         raise click.BadParameter(
             f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(ALL_COLLECTORS)}", param_hint="--collect"
         )
+    if gpu_period < 0.1:
+        raise click.BadParameter("a GPU's counters need at least 100ms between two samples", param_hint="--gpu-period")
     folder = chosen_folder(output, command_line, force)
-    options = RunOptions(command_line, folder, budget, steps, ranks, collect, keep)
+    options = RunOptions(command_line, folder, budget, steps, ranks, collect, keep, gpu_period)
     if tui:
         from moescope.profiler.commands.watched import run_with_dashboard
 

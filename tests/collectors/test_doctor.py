@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from moescope.collectors.calibrate import load_peaks
+from tests.collectors import nvml_library
 from tests.collectors.breaking import broken
 from tests.conftest import Moescope
 
@@ -24,8 +25,9 @@ SIGNALS = {
     "experts, quantisation",
     "rings",
     "peaks",
+    "GPU counters, links",
     "GPU kernels",
-    "GPU counters, SMs",
+    "GPU SMs",
 }
 
 
@@ -43,15 +45,18 @@ def test_every_signal_is_tried_and_what_is_missing_has_a_note(moescope: Moescope
     assert {row["state"] for row in found.values()} <= {"ok", "fallback", "missing"}
     assert [row["signal"] for row in found.values() if row["state"] != "ok" and not row["note"]] == []
     assert found["operators"]["state"] == "ok"
+    assert found["GPU counters, links"]["state"] == "missing" or Path("/dev/nvidiactl").exists()
     assert "moescope calibrate" in found["peaks"]["note"] + found["peaks"]["source"]
 
 
-def test_the_text_tells_the_same_and_reads_without_colour(moescope: Moescope) -> None:
-    done = moescope("doctor", env=os.environ | {"NO_COLOR": "1", "COLUMNS": "100"})
+def test_the_text_tells_the_same_and_reads_without_colour(moescope: Moescope, tmp_path: Path) -> None:
+    env = nvml_library.environment(nvml_library.built(tmp_path / "nvml"))
+    done = moescope("doctor", env=env | {"NO_COLOR": "1", "COLUMNS": "100"})
     assert done.returncode == 0
     assert "\x1b" not in done.stdout
     assert all(signal in done.stdout for signal in ("operators", "communication", "units", "links", "peaks"))
     assert "● ok" in done.stdout
+    assert "NVML GPM, 2 GPU(s)" in " ".join(done.stdout.split())
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
