@@ -118,6 +118,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("op", "string", "`all_to_all`, `all_reduce`, `all_gather`, `reduce_scatter`, `broadcast`, `send`, `recv` …"),
         ("group", "string", "name of the process group"),
         ("group_ranks", "string", "its global ranks, `0,1`"),
+        ("peer", "int32", "global rank of the other side of a `send` or `recv`; null where not told, and for all else"),
         ("backend", "string", "`gloo`, `nccl` …"),
         ("dtype", "string", "element type sent"),
         ("sent_bytes", "int64", "bytes sent to other ranks; null where not known"),

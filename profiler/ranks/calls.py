@@ -181,6 +181,8 @@ def _told(collectives: pa.Table, kernels: dict[str, Any]) -> _Rows:
     size_of = {text: _size(text) for text in dict.fromkeys(members.tolist())}
     sizes = np.array([size_of[text] for text in members.tolist()], np.int64)
     moved, buffer = _bytes(ops, sizes, buffer, sent, received)
+    uneven = (ops == "all_to_all") & (sent >= 0)
+    moved[uneven] = sent[uneven]
     return _Rows(
         group=_texts(rows, "group"),
         members=members,

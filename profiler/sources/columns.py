@@ -13,8 +13,11 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.profiler.sources.messages import Message
+
 Ints = NDArray[np.int64]
 Codes = NDArray[np.int32]
+Columns = Mapping[str, NDArray[Any]]
 Key = TypeVar("Key")
 
 NO_TEXT: Final = -1
@@ -109,8 +112,10 @@ WORK: Final = {
     "thread": np.int32, "device": np.int64, "stream": np.int32, "name": np.int32, "start": np.int64, "dur": np.int64,
     "correlation": np.int64, "grid": np.int32, "block": np.int32, "registers": np.int64,
     "shared": np.int64, "bytes": np.int64, "dtype": np.int32, "op": np.int32, "group": np.int32, "ranks": np.int32,
+    "message": np.int32,
 }  # fmt: skip
-"""A kernel, copy or set. thread: process and stream as the trace has them; op, group, ranks: of its collective."""
+"""A kernel, copy or set. thread: process and stream as the trace has them; op, group, ranks: of its collective;
+message: index of what it tells of its sizes, NO_TEXT where it tells nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,8 @@ class TraceColumns:
     """One trace. Times in ns, counted from `base_ns`, ns since the epoch.
 
     work: WORK; launches: LAUNCH; ranges, device_ranges: RANGE; operators: OPERATOR; texts: strings by code;
-    threads: by index; notes: what was left out, for the user, and how many events that were
+    threads, messages: by index; groups: ranks by name of the process group, as the trace's head has them; notes: what
+    was left out, for the user, and how many events that were
     """
 
     base_ns: int
@@ -130,6 +136,8 @@ class TraceColumns:
     texts: list[str]
     threads: list[Thread]
     notes: list[tuple[str, int]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from moescope.profiler.sources.kineto_columns import KinetoColumns, integer
 from moescope.profiler.sources.kineto_events import Envelope
 from moescope.profiler.sources.kineto_scan import Uncertain, scan
 from moescope.profiler.sources.kineto_whole import read_whole
+from moescope.profiler.sources.messages import MOST_RANKS
 
 MENDED: Final = (
     "the file is no clean JSON (bare nan, inf or N/A, broken escapes or text): such values are read as missing, "
@@ -39,7 +40,7 @@ def read_kineto(path: Path) -> list[TraceFile]:
     base_ns = integer(envelope.base_ns) or 0
     if abs(base_ns) > FARTHEST_NS:
         raise MoescopeError(f"{path}: baseTimeNanoseconds {base_ns} is beyond any clock; export the trace again")
-    done = columns.done(base_ns)
+    done = replace(columns.done(base_ns), groups=_groups(told))
     origin = Origin(
         path=path,
         tool="kineto",
@@ -52,6 +53,19 @@ def read_kineto(path: Path) -> list[TraceFile]:
     if len(ranks) < 2:
         return [TraceFile(origin, done)]
     return [TraceFile(replace(origin, rank=None, group=group), columns) for group, columns in ranks.items()]
+
+
+def _groups(told: dict[str, Any]) -> dict[str, str]:
+    """Ranks by name of the process group, as `distributedInfo` lists them."""
+    listed = told.get("pg_config")
+    found = {}
+    for one in listed if isinstance(listed, list) else ():
+        name, ranks = (one.get("pg_name"), one.get("ranks")) if isinstance(one, dict) else (None, None)
+        if not isinstance(name, (str, int)) or not isinstance(ranks, list) or not 0 < len(ranks) <= MOST_RANKS:
+            continue
+        if all(type(rank) is int and 0 <= rank < 2**31 for rank in ranks):
+            found[str(name)] = ",".join(map(str, ranks))
+    return found
 
 
 def _devices(envelope: Envelope) -> dict[str, dict[str, Any]]:

@@ -35,6 +35,7 @@ from moescope.profiler.sources.columns import (
 from moescope.profiler.sources.decimals import all_to_ns
 from moescope.profiler.sources.kineto_events import DECODING, Event
 from moescope.profiler.sources.kineto_repair import as_utf8
+from moescope.profiler.sources.messages import Message, splits_of
 
 WORK_OF: Final = frozenset({"kernel", "Kernel", "gpu_memcpy", "gpu_memset", "Memcpy", "Memset"})
 LAUNCHES: Final = frozenset(
@@ -81,6 +82,12 @@ class _WorkArgs(msgspec.Struct, gc=False):
     bytes: Any = None
     collective: Any = msgspec.field(default=None, name="Collective name")
     elements: Any = msgspec.field(default=None, name="In msg nelems")
+    elements_out: Any = msgspec.field(default=None, name="Out msg nelems")
+    group_size: Any = msgspec.field(default=None, name="Group size")
+    splits: Any = msgspec.field(default=None, name="In split size")
+    splits_out: Any = msgspec.field(default=None, name="Out split size")
+    source: Any = msgspec.field(default=None, name="Src Rank")
+    destination: Any = msgspec.field(default=None, name="Dst Rank")
     dtype: Any = None
     group: Any = msgspec.field(default=None, name="Process Group Name")
     group_ranks: Any = msgspec.field(default=None, name="Process Group Ranks")
@@ -195,6 +202,7 @@ class KinetoColumns:
         self._work, self._launches = Growing(**WORK), Growing(**LAUNCH)
         self._ranges, self._device_ranges = Growing(**RANGE), Growing(**RANGE)
         self._operators = Growing(**OPERATOR)
+        self._messages: Numbered[Message] = Numbered()
         self._work_lost = self._others_lost = 0
 
     def take(self, events: Sequence[Event]) -> None:
@@ -242,6 +250,7 @@ class KinetoColumns:
             texts=self._texts.values(),
             threads=[self._thread(process, tid) for process, tid in self._threads.names],
             notes=[note for note in notes if note[1]],
+            messages=list(self._messages),
         )
 
     def _thread(self, process: str, tid: str) -> Thread:
@@ -339,7 +348,7 @@ class KinetoColumns:
         """Columns that copies and the kernels of collectives alone have."""
         texts = self._texts
         none = np.full(len(args), NO_TEXT, np.int32)
-        columns: dict[str, NDArray[Any]] = dict.fromkeys(("dtype", "op", "group", "ranks"), none)
+        columns: dict[str, NDArray[Any]] = dict.fromkeys(("dtype", "op", "group", "ranks", "message"), none)
         if not any(one.dtype is not None or one.collective is not None for one in args):
             return columns | {"bytes": sizes(_integers(one.bytes for one in args))}
         dtypes = [_named(one.dtype) for one in args]
@@ -353,6 +362,9 @@ class KinetoColumns:
             "ranks": texts.codes(
                 one.group_ranks.strip("[]").replace(" ", "") if isinstance(one.group_ranks, str) else None
                 for one in args
+            ),
+            "message": np.array(
+                [NO_TEXT if one.collective is None else self._messages[_message(one)] for one in args], np.int32
             ),
         }
 
@@ -402,6 +414,24 @@ def _plain(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         value = int(value)
     return "" if value is None else str(value)
+
+
+def _message(args: _WorkArgs) -> Message:
+    """What a collective's kernel tells of its sizes; numbers that can be none are not told."""
+
+    def size(value: object, bits: int = 48) -> int | None:
+        found = integer(value, bits)
+        return found if found is not None and found >= 0 else None
+
+    peer = args.destination if args.destination is not None else args.source
+    return Message(
+        elements_in=size(args.elements),
+        elements_out=size(args.elements_out),
+        size=size(args.group_size, 24),
+        peer=size(peer, 31),
+        splits_in=splits_of(args.splits),
+        splits_out=splits_of(args.splits_out),
+    )
 
 
 def _bytes(args: _WorkArgs, dtype: str | None) -> int | None:

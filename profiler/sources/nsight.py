@@ -182,6 +182,7 @@ class _Reader:
             "name": self.texts.codes(name or "" for name in names),
             "correlation": integers(correlations),
             "grid": none, "block": none, "dtype": none, "op": none, "group": none, "ranks": none,
+            "message": none,
             "registers": unknown, "shared": unknown, "bytes": unknown,
         }  # fmt: skip
         columns |= more

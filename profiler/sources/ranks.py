@@ -44,6 +44,11 @@ def ranks_of(origins: Sequence[Origin]) -> tuple[list[int], list[str]]:
     return list(range(len(origins))), ["the files do not tell their ranks apart: ranks are numbered in the order given"]
 
 
+def sure_rank(origin: Origin) -> int | None:
+    """The rank that a trace says it is of, unless its file is named as of another: whatever `ranks_of` settles then."""
+    return origin.rank if _named(origin) in (None, origin.rank) else None
+
+
 def odd_worlds(origins: Sequence[Origin], ranks: Sequence[int]) -> list[str]:
     """What speaks against these traces being of one run."""
     worlds = sorted({origin.world_size for origin in origins if origin.world_size is not None})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.collectors.schema import arrow_schema
 from moescope.profiler.classify import is_host_call
 from moescope.profiler.intervals import in_order
-from moescope.profiler.sources.columns import NO_INT, NO_TEXT, Codes, Ints, TraceColumns, count, picked
+from moescope.profiler.sources.arrow import nullable, strings, table_of
+from moescope.profiler.sources.collectives import collective_tables
+from moescope.profiler.sources.columns import NO_INT, NO_TEXT, Codes, Columns, Ints, TraceColumns, count, picked
 from moescope.profiler.sources.nesting import NOBODY, Innermost, leaves, parents
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ COLLECTIVE_RANGES: Final = ("nccl:", "gloo:", "mpi:", "ucc:", "xccl:", "hccl:")
 EXECUTED_RANGES: Final = ("gloo:",)
 """Those of them that last as long as the collective runs: what communicates on the CPU backend."""
 
-Columns = Mapping[str, NDArray[Any]]
-
 
 @dataclass(frozen=True, slots=True)
 class _Phases:
@@ -37,20 +36,26 @@ class _Phases:
     on_host: bool
 
 
-def tables_of(columns: TraceColumns) -> dict[str, pa.Table]:
-    """`kernels` in order of start, `phases`, `steps` and `collectives` of one trace, as those of rank 0.
+def tables_of(columns: TraceColumns, me: int | None = None) -> tuple[dict[str, pa.Table], list[tuple[str, int]]]:
+    """`kernels` in order of start, `phases`, `steps`, `collectives` and `transfers` of one trace, as those of rank 0,
+    and what was left out of them, as `TraceColumns.notes`.
 
-    Kernels are the device's; in a trace without any, the operators that the CPU backend executed.
+    Kernels are the device's; in a trace without any, the operators that the CPU backend executed. me: the rank whose
+    trace it is, as the trace itself says: it alone is told to whom it sends
     """
     phases = _phases(columns)
     work = _device_work(columns)
+    launched = _launch_rows(columns.launches, work["correlation"])
+    phase_ids = _phase_ids(columns, phases, work, launched)
+    collectives, transfers, left_out = collective_tables(columns, work, phase_ids, me)
     on_device = count(columns.work) > 0
     return {
-        "kernels": _kernel_table(columns, work, phases) if on_device else _operator_table(columns, phases),
+        "kernels": _kernel_table(columns, work, launched, phase_ids) if on_device else _operator_table(columns, phases),
         "phases": _phase_table(columns, phases),
         "steps": _step_table(columns),
-        "collectives": _collective_table(columns, work),
-    }
+        "collectives": collectives,
+        "transfers": transfers,
+    }, [(f"to whom {left_out} all-to-alls and sends went is left out: too many rows", 0)] if left_out else []
 
 
 def _named(columns: TraceColumns, rows: Columns, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
@@ -164,34 +169,32 @@ def _fill(found: Ints, waiting: NDArray[np.bool_], keys: Ints, times: Ints, phas
         found[rows[first:last][hit]] = own[inner[hit]] + 1
 
 
-def _kernel_table(columns: TraceColumns, work: Columns, phases: _Phases) -> pa.Table:
-    launched = _launch_rows(columns.launches, work["correlation"])
-    phase_ids = _phase_ids(columns, phases, work, launched)
+def _kernel_table(columns: TraceColumns, work: Columns, launched: Ints, phase_ids: Ints) -> pa.Table:
     call = _calls(columns, work, launched)
     told = work["dtype"] != NO_TEXT
     devices = work["device"]
     numbers, device_codes = np.unique(devices, return_inverse=True)
-    return _table(
+    return table_of(
         "kernels",
         count(work),
         rank=np.zeros(len(devices)),
-        device=_strings(device_codes.astype(np.int32), [f"cuda:{number}" for number in numbers.tolist()]),
-        stream=_strings(work["stream"], columns.texts),
-        name=_strings(work["name"], columns.texts),
+        device=strings(device_codes.astype(np.int32), [f"cuda:{number}" for number in numbers.tolist()]),
+        stream=strings(work["stream"], columns.texts),
+        name=strings(work["name"], columns.texts),
         start_ns=work["start"] + columns.base_ns,
         dur_ns=work["dur"],
-        correlation=_nullable(work["correlation"]),
-        phase_id=_nullable(np.where(phase_ids == 0, NO_INT, phase_ids)),
-        grid=_strings(work["grid"], columns.texts),
-        block=_strings(work["block"], columns.texts),
-        registers=_nullable(work["registers"]),
-        shared_bytes=_nullable(work["shared"]),
-        shapes=_strings(call.shapes, columns.texts),
-        bytes=_nullable(work["bytes"]),
-        dtype=_strings(np.where(told, work["dtype"], call.dtype).astype(np.int32), columns.texts),
-        evidence=_strings(np.zeros(len(devices), np.int32), ["measured"]),
-        op=_strings(call.op, columns.texts),
-        op_call=_nullable(call.number),
+        correlation=nullable(work["correlation"]),
+        phase_id=nullable(np.where(phase_ids == 0, NO_INT, phase_ids)),
+        grid=strings(work["grid"], columns.texts),
+        block=strings(work["block"], columns.texts),
+        registers=nullable(work["registers"]),
+        shared_bytes=nullable(work["shared"]),
+        shapes=strings(call.shapes, columns.texts),
+        bytes=nullable(work["bytes"]),
+        dtype=strings(np.where(told, work["dtype"], call.dtype).astype(np.int32), columns.texts),
+        evidence=strings(np.zeros(len(devices), np.int32), ["measured"]),
+        op=strings(call.op, columns.texts),
+        op_call=nullable(call.number),
     )
 
 
@@ -236,40 +239,18 @@ def _calls(columns: TraceColumns, work: Columns, launched: Ints) -> _Calls:
     return _Calls(of("name"), np.where(known, call + 1, NO_INT), of("shapes"), of("dtype"))
 
 
-def _collective_table(columns: TraceColumns, work: Columns) -> pa.Table:
-    own = picked(work, work["op"] != NO_TEXT)
-    rows = count(own)
-    starts = own["start"] + columns.base_ns
-    groups = np.where(own["group"] == NO_TEXT, len(columns.texts), own["group"]).astype(np.int32)
-    return _table(
-        "collectives",
-        rows,
-        rank=np.zeros(rows),
-        call=np.arange(rows),
-        op=_strings(own["op"], [text.lstrip("_") for text in columns.texts]),
-        group=_strings(groups, [*columns.texts, ""]),
-        group_ranks=_strings(own["ranks"], columns.texts),
-        backend=_strings(np.zeros(rows, np.int32), ["nccl"]),
-        dtype=_strings(own["dtype"], columns.texts),
-        issue_ns=starts,
-        start_ns=starts,
-        dur_ns=own["dur"],
-        evidence=_strings(np.zeros(rows, np.int32), ["measured"]),
-    )
-
-
 def _phase_table(columns: TraceColumns, phases: _Phases) -> pa.Table:
     rows = count(phases.columns)
     prefix = "" if phases.on_host else "stream "
     parent = np.where(phases.parent == NOBODY, NO_INT, phases.parent + 1)
-    return _table(
+    return table_of(
         "phases",
         rows,
         rank=np.zeros(rows),
         id=np.arange(1, rows + 1),
-        parent=_nullable(parent),
-        name=_strings(phases.columns["name"], columns.texts),
-        thread=_strings(phases.columns["thread"], [prefix + thread.label for thread in columns.threads]),
+        parent=nullable(parent),
+        name=strings(phases.columns["name"], columns.texts),
+        thread=strings(phases.columns["thread"], [prefix + thread.label for thread in columns.threads]),
         start_ns=phases.columns["start"] + columns.base_ns,
         dur_ns=phases.columns["dur"],
     )
@@ -279,12 +260,12 @@ def _step_table(columns: TraceColumns) -> pa.Table:
     is_step = _named(columns, columns.ranges, lambda name: _step_number(name) is not None)
     steps = picked(columns.ranges, is_step)
     rows = count(steps)
-    return _table(
+    return table_of(
         "steps",
         rows,
         rank=np.zeros(rows),
         step=np.array([_step_number(columns.texts[code]) for code in steps["name"].tolist()], np.int64),
-        source=_strings(np.zeros(rows, np.int32), ["profiler_step"]),
+        source=strings(np.zeros(rows, np.int32), ["profiler_step"]),
         start_ns=steps["start"] + columns.base_ns,
         dur_ns=steps["dur"],
     )
@@ -308,51 +289,17 @@ def _operator_table(columns: TraceColumns, phases: _Phases) -> pa.Table:
     _fill(
         phase_ids, np.ones(rows, np.bool_), own["key"], own["start"], phases, phases.columns["thread"].astype(np.int64)
     )
-    return _table(
+    return table_of(
         "kernels",
         rows,
         rank=np.zeros(rows),
-        device=_strings(np.zeros(rows, np.int32), ["cpu"]),
-        stream=_strings(own["thread"], [thread.label for thread in columns.threads]),
-        name=_strings(own["name"], columns.texts),
+        device=strings(np.zeros(rows, np.int32), ["cpu"]),
+        stream=strings(own["thread"], [thread.label for thread in columns.threads]),
+        name=strings(own["name"], columns.texts),
         start_ns=own["start"] + columns.base_ns,
         dur_ns=own["dur"],
-        phase_id=_nullable(np.where(phase_ids == 0, NO_INT, phase_ids)),
-        shapes=_strings(own["shapes"], columns.texts),
-        dtype=_strings(own["dtype"], columns.texts),
-        evidence=_strings(np.zeros(rows, np.int32), ["measured"]),
+        phase_id=nullable(np.where(phase_ids == 0, NO_INT, phase_ids)),
+        shapes=strings(own["shapes"], columns.texts),
+        dtype=strings(own["dtype"], columns.texts),
+        evidence=strings(np.zeros(rows, np.int32), ["measured"]),
     )
-
-
-def _table(table: str, rows: int, /, **columns: Any) -> pa.Table:
-    """A table of the recording; a column that is not given is null."""
-    import pyarrow as pa
-
-    schema = arrow_schema(table)
-    arrays = []
-    for one in schema:
-        values = columns.get(one.name)
-        if values is None:
-            values = pa.nulls(rows, one.type)
-        elif isinstance(values, np.ndarray):
-            values = pa.array(values.astype(one.type.to_pandas_dtype(), copy=False))
-        arrays.append(values.cast(one.type) if values.type != one.type else values)
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _strings(codes: Codes, texts: list[str]) -> pa.Array:
-    """[codes] the texts, null for NO_TEXT."""
-    import pyarrow as pa
-
-    used, numbered = np.unique(codes, return_inverse=True)
-    known = [texts[code] for code in used.tolist() if code != NO_TEXT]
-    skipped = int(len(used) > 0 and used[0] == NO_TEXT)
-    indices = pa.array(numbered.reshape(-1).astype(np.int32) - skipped, mask=codes == NO_TEXT)
-    return pa.DictionaryArray.from_arrays(indices, pa.array(known, pa.string())).cast(pa.string())
-
-
-def _nullable(values: Ints) -> pa.Array:
-    """[values] null for NO_INT."""
-    import pyarrow as pa
-
-    return pa.array(values, mask=values == NO_INT)

@@ -13,7 +13,7 @@ from moescope.profiler.sources.columns import Origin, TraceFile, count
 from moescope.profiler.sources.kineto import read_kineto
 from moescope.profiler.sources.lanes import with_few_lanes
 from moescope.profiler.sources.nsight import read_nsight
-from moescope.profiler.sources.ranks import odd_worlds, ranks_of
+from moescope.profiler.sources.ranks import odd_worlds, ranks_of, sure_rank
 from moescope.profiler.sources.sqlite import MAGIC
 from moescope.profiler.sources.tables import tables_of
 
@@ -66,8 +66,9 @@ def read_ranks(path: Path) -> list[RankTrace]:
 
 def _rank_trace(trace: TraceFile) -> RankTrace:
     columns = with_few_lanes(trace.columns)
-    origin = replace(trace.origin, notes=[*trace.origin.notes, *columns.notes])
-    return RankTrace(origin, tables_of(columns), count(columns.work) > 0)
+    tables, left_out = tables_of(columns, sure_rank(trace.origin))
+    origin = replace(trace.origin, notes=[*trace.origin.notes, *columns.notes, *left_out])
+    return RankTrace(origin, tables, count(columns.work) > 0)
 
 
 def open_traces(files: Sequence[Path]) -> TraceSource:
