@@ -19,6 +19,7 @@ QUICK = (
     ("benchmarks.overlap", "--quick"),
     ("benchmarks.training", "--quick"),
     ("benchmarks.fp8_training", "--quick"),
+    ("benchmarks.whatif", "--quick"),
 )
 
 if __name__ == "__main__":

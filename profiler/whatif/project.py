@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from moescope.profiler.intervals import Times, length, subtract, union
+from moescope.profiler.whatif.casts import casts, transposed_reads
 from moescope.profiler.whatif.change import Change, Factors, Scenario, changed, together
+from moescope.profiler.whatif.experts import balanced_experts
 from moescope.profiler.whatif.graph import Assumed, Graph, graph_of
 from moescope.profiler.whatif.hiding import perfect_overlap
-from moescope.profiler.whatif.links import faster_link
+from moescope.profiler.whatif.links import faster_link, one_link_domain
 from moescope.profiler.whatif.nodes import NOBODY, Nodes, nodes_of, with_comm_apart
 from moescope.profiler.whatif.replay import Replayed, replay
 from moescope.profiler.whatif.situation import Situation
@@ -136,6 +138,10 @@ def project(source: Source, comm_sms: Iterable[int] = (), link_factors: Iterable
         off_the_units(now),
         *(on_units(now, wanted) for wanted in comm_sms),
         *(faster_link(now, factor) for factor in link_factors),
+        one_link_domain(now),
+        *casts(now),
+        transposed_reads(now),
+        balanced_experts(now),
     ]
     span = span_of(nodes, nodes.starts, nodes.ends)
     unchanged = runs.run(BETWEEN)
@@ -146,7 +152,7 @@ def project(source: Source, comm_sms: Iterable[int] = (), link_factors: Iterable
     together_ = None
     if len(joined) > 1:
         change = together([one.change for one in joined if one.change is not None])
-        what = "all of these at once: " + ", ".join(one.what for one in joined)
+        what = "together: " + ", ".join(one.id for one in joined)
         together_ = _projection(runs, borders, Scenario("together", what, change), change, span)
     late = np.flatnonzero(waits.late)
     return Projected(

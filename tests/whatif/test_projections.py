@@ -12,7 +12,7 @@ from moescope.profiler.summary import summarise
 from moescope.profiler.whatif.project import project
 from tests.live_recording import MemorySource
 from tests.whatif.runs import H100, MS, gpu, projected, reason, scenario, source_of
-from tests.whatif.test_replay import runs
+from tests.whatif.test_replay import runs, two_ranks
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -93,3 +93,72 @@ def test_a_real_trace_without_communication_tells_so() -> None:
     found = projected(open_source([DATA / "tracelens_sglang_moe_decode_b300"]))
     assert found.replay_error_ns == 0
     assert "nothing to hide" in reason(found, "perfect-overlap")
+
+
+def test_casts_and_transposes_go_and_what_they_leave_is_bounded() -> None:
+    rows = [gpu(0, 4), gpu(4, 7, "quantize"), gpu(7, 9, "transpose"), gpu(9, 12)]
+    found = projected(source_of(*rows))
+    for identity, low, high in (("fused-casts", 2, 3), ("near-memory-casts", 1.5, 3), ("transposed-reads", 1, 2)):
+        gain = scenario(found, identity).gain
+        assert (gain.low, gain.high) == (round(low * MS), round(high * MS))
+        assert gain.low < gain.estimate < gain.high
+    assert found.joined == ("near-memory-casts", "transposed-reads")
+    assert found.together is not None
+    assert found.together.gain.high == 5 * MS
+
+
+def test_what_runs_beside_longer_communication_brings_nothing_alone_or_together() -> None:
+    # Cast and transpose run beside an exchange that the last kernel waits for: without both it starts no sooner.
+    rows = [gpu(0, 4), gpu(4, 6, "quantize"), gpu(6, 8, "transpose"), gpu(4, 10, "comm", stream="20"), gpu(10.01, 12)]
+    found = projected(source_of(*rows))
+    for identity in ("fused-casts", "transposed-reads"):
+        assert scenario(found, identity).gain.high == 0
+    assert found.together is not None
+    assert found.together.gain.high == 0
+
+
+def test_gains_that_rest_on_the_same_time_are_re_run_and_not_added() -> None:
+    # Two streams of 4 ms each, and what waits for both: shortening one alone brings nothing, both together do.
+    rows = [
+        gpu(0, 1), gpu(1, 5, "quantize"), gpu(1, 5, "transpose", stream="9"), gpu(5.01, 6),
+    ]  # fmt: skip
+    found = projected(source_of(*rows))
+    single = sum(scenario(found, identity).gain.high for identity in ("near-memory-casts", "transposed-reads"))
+    assert found.together is not None
+    assert single != found.together.gain.high
+    assert found.together.gain.high <= 4 * MS
+
+
+def test_tokens_that_are_uneven_become_the_mean_where_experts_are_known() -> None:
+    rows = []
+    for rank, length in ((0, 2.0), (1, 6.0)):
+        rows += [gpu(0, 1, rank=rank), gpu(1, 1 + length, "grouped_gemm", rank=rank)]
+    source = source_of(*rows)
+    counts = [(0, 50), (1, 50), (2, 150), (3, 150)]
+    source.add("experts", [{"rank": 0, "t_ns": 0, "layer": 0, "expert": e, "tokens": n} for e, n in counts])
+    found = scenario(projected(source), "balanced-experts")
+    assert found.scenario.change is not None
+    assert found.scenario.change.parameters["max_over_mean_tokens"] == 1.5
+    # Rank 1 has 300 of 400 tokens, so its 6 ms become 4, and the run ends at 5 ms for 7.
+    assert found.gain.estimate == 2 * MS
+
+
+def test_ranks_that_are_late_to_collectives_become_even_without_tokens() -> None:
+    found = scenario(projected(two_ranks(3)), "balanced-experts")
+    # Between collectives rank 1 computes 3 ms more than rank 0: evened out, each round loses half of that.
+    assert 0 <= found.gain.low <= found.gain.estimate <= found.gain.high
+    assert found.gain.high == pytest.approx(2 * 1.5 * MS, abs=MS // 2)
+
+
+def test_one_link_domain_takes_the_slow_hop_at_the_fast_ones_rate() -> None:
+    spans = [(0, 4, "internode"), (4, 5, "intranode"), (5, 9, "internode")]
+    rows = [gpu(low, high, "comm") for low, high, _ in spans] + [gpu(9, 10)]
+    source = source_of(*rows)
+    assert "does not tell" in reason(projected(source), "one-link-domain")
+    told = [
+        {"rank": 0, "src": 0, "dst": 1, "hop": hop, "bytes": 1000, "start_ns": low * MS, "dur_ns": (high - low) * MS}
+        for low, high, hop in spans
+    ]
+    found = scenario(projected(source.add("transfers", told)), "one-link-domain")
+    # The same bytes in 4 ms between nodes and 1 ms inside them.
+    assert (found.gain.low, found.gain.high) == (0, 6 * MS)

@@ -99,7 +99,7 @@ def test_possible_dependencies_hold_only_where_they_are_assumed() -> None:
     assert _ends(*rows, shorter={2: 2.0}, assumed=most)[-1] == 9.5
 
 
-def _two_ranks(late: float) -> MemorySource:
+def two_ranks(late: float) -> MemorySource:
     """Three rounds: rank 1 computes `late` ms longer than rank 0, and both leave an all-reduce together."""
     source = MemorySource()
     rows, calls = [], []
@@ -121,7 +121,7 @@ def _two_ranks(late: float) -> MemorySource:
 
 @pytest.mark.parametrize("late", [0.5, 3])
 def test_ranks_leave_a_collective_together_and_its_wait_is_no_work(late: float) -> None:
-    held = nodes_of(_two_ranks(late))
+    held = nodes_of(two_ranks(late))
     assert len(held.meetings) == 3
     graph = graph_of(held, waits_of(held), BETWEEN)
     comm = held.is_comm
