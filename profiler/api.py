@@ -155,8 +155,9 @@ class Run:
         return _frame(overlap_table(self._source()))
 
     def findings(self) -> pd.DataFrame:
-        """What costs time, the gravest first: id, severity, what, evidence, try, gain."""
-        return _rows(self._answer()["findings"], ("id", "severity", "what", "evidence", "try", "gain"))
+        """What costs time, the costliest first: id, severity, what, evidence, why, try, gain, lost_share."""
+        keys = ("id", "severity", "what", "evidence", "why", "try", "gain", "lost_share")
+        return _rows(self._answer()["findings"], keys)
 
     def collectives(self) -> pd.DataFrame:
         """A row a rank and collective that was matched across ranks; times on one clock, `docs/many-ranks.md`.

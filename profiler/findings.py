@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-from moescope.profiler.advice import advice
+from moescope.profiler.advice import advice, why
+from moescope.profiler.findings_devices import (
+    casts,
+    clock_falls,
+    decode_memory,
+    exposed_operators,
+    layout,
+    many_units,
+    short_gaps,
+)
+from moescope.profiler.gains import bounds_json, duration_text, gain
 from moescope.profiler.snapshot import (
     CollectiveRow,
     ExpertRow,
@@ -16,13 +26,12 @@ from moescope.profiler.snapshot import (
     QuantisationRow,
     Shares,
     View,
+    severity_of,
 )
 from moescope.profiler.steps import Steps
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
-
-Severity: TypeAlias = Literal["high", "medium", "low"]
 
 EXPOSED_SHARE: Final = 0.01
 IDLE_SHARE: Final = 0.10
@@ -30,6 +39,7 @@ UNKNOWN_SHARE: Final = 0.01
 UNBALANCED: Final = 1.5
 STRAGGLER_SHARE: Final = 0.02
 LOW_COVERAGE: Final = 0.10
+MOSTLY: Final = 0.5
 SHORT_KERNEL_NS: Final = 5_000
 
 
@@ -61,7 +71,9 @@ class Aggregates:
     shares: summed over devices, unscaled; step_ns: mean step, None where no step is known or they are not alike;
     rank_compute: how long each rank computes, over the mean time that ranks were looked at; worst_exposed_ns: start of
     the longest exposed stretch; stage: what advice is for, empty where it has no name;
-    recorded_ns, extent_ns: what `coverage` is the quotient of
+    recorded_ns, extent_ns: what `coverage` is the quotient of; devices: entries of the answer's `ranks`, over the whole
+    recording, none while it is live; waiting: share of the time in collectives that ranks wait for the last one, None
+    where it is not told from transfer
     """
 
     shares: Shares
@@ -82,6 +94,8 @@ class Aggregates:
     steps: Steps = field(default=Steps())
     recorded_ns: int = 0
     extent_ns: int = 0
+    devices: tuple[dict[str, Any], ...] = ()
+    waiting: float | None = None
 
 
 def aggregates_of(source: Source) -> Aggregates:
@@ -100,12 +114,17 @@ def findings(source: Source | Aggregates) -> tuple[Finding, ...]:
 
 
 def ranked(found: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The gravest first, else in the order given."""
+    """What is wrong and no matter of time first, then what costs time by how much, then the rest; the gravest first."""
     grave = {"high": 0, "medium": 1, "low": 2}
-    return tuple(sorted(found, key=lambda finding: grave[finding.severity]))
+
+    def place(finding: Finding) -> tuple[int, float, int]:
+        first = 1 if finding.lost is not None else 0 if finding.severity == "high" else 2
+        return first, -(finding.lost or 0.0), grave[finding.severity]
+
+    return tuple(sorted(found, key=place))
 
 
-def as_rows(found: Sequence[Finding]) -> list[dict[str, str]]:
+def as_rows(found: Sequence[Finding]) -> list[dict[str, Any]]:
     """Findings as the `findings` of `summary --json`."""
     return [
         {
@@ -113,11 +132,20 @@ def as_rows(found: Sequence[Finding]) -> list[dict[str, str]]:
             "severity": finding.severity,
             "what": finding.what,
             "evidence": finding.evidence,
+            "why": finding.why,
             "try": finding.advice,
             "gain": finding.gain,
+            **_lost(finding),
+            **bounds_json(finding.bounds),
         }
         for finding in found
     ]
+
+
+def _lost(finding: Finding) -> dict[str, Any]:
+    if finding.lost is not None:
+        return {"lost_share": finding.lost}
+    return {"lost_share": None, "lost_share_reason": "how much time it costs is not known"}
 
 
 def straggler(rank_compute: dict[int, float]) -> tuple[int, float] | None:
@@ -139,22 +167,33 @@ def _exposed(seen: Aggregates) -> Iterator[Finding]:
     if span <= 0 or exposed < EXPOSED_SHARE * span:
         return
     share = exposed / span
-    worst = max(seen.phases, key=lambda phase: phase.exposed_ns, default=None)
-    where = ""
-    detail = ""
-    if worst is not None and worst.exposed_ns > 0:
-        where = f", {worst.exposed_ns / exposed:.0%} of it in {worst.name}"
-        detail = f"; {worst.name}: {_time(worst.exposed_ns)} exposed of {_time(worst.comm_ns)} in {worst.count} ranges"
+    worst = sorted((phase for phase in seen.phases if phase.exposed_ns > 0), key=lambda phase: -phase.exposed_ns)[:3]
+    where = f", {worst[0].exposed_ns / exposed:.0%} of it in {worst[0].name}" if worst else ""
+    detail = "".join(
+        f"; {phase.name}: {_time(phase.exposed_ns)} exposed of {_time(phase.comm_ns)} in {phase.count} ranges"
+        for phase in worst
+    )
+    waiting = late = ""
+    if seen.waiting is not None:
+        waiting = f"; {seen.waiting:.0%} of the time in collectives is waiting for the last rank"
+        late = "first see which rank arrives late, most of it is waiting; " if seen.waiting >= MOSTLY else ""
     communication = seen.shares.overlapped_ns + exposed
+    # No more can be hidden than there is compute that hides nothing yet.
+    hidden = min(exposed, seen.shares.compute_only_ns)
+    condition = "if all of it is hidden" if hidden == exposed else "if all compute that hides nothing ran beside it"
+    text, bounds = gain(seen.shares, seen.step_ns, 0.0, hidden / span, condition)
     yield Finding(
         id="exposed-communication",
-        severity=_severity(share, 0.05, 0.02),
+        severity=severity_of(share, 0.05, 0.02),
         what=f"Communication is exposed for {share:.1%} of the recorded time{where}",
         evidence=f"{_time(exposed)} exposed of {_time(communication)} communication, "
-        f"within {_time(span)} recorded over all devices [derived]{detail}",
-        advice=advice("exposed-communication", seen.stage),
-        gain=_bound(share, seen, "if all of it is hidden"),
+        f"within {_time(span)} recorded over all devices [derived]{detail}{exposed_operators(seen)}{waiting}",
+        advice=late + advice("exposed-communication", seen.stage),
+        gain=text,
         start_ns=seen.worst_exposed_ns,
+        why=why("exposed-communication"),
+        lost=share,
+        bounds=bounds,
     )
 
 
@@ -163,14 +202,36 @@ def _idle(seen: Aggregates) -> Iterator[Finding]:
     if span <= 0 or idle < IDLE_SHARE * span:
         return
     share = idle / span
-    short = f"; {seen.short_kernels} kernels shorter than 5 µs" if seen.short_kernels else ""
+    short, gaps = short_gaps(seen)
+    kernels = f"; {seen.short_kernels} kernels shorter than 5 µs" if seen.short_kernels else ""
+    evidence = f"{_time(idle)} idle of {_time(span)} recorded over all devices [derived]{kernels}{gaps}"
+    if short >= MOSTLY:
+        text, bounds = gain(seen.shares, seen.step_ns, 0.0, share * short, "if every short gap closes")
+        yield Finding(
+            id="launch-gaps",
+            severity=severity_of(share * short, 0.30, 0.20),
+            what=f"The device waits between launches for {share * short:.1%} of the recorded time",
+            evidence=evidence,
+            advice=advice("launch-gaps", seen.stage),
+            gain=text,
+            why=why("launch-gaps"),
+            lost=share * short,
+            bounds=bounds,
+        )
+        share *= 1 - short
+        if share < IDLE_SHARE:
+            return
+    text, bounds = gain(seen.shares, seen.step_ns, 0.0, share, "if every gap closes")
     yield Finding(
         id="idle",
-        severity=_severity(share, 0.30, 0.20),
+        severity=severity_of(share, 0.30, 0.20),
         what=f"No kernel runs for {share:.1%} of the recorded time",
-        evidence=f"{_time(idle)} idle of {_time(span)} recorded over all devices [derived]{short}",
+        evidence=evidence,
         advice=advice("idle", seen.stage),
-        gain=_bound(share, seen, "if every gap closes"),
+        gain=text,
+        why=why("idle"),
+        lost=share,
+        bounds=bounds,
     )
 
 
@@ -179,15 +240,21 @@ def _straggler(seen: Aggregates) -> Iterator[Finding]:
     if found is None:
         return
     rank, excess = found
+    next_most = max(share for number, share in seen.rank_compute.items() if number != rank)
+    least = min(seen.rank_compute[rank] - next_most, excess)
+    text, bounds = gain(seen.shares, seen.step_ns, 0.0, excess, "if it computes as long as the median rank")
     yield Finding(
         id="straggler",
-        severity=_severity(excess, 0.10, 0.05),
+        severity=severity_of(excess, 0.10, 0.05),
         what=f"Rank {rank} computes {excess:.1%} of the recorded time longer than the median rank",
         evidence="compute by rank: "
         + ", ".join(f"{number}: {share:.1%}" for number, share in sorted(seen.rank_compute.items())[:16])
-        + " [derived]",
+        + f"; {least:.1%} longer than the next rank [derived]",
         advice=advice("straggler", seen.stage),
-        gain=_bound(excess, seen, "if it computes as long as the median rank"),
+        gain=text,
+        why=why("straggler"),
+        lost=excess,
+        bounds=bounds,
     )
 
 
@@ -204,17 +271,18 @@ def _experts(seen: Aggregates) -> Iterator[Finding]:
         return
     hottest = row.tokens.index(max(row.tokens))
     above = sum(1 for other, _ in uneven if other > UNBALANCED)
-    gain, by_rank = "", ""
-    severity = _severity(ratio, 3.0, 2.0)
+    text, by_rank, bounds, lost = "", "", None, None
+    severity = severity_of(ratio, 3.0, 2.0)
     placed = sum(seen.rank_tokens)
     if len(seen.rank_tokens) > 1 and placed:
         heaviest = max(seen.rank_tokens) * len(seen.rank_tokens) / placed
         # What it costs is the wait for the heaviest rank: where ranks are even, a hot expert costs little.
-        severity = _severity(heaviest, 1.5, 1.2)
+        severity = severity_of(heaviest, 1.5, 1.2)
         by_rank = f"; the heaviest rank gets {heaviest:.2f} times the mean, experts taken as spread in equal runs"
         grouped = sum(kernel.total_ns for kernel in seen.kernels if kernel.operator == "grouped_gemm")
         if grouped and seen.shares.span_ns:
-            gain = _bound(grouped / seen.shares.span_ns * (1 - 1 / heaviest), seen, "if the ranks' load is even")
+            lost = grouped / seen.shares.span_ns * (1 - 1 / heaviest)
+            text, bounds = gain(seen.shares, seen.step_ns, 0.0, lost, "if the ranks' load is even")
     yield Finding(
         id="experts-unbalanced",
         severity=severity,
@@ -222,7 +290,10 @@ def _experts(seen: Aggregates) -> Iterator[Finding]:
         evidence=f"{max(row.tokens)} of {sum(row.tokens)} tokens over {len(row.tokens)} experts; "
         f"{above} of {len(uneven)} layers above {UNBALANCED} [derived]{by_rank}",
         advice=advice("experts-unbalanced", seen.stage),
-        gain=gain,
+        gain=text,
+        why=why("experts-unbalanced"),
+        lost=lost,
+        bounds=bounds,
     )
 
 
@@ -238,6 +309,7 @@ def _unfinished(seen: Aggregates) -> Iterator[Finding]:
         + " [measured]",
         advice="look which rank did not reach the call: ranks that take another branch, or that died before it",
         gain="",
+        why=why("collectives-unfinished"),
     )
 
 
@@ -251,6 +323,7 @@ def _quantisation(seen: Aggregates) -> Iterator[Finding]:
                 evidence=f"{row.format}, {row.calls} calls, {row.elements} elements [measured]",
                 advice="find the first step in which it happens, and what feeds the tensor",
                 gain="",
+                why=why("quantisation-nonfinite"),
             )
             break
     clipped = [row for row in seen.quantisation if row.elements and row.saturated > 0.01 * row.elements]
@@ -263,6 +336,7 @@ def _quantisation(seen: Aggregates) -> Iterator[Finding]:
             evidence=f"{row.saturated} of {row.elements} elements, {row.format}, {row.calls} calls [measured]",
             advice="scale by the block's own amax, or with smaller blocks",
             gain="",
+            why=why("quantisation-saturated"),
         )
 
 
@@ -275,11 +349,12 @@ def _unknown(seen: Aggregates) -> Iterator[Finding]:
     longest = sorted(unknown, key=lambda kernel: -kernel.total_ns)[:3]
     yield Finding(
         id="unknown-kernels",
-        severity=_severity(lost / total, 0.20, 0.05),
+        severity=severity_of(lost / total, 0.20, 0.05),
         what=f"{lost / total:.1%} of the kernels' time is in kernels that no rule knows",
         evidence=", ".join(f"{kernel.name}: {_time(kernel.total_ns)}" for kernel in longest) + " [derived]",
         advice="add rules for them in a TOML file; until then they count neither as compute nor as communication",
         gain="",
+        why=why("unknown-kernels"),
     )
 
 
@@ -293,6 +368,7 @@ def _dropped(seen: Aggregates) -> Iterator[Finding]:
         evidence="sum of `dropped` in the log [measured]",
         advice="record less (--collect, --ranks, a smaller --budget) or give the sidecar a free core",
         gain="",
+        why=why("events-dropped"),
     )
 
 
@@ -306,28 +382,27 @@ def _coverage(seen: Aggregates) -> Iterator[Finding]:
         evidence="recorded windows over the time looked at; shares are those of the windows [derived]",
         advice="record more of it with --budget full, or a few steps in full with --steps A:B",
         gain="",
+        why=why("coverage-low"),
     )
 
 
-_RULES: Final = (_unfinished, _exposed, _straggler, _experts, _idle, _quantisation, _unknown, _dropped, _coverage)
-
-
-def _severity(value: float, high: float, medium: float) -> Severity:
-    return "high" if value >= high else "medium" if value >= medium else "low"
-
-
-def _bound(share: float, seen: Aggregates, condition: str) -> str:
-    per_step = f", {_time(share * seen.step_ns)} a step" if seen.step_ns else ""
-    return f"at most {share:.1%} of the time{per_step}, {condition}"
-
-
-def duration_text(ns: float) -> str:
-    """A duration for people: three digits and its unit."""
-    return _time(ns)
+_RULES: Final = (
+    _unfinished,
+    _exposed,
+    many_units,
+    _straggler,
+    _experts,
+    _idle,
+    casts,
+    layout,
+    decode_memory,
+    clock_falls,
+    _quantisation,
+    _unknown,
+    _dropped,
+    _coverage,
+)
 
 
 def _time(ns: float) -> str:
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if ns >= size:
-            return f"{ns / size:.3g} {unit}" if ns < 1000 * size else f"{ns / size:.0f} {unit}"
-    return f"{ns:.0f} ns"
+    return duration_text(ns)

@@ -302,8 +302,8 @@ def _findings(findings: list[dict[str, Any]], width: int | None) -> Any:
         text.append(_hanging(what, "", width), style="bold").append("\n")
         if finding["evidence"]:
             text.append(" " * _INDENT + _hanging(finding["evidence"], "", width) + "\n", style="dim")
-        for label, key in (("try:  ", "try"), ("gain: ", "gain")):
-            if finding[key]:
+        for label, key in (("why:  ", "why"), ("try:  ", "try"), ("gain: ", "gain")):
+            if finding.get(key):
                 text.append(" " * _INDENT).append(label, style="cyan")
                 text.append(_hanging(finding[key], label, width) + "\n")
     return text

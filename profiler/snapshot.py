@@ -7,7 +7,7 @@ any process, and a number has one way from event to screen. Durations are ns, sh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 Evidence = Literal["measured", "derived", "inferred", "modelled"]
 
@@ -216,17 +216,46 @@ class Timeline:
     note: str = ""
 
 
+Severity: TypeAlias = Literal["high", "medium", "low"]
+
+
+def severity_of(value: float, high: float, medium: float) -> Severity:
+    """How grave a loss is, from the two values that it takes."""
+    return "high" if value >= high else "medium" if value >= medium else "low"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a change brings at least and at most: shares of the time looked at, and ns.
+
+    per: ns are of a step, of a rank over the whole source, or summed over all devices of the source
+    """
+
+    low_share: float
+    high_share: float
+    low_ns: float
+    high_ns: float
+    per: Literal["step", "rank", "source"]
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that costs time: what, how much of the span, and what to try."""
+    """Something that costs time: what, how much of the span, and what to try.
+
+    why: what makes it cost time; lost: share of the time looked at, None where it is not time that is lost; bounds: of
+    the gain, None where nothing recorded bounds it
+    """
 
     id: str
-    severity: Literal["high", "medium", "low"]
+    severity: Severity
     what: str
     evidence: str
     advice: str
     gain: str
     start_ns: int | None = None
+    why: str = ""
+    lost: float | None = None
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True, slots=True)

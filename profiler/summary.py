@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moescope.collectors.schema import EVIDENCE
 from moescope.profiler.breakdown_rows import operator_rows, overlap_rows
+from moescope.profiler.device_facts import device_facts
 from moescope.profiler.errors import NoData
 from moescope.profiler.findings import aggregates_of, as_rows
 from moescope.profiler.intervals import length
@@ -200,6 +201,7 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep, places: Placement
         "kernels": int(counts.sum()),
         "coverage": coverage(recorded_windows(source, device.device).get(device.rank)),
         **machine.keys,
+        **device_facts(source, device, swept),
         "phases": [
             {
                 "name": phase.name,

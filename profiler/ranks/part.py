@@ -269,6 +269,7 @@ def aggregates(part: Part, *, finished: bool) -> Aggregates:
         worst_exposed_ns=None,
         recorded_ns=sum(rank.seen_recorded_ns for rank in ranks),
         extent_ns=whole,
+        devices=tuple(device for rank in ranks for device in rank.devices),
         stage=steps.stage,
         steps=steps,
     )

@@ -55,6 +55,7 @@ def _detail(seen: Snapshot, finding: Finding, width: int) -> list[Line]:
     parts = (
         ("What", finding.what),
         ("Evidence", finding.evidence),
+        *((("Why", finding.why),) if finding.why else ()),
         ("Try", finding.advice),
         ("Gain", finding.gain or f"{UNKNOWN}  nothing recorded bounds it"),
         ("Where", where),
