@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.collectors.schema import THROTTLED
 from moescope.profiler.intervals import subtract
 from moescope.profiler.labels import labels_in
 from moescope.profiler.overlap import DeviceKernels, Sweep, counted_ns
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 SHORT_GAP_NS: Final = 50_000
 """A gap this short is one between launches; what waits for input or another rank waits longer."""
 
+_SAMPLED: Final = ["host", "device", "t_ns", "clock_hz", "power_w", "throttle"]
 PRODUCTS: Final = ("gemm", "grouped_gemm")
 
 
@@ -77,7 +79,7 @@ def _next_other(casts: NDArray[np.bool_], streams: NDArray[Any]) -> NDArray[np.i
 
 def _clock(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
     """Samples of the device's clock while its kernels ran: the mean, and that of the first and the last third."""
-    samples = source.table("device_samples").select(["host", "device", "t_ns", "clock_hz", "power_w"]).to_pylist()
+    samples = source.table("device_samples").select(_SAMPLED).to_pylist()
     host = host_of(source, device.rank)
     own = [
         row
@@ -102,6 +104,31 @@ def _clock(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any
             "last_hz": float(values[-third:].mean()),
             "samples": len(values),
             **({"power_w": float(np.mean(powers))} if powers else power),
+            **_held(own),
             "evidence": "measured",
         }
+    }
+
+
+def _held(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Share of the samples in which something holds the clock back, by what, and the clocks then and otherwise."""
+    told = [row for row in samples if row["throttle"] is not None]
+    if not told:
+        return {"held_share": None, "held_share_reason": "its samples do not tell what holds the clock"}
+    by: dict[str, int] = {}
+    held: list[int] = []
+    free: list[int] = []
+    for row in told:
+        words = [word for word in (part.strip() for part in row["throttle"].split(",")) if word in THROTTLED]
+        (held if words else free).append(row["clock_hz"])
+        for word in words:
+            by[word] = by.get(word, 0) + 1
+    clocks: dict[str, Any] = {}
+    for key, values in (("held_hz", held), ("free_hz", free)):
+        known = {key: float(np.mean(values))} if values else {key: None, f"{key}_reason": "no sample of it"}
+        clocks |= known
+    return {
+        "held_share": len(held) / len(told),
+        "held_by": {word: count / len(told) for word, count in sorted(by.items(), key=lambda one: -one[1])},
+        **clocks,
     }

@@ -10,6 +10,7 @@ from moescope.profiler.advice import advice, why
 from moescope.profiler.findings_devices import (
     casts,
     clock_falls,
+    clock_held,
     decode_memory,
     exposed_operators,
     layout,
@@ -397,6 +398,7 @@ _RULES: Final = (
     layout,
     decode_memory,
     clock_falls,
+    clock_held,
     _quantisation,
     _unknown,
     _dropped,

@@ -26,6 +26,7 @@ LAYOUT: Final = 0.05
 MEMORY_BOUND: Final = 0.3
 SLOWER: Final = 0.95
 SAMPLES: Final = 6
+HELD: Final = 0.05
 LAYOUT_OPERATORS: Final = ("routing", "index", "sort")
 _NAME: Final = 80
 
@@ -172,6 +173,32 @@ def clock_falls(seen: Aggregates) -> Iterator[Finding]:
         gain=text,
         why=why("clock-falls"),
         lost=slower * computes,
+        bounds=bounds,
+    )
+
+
+def clock_held(seen: Aggregates) -> Iterator[Finding]:
+    """A device whose clock is held back by power or heat."""
+    told = [one for one in seen.devices if one["clock"] is not None and one["clock"]["held_share"] is not None]
+    one = max(told, key=lambda entry: entry["clock"]["held_share"], default=None)
+    if one is None or one["clock"]["samples"] < SAMPLES or one["clock"]["held_share"] < HELD:
+        return
+    clock, computes = one["clock"], one["compute_us"] / max(one["span_us"], 1e-9)
+    by = ", ".join(f"{word} in {share:.0%}" for word, share in clock["held_by"].items())
+    clocks, text, bounds, lost = "", "", None, None
+    if clock["held_hz"] and clock["free_hz"] and clock["free_hz"] > clock["held_hz"]:
+        lost = computes * clock["held_share"] * (1 - clock["held_hz"] / clock["free_hz"])
+        clocks = f"; {clock['held_hz'] / 1e6:.0f} MHz then, {clock['free_hz'] / 1e6:.0f} MHz otherwise"
+        text, bounds = gain(seen.shares, seen.step_ns, 0.0, lost, "if nothing holds its clock")
+    yield Finding(
+        id="clock-held",
+        severity=severity_of(clock["held_share"], 0.5, 0.2),
+        what=f"The clock of rank {one['rank']}'s device is held back in {clock['held_share']:.0%} of its samples",
+        evidence=f"{by}{clocks}; {clock['samples']} samples [measured]",
+        advice=advice("clock-falls", seen.stage),
+        gain=text,
+        why=why("clock-falls"),
+        lost=lost,
         bounds=bounds,
     )
 

@@ -28,7 +28,7 @@ DECODE = {
     "ridge_dtype": "fp8", "memory_bound_share": 0.7, "bandwidth_share": None, "batch": 32.0, "gaps": None,
 }  # fmt: skip
 GAPS = {"count": 100, "short_count": 90, "short_us": 90.0, "longest_us": 10.0}
-CLOCK = {"samples": 9, "first_hz": 2e9, "last_hz": 2e9, "mean_hz": 2e9, "power_w": None}
+CLOCK = {"samples": 9, "first_hz": 2e9, "last_hz": 2e9, "mean_hz": 2e9, "power_w": None, "held_share": None}
 CASTS = {"us": 0.0, "before_products": 0, "before_products_us": 0.0}
 
 
@@ -127,6 +127,21 @@ def test_a_clock_that_falls_is_told_from_enough_samples(clock: dict[str, Any] | 
         assert bounds.high_share == pytest.approx(0.1 * 0.99)
 
 
+HELD = {"held_share": 0.4, "held_by": {"power cap": 0.4}, "held_hz": 1.5e9, "free_hz": 2e9}
+
+
+@pytest.mark.parametrize(
+    ("clock", "lost"),
+    [({}, 0.99 * 0.4 * 0.25), ({"free_hz": None}, None), ({"held_share": 0.04}, -1), ({"samples": 5}, -1)],
+)
+def test_a_clock_that_is_held_back_is_told_with_what_holds_it(clock: dict[str, Any], lost: float | None) -> None:
+    found = _found(HEALTHY, clock=CLOCK | HELD | clock)
+    assert set(found) == (set() if lost == -1 else {"clock-held"})
+    if lost != -1:
+        assert "power cap in 40%" in found["clock-held"].evidence
+        assert found["clock-held"].lost == (lost if lost is None else pytest.approx(lost))
+
+
 def test_kernels_that_only_move_rows_are_told_from_a_twentieth_of_the_time_on() -> None:
     def seen(index: int, copies: int) -> Aggregates:
         rows = (
@@ -205,6 +220,12 @@ def test_gaps_and_clock_are_those_between_the_first_kernel_and_the_last() -> Non
     assert told == {"count": 2, "short_count": 1, "short_us": 20, "longest_us": 100, "median_us": 20}
     assert (rank["clock"]["first_hz"], rank["clock"]["last_hz"], rank["clock"]["samples"]) == (2000, 1000, 2)
     assert _summary(rows)["ranks"][0]["clock"] is None
+    assert rank["clock"]["held_share"] is None
+    words = ["", "power cap, thermal (software)", "idle"]
+    told = [samples[0] | {"t_ns": at, "throttle": word} for at, word in enumerate(words)]
+    clock = _summary(rows, told)["ranks"][0]["clock"]
+    assert clock["held_by"] == {"power cap": pytest.approx(1 / 3), "thermal (software)": pytest.approx(1 / 3)}
+    assert (clock["held_share"], clock["held_hz"]) == (pytest.approx(1 / 3), 2000)
 
 
 # -- what rests on a comparison of ranks

@@ -93,7 +93,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
         forbidden=forbidden,
         untimed=untimed,
         notes=tuple(_notes(left, right)),
-        figures=rows(left.figures, right.figures, absent),
+        figures=rows(left.figures, right.figures, Measure(None, None)),
         phases=rows(left.phases, right.phases, Measure(None, None)),
         operators=rows(left.operators, right.operators, absent),
         overlap_points=(right.overlap or 0) - (left.overlap or 0) if both_known else None,
@@ -148,6 +148,8 @@ def _forbidden(a: Side, b: Side) -> Iterator[str]:
 def _notes(a: Side, b: Side) -> Iterator[str]:
     if not a.steps and not b.steps:
         yield "Neither is compared by steps: times are of whole sources, so they differ where these differ in length."
+        if "step" in a.figures and "step" in b.figures:
+            yield "A step is the median decode step of the slowest rank, as the summary finds it."
     if bool(a.stage) != bool(b.stage) and (a.steps and b.steps):
         yield f"Only {'A' if a.stage else 'B'} tells its stage ({a.stage or b.stage})."
     if bool(a.hardware) != bool(b.hardware):

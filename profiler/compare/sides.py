@@ -176,7 +176,14 @@ def _of_whole(summary: dict[str, Any]) -> _Held:
     return _Held(
         medians=False,
         figures={"span": Measure(total["span_us"] / len(ranks), 1.0)}
+        | _decode_step(ranks)
         | {name: Measure(total[key] / len(ranks), total[key] / total["span_us"]) for name, key in names.items()},
         phases=phases,
         operators=summed(operators, lambda row: (row["class"], row["kind"]), "busy_us"),
     )
+
+
+def _decode_step(ranks: Sequence[dict[str, Any]]) -> dict[str, Measure]:
+    """The median decode step of the slowest rank, where every rank tells or lets infer its steps."""
+    steps = [rank["decode"]["step_us"] for rank in ranks if rank.get("decode") is not None]
+    return {"step": Measure(max(steps), None)} if steps and len(steps) == len(ranks) else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from moescope.profiler.compare.differences import Comparison, Difference
 from moescope.profiler.compare.sides import Measure, Side
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 UNKNOWN: Final = "–"
 _ROWS: Final = 12
 _PLAIN_WIDTH: Final = 120
-_MARKS: Final = {"beyond": "", "within": "~ noise", "unknown": "?"}
+_MARKS: Final = {"beyond": "", "within": "~", "unknown": "?"}
 _ORDER: Final = ("step", "span", "exposed", "overlapped", "comm", "compute", "memory", "unknown", "idle", "busy")
 
 
@@ -40,8 +40,8 @@ def render_comparison(found: Comparison, judged: Sequence[Judged], console: Cons
         line(f"WARNING: {found.untimed}: only shares are compared.", "bold")
     of = "step" if found.per_step else "whole source"
     console.print()
-    console.print(_figures(found, of))
-    for title, table in (("Phases", _phases(found)), ("Operators", _operators(found))):
+    console.print(_figures(found, of, console))
+    for title, table in (("Phases", _phases(found, console)), ("Operators", _operators(found, console))):
         if table.row_count:
             console.print()
             line(title if found.forbidden else f"{title}, those that differ most first", "bold")
@@ -125,45 +125,69 @@ def _about(side: Side) -> str:
     return f"{side.name}: {', '.join(parts)}"
 
 
-def _figures(found: Comparison, of: str) -> Table:
-    table = _table(f"mean device, {of}", "A", "B", "difference", "", "A share", "B share", "")
+def _figures(found: Comparison, of: str, console: Console) -> Table:
+    columns = (f"mean device, {of}", "A", "B", "difference", "", "A share", "B share", "")
+    rows: list[tuple[str, ...]] = []
     for name in _ORDER:
         row = found.figures.get(name)
         if row is None or (name == "unknown" and not row.a.us and not row.b.us):
             continue
         word = {"exposed": "exposed comm", "overlapped": "overlapped comm", "memory": "memory copies"}.get(name, name)
         shares = ("", "") if name in ("step", "span") else (_share(row.a), _share(row.b))
-        _row(table, word, *_times(row), *shares, _mark(row))
+        rows.append((word, *_times(row), *shares, _mark(row)))
     both = (found.a.overlap, found.b.overlap)
     points = "" if found.overlap_points is None else f"{found.overlap_points * 100:+.1f} pp"
-    _row(table, "overlap", *("–" if one is None else f"{one:.1%}" for one in both), points, "", "", "", "")
-    return table
+    rows.append(("overlap", *("–" if one is None else f"{one:.1%}" for one in both), points, "", "", "", ""))
+    return _fitted(console, columns, rows, (5, 6))
 
 
-def _phases(found: Comparison) -> Table:
+def _phases(found: Comparison, console: Console) -> Table:
     figures = ("busy", "exposed") if found.per_step else ("comm", "exposed")
     titles = {"busy": "device time", "comm": "comm", "exposed": "exposed"}
     columns = [text for figure in figures for text in (f"{titles[figure]} A", "B", "difference", "")]
-    table = _table("phase", *columns)
     names = list(dict.fromkeys(name for name, _ in found.phases))
 
     def size(name: str) -> tuple[float, float]:
         return max(_size(found.phases.get((name, figure))) for figure in figures)
 
+    rows = []
     for name in sorted(names, key=size, reverse=True)[:_ROWS]:
         cells: list[str] = []
         for figure in figures:
             row = found.phases.get((name, figure))
             cells += [UNKNOWN, UNKNOWN, "", ""] if row is None else [*_times(row)[:3], _mark(row)]
-        _row(table, name, *cells)
-    return table
+        rows.append((name, *cells))
+    return _fitted(console, ("phase", *columns), rows, (1, 2, 3, 4))
 
 
-def _operators(found: Comparison) -> Table:
-    table = _table("operator", "kind", "A", "B", "difference", "", "A share", "B share", "")
-    rows = sorted(found.operators.items(), key=lambda item: _size(item[1]), reverse=True)
-    for (operator, kind), row in rows[:_ROWS]:
-        _row(table, operator, kind, *_times(row), _share(row.a), _share(row.b), _mark(row))
+def _operators(found: Comparison, console: Console) -> Table:
+    columns = ("operator", "kind", "A", "B", "difference", "", "A share", "B share", "")
+    ordered = sorted(found.operators.items(), key=lambda item: _size(item[1]), reverse=True)
+    rows = [
+        (operator, kind, *_times(row), _share(row.a), _share(row.b), _mark(row))
+        for (operator, kind), row in ordered[:_ROWS]
+    ]
+    return _fitted(console, columns, rows, (1, 6, 7))
+
+
+def _fitted(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[int]) -> Table:
+    """A table of plain text; where the terminal is too narrow for it, without the columns that can be spared.
+
+    A `[` in a name is no markup.
+    """
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
+    for left_out in ((), tuple(spare)):
+        table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
+        kept = [at for at in range(len(columns)) if at not in left_out]
+        for at in kept:
+            table.add_column(columns[at], justify="left" if at == 0 else "right", no_wrap=at > 0, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(printable(row[at])) for at in kept))
+        if Measurement.get(console, console.options.update(width=1000), table).maximum <= console.width:
+            break
     return table
 
 
@@ -192,7 +216,7 @@ def _legend(found: Comparison) -> Iterable[str]:
         how = "medians over whole steps" if found.a.medians else "shares of the recorded time, times the median step"
         yield f"Figures are {how} [derived]."
     if any(row.verdict == "within" for row in rows):
-        yield "~ noise: no more than steps scatter inside a run (95 %); two runs of one program may differ by more."
+        yield "~: no more than steps scatter inside a run (95 %); two runs of one program may differ by more."
     if any(row.verdict == "unknown" and row.change_us for row in rows):
         yield "?: too few steps, or none, to tell how far it scatters."
 
@@ -215,19 +239,3 @@ def _signed(us: float | None) -> str:
     if us is None:
         return UNKNOWN
     return f"{'+' if us > 0 else '-' if us < 0 else '±'}{_time(abs(us))}"
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="left" if at == 0 else "right", no_wrap=at > 0, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: Any) -> None:
-    """A row of plain text: a `[` in a name is no markup."""
-    from rich.text import Text
-
-    table.add_row(*(Text(printable(str(cell))) for cell in cells))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from moescope.profiler.commands.main import main
+from moescope.profiler.compare.differences import compare
+from moescope.profiler.compare.text import render_comparison
 from tests.compare.runs import summary
 
 DATA = Path(__file__).parents[1] / "data"
@@ -98,3 +102,21 @@ def test_different_devices_are_said_aloud(run: Callable[..., Called]) -> None:
     assert (
         "%" not in next(line for line in out.splitlines() if line.startswith("compute ")).split("–")[0].split("ms")[1]
     )
+
+
+def test_decode_steps_that_the_summary_finds_are_compared_where_none_are_told(run: Callable[..., Called]) -> None:
+    code, out, _ = run(DECODE, DECODE, "--json", "--fail-if", "step>+1%", "--fail-if", "step<7ms")
+    step = next(row for row in json.loads(out)["figures"] if row["name"] == "step")
+    assert code == 0
+    assert (round(step["a_us"], 2), step["change_us"]) == (7505.11, 0)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_names_stand_whole_on_terminals_of_any_width(sides: tuple[Path, Path], width: int) -> None:
+    file = io.StringIO()
+    found = compare(*(json.loads(path.read_text()) for path in sides))
+    render_comparison(found, [], Console(file=file, width=width, force_terminal=True, color_system=None))
+    lines = file.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines)
+    for name in ("dispatch(F) ", "all_to_all ", "exposed comm "):
+        assert any(line.startswith(name) and "+10.0 µs" in line for line in lines)
