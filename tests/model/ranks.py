@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+MODEL = "moescope.instrumented_model.__main__"
 
 
 def _meeting_point(count: int) -> dict[str, str]:
@@ -22,10 +24,12 @@ def _meeting_point(count: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
 
 
-def start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[str]]:
-    """Python on `command` in `count` processes of one thread each; the caller ends them."""
+def spawned_ranks(command: Sequence[str], count: int = 2, timeout_s: float = 150) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each of `count` ranks that start as interpreters of their own: a recorder only
+    sees such. Killed where they take longer.
+    """
     shared = os.environ | _meeting_point(count)
-    return [
+    processes = [
         subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
@@ -36,10 +40,6 @@ def start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[str
         )
         for r in range(count)
     ]
-
-
-def finish_ranks(processes: list[subprocess.Popen[str]], timeout_s: float = 150) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each, killed where they take longer."""
     try:
         outputs = [p.communicate(timeout=timeout_s) for p in processes]
     finally:
@@ -48,20 +48,20 @@ def finish_ranks(processes: list[subprocess.Popen[str]], timeout_s: float = 150)
     return [(p.returncode, *o) for p, o in zip(processes, outputs, strict=True)]
 
 
-def run_ranks(command: Sequence[str], count: int = 2) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each of `count` ranks."""
-    return finish_ranks(start_ranks(command, count))
-
-
 class ForkedRank:
-    """A rank that runs the model's command line in a process of its own, forked from one that has imported it."""
+    """A rank that runs a module as a program in a process of its own, forked from one that has imported the model:
+    importing it anew in every rank would take longer than most tests do. What it prints must fit into a pipe, 64 KiB,
+    where nobody reads before it ends.
+    """
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(self, module: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["moescope.instrumented_model.__main__"])
+        context.set_forkserver_preload([MODEL])
         out, its_out = context.Pipe(duplex=False)
         err, its_err = context.Pipe(duplex=False)
-        self.process = context.Process(target=_run_forked, args=(list(arguments), environment, its_out, its_err))
+        self.process = context.Process(
+            target=_run_forked, args=(module, list(arguments), environment, its_out, its_err)
+        )
         self.process.start()
         its_out.close()
         its_err.close()
@@ -88,16 +88,28 @@ class ForkedRank:
             return code, self._out.read(), self._err.read()
 
 
-def fork_ranks(arguments: Sequence[str], count: int) -> list[ForkedRank]:
-    """`python -m moescope.instrumented_model ARGUMENTS…` on `count` ranks; the caller finishes them all."""
+def fork_ranks(arguments: Sequence[str], count: int, module: str = MODEL) -> list[ForkedRank]:
+    """`python -m MODULE ARGUMENTS…` on `count` ranks; the caller finishes them all."""
     shared = _meeting_point(count)
-    return [ForkedRank(arguments, shared | {"RANK": str(r)}) for r in range(count)]
+    return [ForkedRank(module, arguments, shared | {"RANK": str(r)}) for r in range(count)]
 
 
-def _run_forked(arguments: list[str], environment: dict[str, str], out: Connection, err: Connection) -> None:
+def run_ranks(
+    arguments: Sequence[str], count: int = 2, module: str = MODEL, timeout_s: float = 150
+) -> list[tuple[int | None, str, str]]:
+    """Exit code, stdout and stderr of each of `count` ranks; None for the code of one that was killed as it took
+    longer."""
+    ranks = fork_ranks(arguments, count, module)
+    return [rank.finish(timeout_s) for rank in ranks]
+
+
+def _run_forked(
+    module: str, arguments: list[str], environment: dict[str, str], out: Connection, err: Connection
+) -> None:
     os.environ.update(environment)
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
-    from moescope.instrumented_model.__main__ import main
-
-    sys.exit(main(arguments))
+    sys.argv[1:] = arguments
+    # As a program, however often the process that this one was forked from has imported it.
+    sys.modules.pop(module, None)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -175,14 +175,14 @@ def _rank_main() -> None:
 
 
 def test_two_ranks_equal_the_dense_mixture_and_both_schedules_agree() -> None:
-    for code, out, err in run_ranks(["-m", "tests.model.test_exchange"]):
+    for code, out, err in run_ranks([], module="tests.model.test_exchange"):
         assert code == 0, err
         assert out.count("held") == len(CHECKS)
 
 
 @pytest.mark.parametrize("stage", ["train", "prefill", "decode"])
 def test_the_program_runs_on_two_ranks_and_rank_0_alone_talks(stage: str) -> None:
-    command = ["-m", "moescope.instrumented_model", stage, "--steps", "2", "--link", "1GB/s:10us"]
+    command = [stage, "--steps", "2", "--link", "1GB/s:10us"]
     (code, out, err), (other_code, other_out, other_err) = run_ranks(command)
     assert code == 0, err
     assert other_code == 0, other_err
@@ -195,14 +195,13 @@ def test_the_program_runs_on_two_ranks_and_rank_0_alone_talks(stage: str) -> Non
 
 
 def test_what_cannot_work_is_one_line_and_exit_2() -> None:
-    model = ["-m", "moescope.instrumented_model", "train"]
     for arguments, count, words in (
         ([], 3, "3 ranks do not divide 8 experts"),
         (["--size", "huge"], 1, "choose one of"),
         (["--link", "fast"], 1, "1GB/s:50us"),
         (["--steps", "0"], 1, "--steps"),
     ):
-        for code, out, err in run_ranks(model + arguments, count):
+        for code, out, err in run_ranks(["train", *arguments], count):
             assert code == 2
             assert out == ""
             assert len(err.splitlines()) == 1

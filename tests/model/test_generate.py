@@ -61,7 +61,7 @@ def test_generated_text_is_that_of_the_model_without_a_cache(saved: Path, capsys
     first, _, generated = capsys.readouterr().out.partition("\n")
     assert "generate" in first
     assert generated == wanted
-    command = ["-m", "moescope.instrumented_model", "generate", "--checkpoint", str(saved), "--max-new", str(NEW)]
+    command = ["generate", "--checkpoint", str(saved), "--max-new", str(NEW)]
     (code, out, err), (other_code, other_out, other_err) = run_ranks([*command, "--link", "none", *arguments])
     assert (code, other_code, other_out) == (0, 0, ""), err + other_err
     assert out.partition("\n")[2] == wanted

@@ -122,7 +122,7 @@ def _check_training(ranks: Ranks) -> None:
 
 
 def test_gradients_of_two_pipelined_ranks_equal_those_of_the_model_in_one_piece() -> None:
-    for code, out, err in run_ranks(["-m", "tests.model.test_pipeline"]):
+    for code, out, err in run_ranks([], module="tests.model.test_pipeline"):
         assert code == 0, err
         assert (out.count("held"), out.count("trained")) == (2, 1)
 

@@ -137,7 +137,7 @@ def _rank_main() -> None:
 
 
 def test_all_ranks_hash_the_same_plan_and_logits_are_those_without_replicas() -> None:
-    for code, out, err in run_ranks(["-m", "tests.model.test_redundant_experts"], RANKS):
+    for code, out, err in run_ranks([], RANKS, "tests.model.test_redundant_experts"):
         assert code == 0, err
         assert out == "held\n"
 
@@ -158,8 +158,8 @@ def test_a_command_says_what_replicas_did(command: list[str]) -> None:
 
 
 TARGET = f"""
-from tests.model.ranks import run_ranks
-(code, out, err), _ = run_ranks(["-m", "moescope.instrumented_model", "prefill", "--steps", "2", *{OPTIONS}])
+from tests.model.ranks import spawned_ranks
+(code, out, err), _ = spawned_ranks(["-m", "moescope.instrumented_model", "prefill", "--steps", "2", *{OPTIONS}])
 print(out, err)
 raise SystemExit(code)
 """

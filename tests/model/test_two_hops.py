@@ -149,7 +149,7 @@ def _rank_main() -> None:
 
 
 def test_two_hops_equal_the_dense_mixture_and_conserve_bytes_on_every_link() -> None:
-    for code, out, err in run_ranks(["-m", "tests.model.test_two_hops"], RANKS):
+    for code, out, err in run_ranks([], RANKS, "tests.model.test_two_hops"):
         assert code == 0, err
         assert out == "held\n"
 
