@@ -21,6 +21,7 @@ def told(found: Projected, name: str) -> dict[str, Any]:
     """The answer. name: of the source"""
     nodes = found.nodes
     ranks = sorted({lane.rank for lane in nodes.lanes})
+    on_cpu = all(lane.on_cpu for lane in nodes.lanes)
     peers = nodes.reason and f"{nodes.reason}: waiting for other ranks is taken for transfer"
     return {
         "schema": 1,
@@ -32,8 +33,8 @@ def told(found: Projected, name: str) -> dict[str, Any]:
             "replay_error_us": _us(found.replay_error_ns),
             "waits": found.waits,
             "late_kernels": found.late,
-            "late_us": _us(found.late_ns),
-            "late": "time in which nothing ran and that no recorded dependency explains: the host was late",
+            # Time in which nothing ran and that no recorded dependency explains: the host was late.
+            **_or_reason("late_us", None if on_cpu else _us(found.late_ns), "threads have gaps of their own"),
             **_or_reason("collectives", len(nodes.meetings) or None, peers or "none was matched"),
             "clock_error_us": _us(round(nodes.clock_error_ns)),
         },
@@ -44,6 +45,7 @@ def told(found: Projected, name: str) -> dict[str, Any]:
             "kernels": len(nodes),
             "kernels_left_out": nodes.left_out,
             **_or_reason("step_us", None if found.step_ns is None else _us(found.step_ns), NO_STEP),
+            **_or_reason("step_spread", _spread(found), NO_STEP if found.step_ns is None else "fewer than four steps"),
             "evidence": "measured",
         },
         "scenarios": [_scenario(one, found) for one in found.projections]
@@ -78,6 +80,13 @@ def _scenario(one: Projection, found: Projected) -> dict[str, Any]:
         },
         "evidence": "modelled",
     }
+
+
+def _spread(found: Projected) -> dict[str, float] | None:
+    if found.step_spread is None:
+        return None
+    low, high = found.step_spread
+    return {"lower_quartile": round(low, 6), "upper_quartile": round(high, 6)}
 
 
 def _no_step(found: Projected) -> str:

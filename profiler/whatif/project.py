@@ -66,7 +66,8 @@ class Projection:
 class Projected:
     """All of it; times ns. span_ns: recorded; replay_error_ns: how far the replay of unchanged durations is from it;
     waits: between lanes that were found; late, late_ns: kernels that nothing recorded explains the start of, and for
-    how long their devices waited; step_ns: median step recorded; together: of `joined`, re-run as one"""
+    how long their devices waited; step_ns, step_spread: median step recorded and its quartiles
+    over it, less 1, None where they are not known; together: of `joined`, re-run as one"""
 
     nodes: Nodes
     span_ns: int
@@ -75,6 +76,7 @@ class Projected:
     late: int
     late_ns: int
     step_ns: float | None
+    step_spread: tuple[float, float] | None
     projections: tuple[Projection, ...]
     untold: tuple[Scenario, ...]
     joined: tuple[str, ...]
@@ -163,6 +165,7 @@ def project(source: Source, comm_sms: Iterable[int] = (), link_factors: Iterable
         late=len(late),
         late_ns=_late_ns(nodes, waits),
         step_ns=borders.median(nodes.starts, nodes.ends),
+        step_spread=borders.spread(nodes.starts, nodes.ends),
         projections=projections,
         untold=tuple(one for one in scenarios if one.change is None),
         joined=tuple(one.id for one in joined),
@@ -195,7 +198,8 @@ def _projection(runs: Runs, borders: Borders, scenario: Scenario, change: Change
 
     done = runs.run(BETWEEN, change.between, hidden=change.hidden)
     estimate = span_of(nodes, done.starts, done.ends)
-    bounds = [spans(one, factors) for one in EXTREMES for factors in (change.least, change.most)]
+    extremes = (change.least, change.most)[: 1 if np.array_equal(change.least, change.most) else 2]
+    bounds = [spans(one, factors) for one in EXTREMES for factors in extremes]
     low, high = min(estimate, *bounds), max(estimate, *bounds)
     touched = change.touched
     return Projection(

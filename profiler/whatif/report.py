@@ -71,7 +71,7 @@ def _notes(answer: dict[str, Any]) -> list[str]:
     notes = [
         "Gains are shares of the recorded span. Scenarios rest on the same time: their gains must not be added up.",
         f"Replay of the unchanged graph: off by {time_text(model['replay_error_us'])} at most; {model['waits']:,} "
-        f"waits between streams or threads; {time_text(model['late_us'])} without any kernel are explained by none.",
+        f"waits between streams or threads{_late(model)}.",
         f"Bounds are {model['bounds'].removeprefix('low and high: ')}.",
     ]
     if model["collectives"] is None:
@@ -81,8 +81,20 @@ def _notes(answer: dict[str, Any]) -> list[str]:
             f"Collectives: {model['collectives']:,} matched across ranks end together; clocks are within "
             f"{time_text(model['clock_error_us'])}."
         )
+    if recorded["step_spread"] is not None:
+        spread = recorded["step_spread"]
+        notes.append(
+            f"Recorded steps lie {spread['lower_quartile']:+.1%} to {spread['upper_quartile']:+.1%} from their median "
+            "(quartiles): bounds leave that out, and no projection of one run is surer."
+        )
     if recorded["kernels_left_out"]:
         notes.append(
             f"{recorded['kernels_left_out']:,} kernels lie outside of what all ranks recorded and are left out."
         )
     return notes
+
+
+def _late(model: dict[str, Any]) -> str:
+    if model["late_us"] is None:
+        return ""
+    return f"; {time_text(model['late_us'])} without any kernel are explained by none"

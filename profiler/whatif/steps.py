@@ -50,6 +50,14 @@ class Borders:
         """The median step, None where no step lies wholly in a stretch."""
         return quantile_step(self.durations(starts, ends))
 
+    def spread(self, starts: Times, ends: Times) -> tuple[float, float] | None:
+        """The lower and upper quartile over the median step, less 1; None for fewer than four steps."""
+        found = self.durations(starts, ends)
+        median, low, high = (quantile_step(found, share) for share in (0.5, 0.25, 0.75))
+        if len(found) < 4 or not median or low is None or high is None:
+            return None
+        return low / median - 1, high / median - 1
+
 
 def borders_of(source: Source, nodes: Nodes) -> Borders:
     """Steps that lie wholly in one recorded stretch of a rank whose threads were recorded."""

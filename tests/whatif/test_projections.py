@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from moescope.profiler.source import open_source
 from moescope.profiler.summary import summarise
 from moescope.profiler.whatif.project import project
-from tests.live_recording import MemorySource
+from tests.live_recording import MemorySource, kernel, phase, step
 from tests.whatif.runs import H100, MS, gpu, projected, reason, scenario, source_of
 from tests.whatif.test_replay import runs, two_ranks
 
@@ -162,3 +162,24 @@ def test_one_link_domain_takes_the_slow_hop_at_the_fast_ones_rate() -> None:
     found = scenario(projected(source.add("transfers", told)), "one-link-domain")
     # The same bytes in 4 ms between nodes and 1 ms inside them.
     assert (found.gain.low, found.gain.high) == (0, 6 * MS)
+
+
+def test_an_emulated_wire_is_busy_from_its_exchange_on_and_never_ends_before_it() -> None:
+    wire = {"name": "emulated_link:all_to_all", "stream": "exchange", "evidence": "modelled"}
+    source = source_of(
+        kernel(0, 4 * MS),
+        kernel(4_050_000, 30_000, stream="exchange"),
+        kernel(4_200_000, MS, "comm", stream="pt_gloo_runloop"),
+        kernel(5_200_000, 9 * MS, "comm", **wire),
+        kernel(14_400_000, 5_600_000),
+    )
+    source.add("phases", [phase(1, "dispatch(F)", 4_040_000, 10_200_000) | {"thread": "exchange"}])
+    call = {"rank": 0, "call": 0, "op": "all_to_all", "group": "0", "group_ranks": "0,1", "phase_id": 1}
+    call |= {"issue_ns": 4_100_000, "start_ns": 4_200_000, "dur_ns": MS, "evidence": "measured"}
+    source.add("collectives", [call]).add("steps", [step(0, 0, 20 * MS)])
+    found = projected(source, link_factors=[2, 100])
+    # From the exchange's start at 4.2 ms the wire takes 10 ms; at twice the rate 5, and compute follows 0.2 ms later.
+    assert scenario(found, "link-x2").gain.estimate == 5 * MS
+    assert (found.step_ns, scenario(found, "link-x2").step_ns) == (20 * MS, 15 * MS)
+    # The exchange itself still takes its 1 ms.
+    assert scenario(found, "link-x100").gain.estimate == 9 * MS
