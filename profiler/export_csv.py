@@ -11,6 +11,7 @@ import numpy as np
 from moescope.collectors.schema import TABLES, arrow_schema
 from moescope.profiler.classify import classify_table
 from moescope.profiler.overlap import Bins, binned_overlap, kernels_by_device, recorded_windows, sweep
+from moescope.profiler.roofline.fill import with_work
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,7 +80,10 @@ def kernels_table(source: Source, window: tuple[int, int] | None = None) -> pa.T
     """`kernels` with the kind filled in by the classifier, and its operator class and rule."""
     import pyarrow as pa
 
-    kernels = _within(source.table("kernels"), "kernels", window)
+    kernels = source.table("kernels")
+    if source.state == "trace":
+        kernels = with_work(kernels)
+    kernels = _within(kernels, "kernels", window)
     kinds, operators, rules = classify_table(kernels)
     at = kernels.schema.get_field_index("kind")
     kernels = kernels.set_column(at, kernels.schema.field("kind"), pa.array(kinds, pa.string()))

@@ -56,15 +56,16 @@ def _clear(folder: Path) -> None:
 
 
 def write_recording(source: Source, folder: Path) -> None:
-    """Write every table of a source as a recording, a segment a table and rank."""
+    """Write every table of a source as a recording, a segment a table and rank; kernels with the work that is known."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from moescope.collectors.schema import META_FILE, TABLES, host_folder, rank_folder, segment_file
+    from moescope.profiler.roofline.fill import with_work
 
     folder.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
-        table = source.table(name)
+        table = with_work(source.table(name)) if name == "kernels" else source.table(name)
         if not table.num_rows:
             continue
         parts: dict[str, pa.Table] = {}
