@@ -137,7 +137,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("op", "string", "operation it belongs to"),
         ("bytes", "int64", "bytes"),
         ("start_ns", "int64", "start of the operation, ns since the epoch"),
-        ("dur_ns", "int64", "duration, ns; null where it never completed"),
+        ("dur_ns", "int64", "duration, ns; null where it never completed, or ends on a GPU: `kernels` then tell"),
         ("evidence", "string", "label of the times"),
     ),
     "unit_intervals": _columns(

@@ -161,10 +161,20 @@ class Calls:
         ended, self._ended = self._ended, []
         ranges, self._ranges = self._ranges, []
         if ended:
-            self._collectives(ended, batch)
+            seen = [one for one in ended if not self._ends_on_gpu(one)]
+            if seen:
+                self._collectives(seen, batch)
             self._transfers(ended, batch)
         if ranges:
             self._kernels(ranges, batch)
+
+    def _ends_on_gpu(self, one: _Ended) -> bool:
+        """Whether the host cannot tell when the call ended: it saw NCCL's kernel put into the queue, no more.
+
+        The kernel itself is in `kernels`; beside it a call of the wrong length would count twice.
+        """
+        told = self._origin.kernels_told or bool(self._origin.devices)
+        return told and one.dur_ns is not None and self._group(one.call.group).backend == "nccl"
 
     def _complete(self, number: int, done_ns: int, span: tuple[int, int] | None, tid: int, name: str) -> None:
         call = self._open.pop(number, None)
@@ -233,8 +243,9 @@ class Calls:
 
     def _transfers(self, ended: list[_Ended], batch: Batch) -> None:
         rows = [
-            (group.ranks[peer], group.hop, call.op, size, start, dur, measured)
-            for (_, call, start, dur, measured) in ended
+            (group.ranks[peer], group.hop, call.op, size, start, None if self._ends_on_gpu(one) else dur, measured)
+            for one in ended
+            for (_, call, start, dur, measured) in (one,)
             if call.sent
             for group in (self._group(call.group),)
             for peer, size in enumerate(call.sent)
