@@ -28,7 +28,7 @@ FIGURES: Final = ("busy", "compute", "comm", "overlapped", "exposed", "memory", 
 PHASES: Final = 32
 """Phases of a device that are kept, those with the longest kernels: names can be as many as ranges."""
 
-KEPT: Final = 128
+KEPT: Final = 64
 """Steps of a stage whose amounts are kept one by one, so that memory does not grow with the run."""
 
 WHOLE: Final = 0.99

@@ -20,6 +20,8 @@ PHASE_FIGURES: Final = ("busy", "comm", "exposed")
 _SUMMARY: Final = re.compile(rb'\s*\{\s*"schema"\s*:\s*1\s*,\s*"source"\s*:')
 _MEDIAN_ERROR: Final = 0.93
 """A median's standard error over its quartiles' distance / root of the count: 1.25 / 1.35 for a normal scatter."""
+_MOST: Final = 1e18
+"""No figure is greater: µs of thirty thousand years."""
 _TOTALS: Final = {"comm": "comm_us", "exposed": "exposed_comm_us"}
 
 
@@ -80,8 +82,9 @@ def kept_summary(path: Path) -> dict[str, Any] | None:
             return None
     try:
         summary = json.loads(path.read_bytes())
-        side_of(summary)
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as problem:
+        for whole in (False, True):
+            _check(side_of(summary, whole=whole))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as problem:
         raise MoescopeError(
             f"{path}: no whole summary ({type(problem).__name__}: {problem}); write it again with "
             "`moescope summary SOURCE --json`"
@@ -126,6 +129,24 @@ def side_of(summary: dict[str, Any], *, whole: bool = False, shares: bool = Fals
         coverage=summary["coverage"],
         dropped=summary["dropped_events"],
     )
+
+
+def _check(side: Side) -> None:
+    """Raises ValueError where a file holds something else than a figure or a name."""
+    measures = [*side.figures.values(), *side.phases.values(), *side.operators.values()]
+    needed = [side.coverage, side.dropped, side.steps, *(one.us for one in measures), *(one.count for one in measures)]
+    if None in needed:
+        raise ValueError("a figure is missing")
+    also = [value for one in measures for value in (one.share, one.error_us, one.q1_us, one.q3_us)]
+    for value in (*needed, *also, side.overlap):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value <= _MOST):
+            raise ValueError(f"{str(value)[:40]!r} is no figure")
+    names = [side.name, side.evidence, side.state, side.overlap_reason, *side.hardware, *side.units]
+    names += [*(word for key in (*side.phases, *side.operators) for word in key), *([side.stage] if side.stage else [])]
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"{str(name)[:40]!r} is no name")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
 
 from moescope.profiler.compare.answer import comparison_json
 from moescope.profiler.compare.differences import compare
 from moescope.profiler.compare.sides import kept_summary
-from moescope.profiler.compare.text import headline
+from moescope.profiler.compare.text import headline, render_comparison
 from moescope.profiler.compare.thresholds import judge, parse_threshold
 from moescope.profiler.errors import MoescopeError, UsageProblem
 from moescope.profiler.summary import summarise
@@ -165,3 +169,40 @@ def test_steps_seen_in_part_tell_shares_and_how_far_these_scatter() -> None:
     assert same.figures["exposed"].verdict == "within"
     assert moved.figures["exposed"].verdict == "beyond"
     assert same.figures["exposed"].a.share == pytest.approx(20 / 50, rel=0.1)
+
+
+WHOLE = summary([(60, 20, 20)] * 5)
+ODD = st.sampled_from([None, "x", -1, 1e308, float("nan"), float("inf"), True, [], {}, 10**400])
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of everything in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in _places(item, (*path, key)))][1 if not path else 0 :]
+
+
+PLACES = _places(WHOLE)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(PLACES), ODD), min_size=1, max_size=2))
+def test_a_damaged_summary_is_compared_or_refused_in_one_line(tmp_path: Any, damage: list[Any]) -> None:
+    hurt = json.loads(json.dumps(WHOLE))
+    for place, value in damage:
+        into = hurt
+        for key in place[:-1]:
+            into = into[key] if (isinstance(into, dict) and key in into) or (isinstance(into, list) and into) else None
+        if isinstance(into, (dict, list)) and (isinstance(into, dict) or len(into) > place[-1]):
+            into[place[-1]] = value
+    (tmp_path / "hurt.json").write_text(json.dumps(hurt))
+    said, read = "", None
+    try:
+        read = kept_summary(tmp_path / "hurt.json")
+    except MoescopeError as refused:
+        said = str(refused)
+    assert "\n" not in said
+    if read is not None:
+        for found in (compare(read, WHOLE), compare(WHOLE, read)):
+            judged = [judge(parse_threshold(text), found) for text in ("exposed>+1%", "overlap<-1pp", "step>+1us")]
+            json.dumps(comparison_json(found, judged), allow_nan=False)
+            render_comparison(found, judged, Console(file=io.StringIO(), width=100))
