@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from moescope.collectors.schema import EVIDENCE
+from moescope.collectors.schema import EVIDENCE, THROTTLED
 from moescope.profiler.live_columns import NULL, Columns
 from moescope.profiler.live_kernels import NOT_RECORDED
 from moescope.profiler.live_state import LiveState
@@ -67,8 +68,22 @@ def known_peaks(state: LiveState) -> dict[str, Peak]:
             memory = hardware.memory_bytes_per_s
             if memory is not None:
                 found["hbm"] = Peak("hbm", memory.value, _label(memory), memory.source)
-            return {name: peak for name, peak in told.items() if name in _LIMITS} | found
-    return {name: peak for name, peak in told.items() if name in _LIMITS}
+            return _limits(state.source.meta, told) | found
+    return _limits(state.source.meta, told)
+
+
+def _limits(meta: Mapping[str, Any], told: Mapping[str, Peak]) -> dict[str, Peak]:
+    """Limits of power and clock: as GPUs tell them, where all tell the same, else as `meta.json` does."""
+    found = {name: peak for name, peak in told.items() if name in _LIMITS}
+    hardware = meta.get("hardware")
+    listed = hardware.get("gpu_devices") if isinstance(hardware, Mapping) else None
+    gpus = [gpu for gpu in listed if isinstance(gpu, Mapping)] if isinstance(listed, Sequence) else []
+    for column, key in (("power_w", "power_limit_w"), ("clock_hz", "clock_limit_hz")):
+        values = {gpu.get(key) for gpu in gpus}
+        value = values.pop() if len(values) == 1 else None
+        if isinstance(value, (int, float)) and value > 0:
+            found[column] = Peak(column, float(value), "measured", "limit that the GPU tells")
+    return found
 
 
 def _label(peak: DevicePeak) -> Evidence:
@@ -219,15 +234,19 @@ def engine_rows(
     known = known_peaks(state)
     on_cpu = state.unit_kind == "core"
     rows = [Engine("Matrix units", matrix.used, matrix.peak, "FLOP/s", matrix.share, matrix.source or "not recorded")]
-    devices = [name for name in _device_names(state, samples) if "/" not in name]
+    names = [name for name in _device_names(state, samples) if "/" not in name]
+    gpus = [name for name in names if not name.startswith("cpu")]
+    # A host's cores beside its GPUs are another device: no mean over both.
+    devices = [name for name in names if name.startswith("cpu")] if on_cpu else gpus
     noun = "Cores" if on_cpu else "SM"
     for column, name, source in (
         ("tensor_active", "Tensor counter", "share of cycles with a matrix unit active"),
         ("sm_active", f"{noun} busy", "host's CPU time" if on_cpu else "GPM SM activity"),
     ):
-        share = _mean(state, samples, devices, column, window)
+        share = _mean(state, samples, gpus if column == "tensor_active" else devices, column, window)
         if share is not None:
             rows.append(_shared(name, share, source))
+    rows += _gpu_state(state, samples, gpus, window)
     if units is not None and (units.comm_time_share.value is not None or not on_cpu):
         whole = Figure(units.total) if units.total else Figure(None, reason="number of units not known")
         rows.append(
@@ -273,6 +292,26 @@ def engine_rows(
     return tuple(rows)
 
 
+def _gpu_state(state: LiveState, samples: Columns, gpus: Sequence[str], window: tuple[int, int]) -> Iterator[Engine]:
+    """Use of GPUs that tell no more than whether any kernel ran, and how often clocks were held down."""
+    busy = _mean(state, samples, gpus, "gpu_busy", window)
+    if busy is not None and _mean(state, samples, gpus, "sm_active", window) is None:
+        yield _shared("GPU busy", busy, "time with any kernel, not how many SMs (NVML utilisation)")
+    told = samples["throttle"][_within(state, samples, gpus, window)]
+    told = told[told >= 0]
+    if len(told):
+        words = [set(state.names.text(code).split(", ")) for code in told.tolist()]
+        held = sorted({word for one in words for word in one if word in THROTTLED})
+        share = sum(not one.isdisjoint(THROTTLED) for one in words) / len(words)
+        yield _shared("Throttled", share, f"samples with a clock held down: {', '.join(held)}" if held else "never")
+
+
+def _within(state: LiveState, samples: Columns, devices: Sequence[str], window: tuple[int, int]) -> NDArray[np.bool_]:
+    """Rows of these devices in the window: [rows]."""
+    codes = [state.names.code(device) for device in devices]
+    return np.isin(samples["device"], codes) & (samples["t_ns"] >= window[0]) & (samples["t_ns"] < window[1])
+
+
 def _link_engine(link: LinkRow) -> Engine:
     rate, peak = link.tx_bytes_per_s, link.peak_bytes_per_s
     share = (
@@ -296,8 +335,7 @@ def _samples(
 ) -> dict[tuple[int, int], list[float]]:
     """Known values of each host's devices over the window's samples, the oldest first."""
     values = samples[column]
-    codes = [state.names.code(device) for device in devices]
-    pick = np.isin(samples["device"], codes) & (samples["t_ns"] >= window[0]) & (samples["t_ns"] < window[1])
+    pick = _within(state, samples, devices, window)
     pick &= ~np.isnan(values) if values.dtype == np.float64 else values != NULL
     if not pick.any():
         return {}

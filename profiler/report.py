@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from moescope.profiler.printable import all_printable
+from moescope.profiler.report_devices import device_notes
 from moescope.profiler.report_machine import bound_of, machine_notes
 from moescope.profiler.report_ranks import collective_rows, listed, rank_notes
 
@@ -60,7 +61,7 @@ def render_text(summary: dict[str, Any], console: Console) -> None:
             console.print(Text(f"\n{title}", style="bold"))
             console.print(table)
     console.print()
-    for note in (*_notes(summary), *rank_notes(summary)):
+    for note in (*_notes(summary), *device_notes(summary), *rank_notes(summary)):
         console.print(Text(note), soft_wrap=not console.is_terminal)
     if summary["findings"]:
         console.print(Text("\nFindings", style="bold"), end="")

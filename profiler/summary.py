@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moescope.collectors.schema import EVIDENCE
 from moescope.profiler.breakdown_rows import operator_rows, overlap_rows
 from moescope.profiler.device_facts import device_facts
+from moescope.profiler.devices import host_use, told_of_devices
 from moescope.profiler.errors import NoData
 from moescope.profiler.findings import aggregates_of, as_rows
 from moescope.profiler.intervals import length
@@ -75,7 +76,8 @@ def part_of(source: Source, place: int = 0, only: int | None = None) -> Part:
     parts = [_rank_part(RankView(source, rank), (place, rank)) for rank in ranks if only in (None, rank)]
     if only in (None, HOST):
         log = RankView(source, HOST, frozenset(ranks)).table("log")
-        parts.append(Part(logs={(place, HOST): _log(log)}, totals=Totals(dropped=_dropped(log))))
+        key = (place, HOST)
+        parts.append(Part(logs={key: _log(log)}, totals=Totals(dropped=_dropped(log)), hosts={key: host_use(source)}))
     told = source.meta.get("dropped_events")
     about = Part(
         listed=frozenset((place, rank) for rank in ranks),
@@ -113,6 +115,7 @@ def answer(part: Part, name: str, state: State, meta: dict[str, Any]) -> dict[st
         "torn": sorted(part.torn),
         "log": _joined_log(part),
         **told_across(found, part),
+        **told_of_devices([part.hosts[key] for key in sorted(part.hosts)]),
         "findings": list(as_rows(findings_across(found, seen))),
     }
 

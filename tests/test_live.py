@@ -386,6 +386,35 @@ def test_gpu_counters_become_gauges_each_with_its_source() -> None:
     assert all(engine.source for engine in engines.values())
 
 
+def test_gpus_beside_a_hosts_cores_are_gauges_of_their_own() -> None:
+    second = 1_000_000_000
+
+    def at(seconds: int, device: str, **values: object) -> dict[str, object]:
+        return {"host": "h", "device": device, "t_ns": seconds * second, **values}
+
+    rows = [
+        at(1, "cpu", sm_active=0.5),
+        at(1, "cuda:0", sm_active=0.9, tensor_active=0.3, throttle="power cap, sync boost", power_w=350.0),
+        at(2, "cuda:0", throttle="idle", gpu_busy=1.0),
+        at(2, "cuda:1", throttle=""),
+    ]
+    hardware = {"gpu_devices": [{"device": "cuda:0", "power_limit_w": 700.0}, {"device": "cuda:1"}]}
+    for kernels_on, busy in (("cpu", ("Cores busy", 0.5)), ("cuda:0", ("SM busy", 0.9))):
+        source = MemorySource(meta={"hardware": hardware}).add("device_samples", rows)
+        source.add("kernels", [kernel(0, 10 * second) | {"device": kernels_on}]).add(
+            "windows", [window(0, 10 * second)]
+        )
+        engines = {engine.name: engine for engine in _feed(source).snapshot(View()).engines}
+        assert engines[busy[0]].share.value == pytest.approx(busy[1])
+        assert engines["Tensor counter"].share.value == pytest.approx(0.3)
+        assert engines["Throttled"].share.value == pytest.approx(1 / 3)
+        assert "power cap" in engines["Throttled"].source
+        assert "sync boost" not in engines["Throttled"].source
+        assert "GPU busy" not in engines
+        if kernels_on != "cpu":
+            assert engines["Power"].share.value is None, "the GPUs do not tell one limit"
+
+
 def test_all_gauges_are_of_one_window_and_it_is_named() -> None:
     second = 1_000_000_000
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.base import GPU_PERIOD_S, Row
-from moescope.collectors.samplers.nvml_devices import Gpu, gpus_of
+from moescope.collectors.samplers.nvml_devices import Gpu, all_uuids, gpus_of, gpus_seen
 from moescope.collectors.samplers.nvml_gpm import GpmReader
 from moescope.collectors.samplers.nvml_library import Nvml
 from moescope.collectors.samplers.nvml_links import GpuLinks, active_links
@@ -43,6 +43,7 @@ class GpuSampler:
         self._nvml: Nvml | None = None
         self._sampled: list[_Sampled] = []
         self._told: set[str] = set()
+        self._uuids: list[str] = []
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -61,8 +62,12 @@ class GpuSampler:
         except BaseException:
             nvml.close()
             raise
-        self._nvml = nvml
+        self._nvml, self._uuids = nvml, all_uuids(nvml)
         self.source = "NVML GPM" if any(one.gpm.available for one in self._sampled) else "NVML utilisation"
+
+    def gpus_seen(self, pid: int) -> dict[str, str] | None:
+        """What a process calls each GPU, to its UUID; None where that cannot be told."""
+        return gpus_seen(pid, self._uuids) if self._uuids else None
 
     def attach(self, pid: int) -> None:
         """The first samples: what comes later is told against them."""

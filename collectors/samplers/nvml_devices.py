@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moescope.collectors.samplers.base import NothingThere
@@ -35,12 +36,9 @@ def gpus_of(nvml: Nvml, env: Mapping[str, str] = os.environ) -> list[Gpu]:
 
     Raises NothingThere where there is none.
     """
-    count = nvml.ask("number of GPUs", "nvmlDeviceGetCount") or 0
+    uuids = all_uuids(nvml)
+    count = len(uuids)
     handles = [nvml.ask(f"GPU {index}", "nvmlDeviceGetHandleByIndex", index) for index in range(count)]
-    uuids = [
-        str(nvml.ask(f"UUID of GPU {index}", "nvmlDeviceGetUUID", handle) or "") if handle is not None else ""
-        for index, handle in enumerate(handles)
-    ]
     chosen = [index for index in visible(uuids, env.get("CUDA_VISIBLE_DEVICES")) if handles[index] is not None]
     if not chosen:
         variable = env.get("CUDA_VISIBLE_DEVICES")
@@ -55,6 +53,33 @@ def gpus_of(nvml: Nvml, env: Mapping[str, str] = os.environ) -> list[Gpu]:
             "this machine has GPUs of several kinds, which CUDA numbers by speed and NVML by bus: figures may be of "
             "another GPU than named unless CUDA_DEVICE_ORDER=PCI_BUS_ID is set"
         )
+    return found
+
+
+def gpus_seen(pid: int, uuids: Sequence[str], root: Path = Path("/")) -> dict[str, str] | None:
+    """`cuda:0` … to the UUID of the GPU that the process calls so; None where its environment cannot be read.
+
+    The environment is the one it was started with: a program that sets CUDA_VISIBLE_DEVICES for itself is not seen.
+    """
+    try:
+        entries = (root / f"proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    if entries == [b""]:
+        return None  # it has ended
+    start = b"CUDA_VISIBLE_DEVICES="
+    told = [entry.removeprefix(start).decode(errors="replace") for entry in entries if entry.startswith(start)]
+    chosen = visible(uuids, told[0] if told else None)
+    return {f"cuda:{ordinal}": uuids[index] for ordinal, index in enumerate(chosen) if uuids[index]}
+
+
+def all_uuids(nvml: Nvml) -> list[str]:
+    """UUIDs of all GPUs as NVML numbers them; empty for one that does not tell."""
+    found = []
+    for index in range(nvml.ask("number of GPUs", "nvmlDeviceGetCount") or 0):
+        handle = nvml.ask(f"GPU {index}", "nvmlDeviceGetHandleByIndex", index)
+        uuid = None if handle is None else nvml.ask(f"UUID of GPU {index}", "nvmlDeviceGetUUID", handle)
+        found.append(str(uuid or ""))
     return found
 
 

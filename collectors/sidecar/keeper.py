@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import moescope
 from moescope.collectors.clock import Clock
+from moescope.collectors.samplers.nvml import GpuSampler
 from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
 from moescope.collectors.sidecar.batch import Batch
 from moescope.collectors.sidecar.ranks import RankProcess, RankTable, alive, started
@@ -51,6 +52,7 @@ class Keeper:
         self._samplers: list[Sampler] = []
         self._collect = collect
         self._gpu_period_s = options.gpu_period_s
+        self._gpus_seen: dict[int, dict[str, str] | None] = {}
         self._sampled_at_s: dict[int, float] = {}
         self._log: list[dict[str, Any]] = []
         self._errors: list[str] = []
@@ -150,6 +152,7 @@ class Keeper:
             return
         self._failed = False
         self._ranks.scan(now_ns)
+        self._look_at_gpus()
         for problem in self._ranks.problems:
             self.log("warning", "ranks", problem)
         self._ranks.problems.clear()
@@ -287,6 +290,8 @@ class Keeper:
 
     def _save_meta(self) -> None:
         ranks = self._ranks.meta()
+        for row in ranks:
+            row["gpus"] = self._gpus_seen.get(row["pid"])
         self._meta["ranks"] = ranks
         self._meta["dropped_events"] = sum(row["dropped"] for row in ranks)
         sources = sorted({row["source"] for row in ranks if row["source"]})
@@ -294,6 +299,13 @@ class Keeper:
             self._meta["collectors"]["kernels"] = ", ".join(sources)
         self._meta["sidecar_cpu_s"] = round(time.process_time() - self._cpu_start_s, 3)
         self._store(lambda: self._writer.write_meta(self._meta))
+
+    def _look_at_gpus(self) -> None:
+        """Keeps what each new process calls its GPUs: once it has ended nothing tells."""
+        sampler = next((one for one in self._samplers if isinstance(one, GpuSampler)), None)
+        for process in self._ranks.processes if sampler is not None else ():
+            if sampler is not None and process.pid not in self._gpus_seen:
+                self._gpus_seen[process.pid] = sampler.gpus_seen(process.pid)
 
     def survivors(self) -> list[int]:
         """Recorded processes that still run; those that have only just begun to record are among them."""

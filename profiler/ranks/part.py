@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 import numpy as np
 
+from moescope.profiler.devices import HostUse
 from moescope.profiler.findings import Aggregates, CallCount, KernelTime
 from moescope.profiler.live_columns import NULL
 from moescope.profiler.live_figures import total_shares
@@ -102,8 +103,9 @@ class Totals:
 class Part:
     """Any number of ranks of one run.
 
-    logs: by key, those of a file's host under rank HOST; listed: every rank that the source names; told_dropped: what
-    the source itself says it lost; torn: files that end in a torn batch
+    logs: by key, those of a file's host under rank HOST; hosts: by key, samples of its hosts' GPUs and links; listed:
+    every rank that the source names; told_dropped: what the source itself says it lost; torn: files that end in a torn
+    batch
     """
 
     ranks: Mapping[Key, RankPart] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class Part:
     listed: frozenset[Key] = frozenset()
     told_dropped: int = 0
     torn: frozenset[str] = frozenset()
+    hosts: Mapping[Key, HostUse] = field(default_factory=dict)
 
 
 def merge(a: Part, b: Part) -> Part:
@@ -129,6 +132,7 @@ def merge(a: Part, b: Part) -> Part:
         listed=a.listed | b.listed,
         told_dropped=max(a.told_dropped, b.told_dropped),
         torn=a.torn | b.torn,
+        hosts={**a.hosts, **b.hosts},
     )
 
 

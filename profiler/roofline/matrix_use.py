@@ -97,12 +97,14 @@ def _no_peak(hardware: Hardware, dtype: str) -> str:
 
 def _counter(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
     """Mean of the device's samples of its matrix units' counter inside the counted time."""
-    rows = source.table("device_samples").select(["host", "device", "t_ns", "tensor_active"])
-    host = _host(source.meta, device.rank)
+    rows = source.table("device_samples").select(["host", "device", "t_ns", "tensor_active", "uuid"])
+    host, uuid = _host(source.meta, device.rank), _uuid(source.meta, device.rank, device.device)
     values = [
         (row["t_ns"], row["tensor_active"])
         for row in rows.filter(rows.column("tensor_active").is_valid()).to_pylist()
-        if row["device"] == device.device and host in (None, row["host"]) and 0 <= row["tensor_active"] <= 1
+        if (row["uuid"] == uuid if uuid else row["device"] == device.device)
+        and host in (None, row["host"])
+        and 0 <= row["tensor_active"] <= 1
     ]
     times = np.array([time for time, _ in values], np.int64)
     inside = covered_within(swept.recorded, times, times + 1) > 0
@@ -110,6 +112,15 @@ def _counter(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, A
         return {"counter": None, "counter_reason": "no samples of the device's counter of its matrix units (NVML GPM)"}
     used = np.array([value for _, value in values], np.float64)[inside]
     return {"counter": float(used.mean()), "counter_evidence": "measured", "counter_samples": len(used)}
+
+
+def _uuid(meta: Mapping[str, Any], rank: int, device: str) -> str | None:
+    """Which GPU the rank calls so, where that was told: ranks that see different GPUs call each of them `cuda:0`."""
+    for entry in meta.get("ranks") or ():
+        if isinstance(entry, Mapping) and entry.get("rank") == rank and isinstance(entry.get("gpus"), Mapping):
+            found = entry["gpus"].get(device)
+            return found if isinstance(found, str) else None
+    return None
 
 
 def _host(meta: Mapping[str, Any], rank: int) -> str | None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moescope.collectors.samplers.nvml_devices import visible
+from moescope.collectors.samplers.nvml_devices import gpus_seen, visible
 from moescope.collectors.samplers.nvml_gpm import gpm_of
 from moescope.collectors.samplers.nvml_links import paired
 from moescope.collectors.samplers.nvml_topology import nvlinks_between
@@ -144,6 +144,18 @@ print(json.dumps(gpu_counters()))
 """
 
 
+def test_what_a_process_calls_its_gpus_is_read_from_how_it_was_started(tmp_path: Path) -> None:
+    (tmp_path / "proc/7").mkdir(parents=True)
+    environ = tmp_path / "proc/7/environ"
+    environ.write_bytes(b"HOME=/root\0CUDA_VISIBLE_DEVICES=1\0LAST=1")
+    assert gpus_seen(7, [A, B], tmp_path) == {"cuda:0": B}
+    environ.write_bytes(b"HOME=/root\0NOT_CUDA_VISIBLE_DEVICES=1\0")
+    assert gpus_seen(7, [A, B], tmp_path) == {"cuda:0": A, "cuda:1": B}
+    assert gpus_seen(8, [A, B], tmp_path) is None
+    environ.write_bytes(b"")
+    assert gpus_seen(7, [A, B], tmp_path) is None, "a process that has ended tells nothing"
+
+
 @pytest.mark.parametrize(
     ("case", "state", "note"),
     [
@@ -217,3 +229,10 @@ def test_a_run_records_its_gpus_their_links_and_what_they_are(
     spans = [row["span_ns"] for row in sorted(known, key=lambda row: row["t_ns"])]
     assert max(row["tx_bytes"] for row in pcie) == pytest.approx(sum(spans) / 1e9 * 512 * 2**20, rel=1e-6)
     assert not [row for row in rows(recording, "log") if row["source"] == "gpu"]
+    assert [row["gpus"] for row in facts["ranks"]] == [{"cuda:0": B, "cuda:1": A}]
+
+    shown = moescope("summary", "rec")
+    assert shown.returncode == 0, shown.stderr
+    assert "GPU cuda:1, all of the run: tensor cores 62.5% of the time by counter (HMMA 62.0%)" in shown.stdout
+    assert "350 W, 1755 MHz [measured]. WARNING: its clock was held down in 100% of the samples" in shown.stdout
+    assert "pcie0" in shown.stdout

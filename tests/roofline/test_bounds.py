@@ -196,6 +196,17 @@ def test_the_counter_and_the_achieved_rate_stand_apart():
     assert use["evidence"] == "derived"
 
 
+def test_a_rank_that_sees_its_own_gpu_alone_gets_the_counter_of_that_one():
+    source, device, swept, roofline = of([row(0, 1000, op="aten::mm", op_call=1, shapes="8,8;8,8", dtype="bf16")])
+    source.meta["ranks"] = [{"rank": device.rank, "gpus": {"cuda:0": "GPU-b"}}]
+    samples = [
+        {"device": name, "uuid": uuid, "t_ns": 1, "tensor_active": used}
+        for name, uuid, used in (("cuda:0", "GPU-a", 0.2), ("cuda:1", "GPU-b", 0.7))
+    ]
+    source.add("device_samples", samples)
+    assert matrix_use(source, device, swept, roofline)["counter"] == pytest.approx(0.7)
+
+
 def test_the_ridge_is_peak_over_twice_the_bandwidth():
     assert ridge_tokens(hardware_named("NVIDIA H800"), "fp8") == pytest.approx(1979e12 / (2 * 3.35e12))
     assert ridge_tokens(hardware_named("NVIDIA H100 80GB HBM3"), "bf16") == pytest.approx(989.5e12 * 2 / (2 * 3.35e12))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moescope.profiler.snapshot import CollectiveRow, LinkRow, Snapshot
+from moescope.profiler.snapshot import CollectiveRow, Figure, LinkRow, Snapshot
 from moescope.tui.draw import Field, beside, box, message, spark, split, table, value
 from moescope.tui.rows import arrange, note
 from moescope.tui.state import ViewState
@@ -88,15 +88,15 @@ def links(seen: Snapshot, view: ViewState, width: int, height: int) -> list[Line
     """Each link: its rate over the window against its peak, and its recent past."""
     inner = width - 4
 
-    def sent(link: LinkRow) -> tuple[str, str]:
-        if view.relative and link.tx_bytes_per_s.value is not None and link.peak_bytes_per_s.value:
-            return percent(link.tx_bytes_per_s.value / link.peak_bytes_per_s.value), "strong"
-        return value(link.tx_bytes_per_s, lambda v: scaled(v, "B/s")), "strong"
+    def rate(link: LinkRow, figure: Figure) -> str:
+        if view.relative and figure.value is not None and link.peak_bytes_per_s.value:
+            return percent(figure.value / link.peak_bytes_per_s.value)
+        return value(figure, lambda v: scaled(v, "B/s"))
 
     fields = (
         Field("link", 14, lambda k: (k.link, "text"), align="left"),
-        Field("tx", 11, sent),
-        Field("rx", 11, lambda k: (value(k.rx_bytes_per_s, lambda v: scaled(v, "B/s")), "text")),
+        Field("tx", 11, lambda k: (rate(k, k.tx_bytes_per_s), "strong")),
+        Field("rx", 11, lambda k: (rate(k, k.rx_bytes_per_s), "text")),
         Field("peak", 10, lambda k: (value(k.peak_bytes_per_s, lambda v: scaled(v, "B/s")), "dim"), weight=1),
     )
 
