@@ -27,7 +27,7 @@ AGENT_MODULE = "_moescope_agent"
 _INTERVALS_AT_ONCE = 1024
 """At most 51 bytes each in JSON, and an event must fit into 64 KiB."""
 
-Stage = Literal["train", "prefill", "decode"]
+Stage = Literal["train", "prefill", "decode", "generate"]
 Evidence = Literal["measured", "derived", "inferred", "modelled"]
 
 

@@ -95,7 +95,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("id", "int64", "unique in a rank"),
         ("parent", "int64", "`id` of the enclosing phase; null at the top"),
         ("name", "string", "`dispatch(F)`, `attn(B)`, a `record_function` or NVTX name"),
-        ("stage", "string", "`train`, `prefill` or `decode`; null where not told"),
+        ("stage", "string", "`train`, `prefill`, `decode` or `generate`; null where not told"),
         ("step", "int64", "step number; null where not told"),
         ("micro_batch", "int32", "micro-batch; null where not told"),
         ("layer", "int32", "layer; null where not told"),
@@ -107,7 +107,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "steps": _columns(
         ("rank", "int32", "rank of the process"),
         ("step", "int64", "step number"),
-        ("stage", "string", "`train`, `prefill` or `decode`; null where not told"),
+        ("stage", "string", "`train`, `prefill`, `decode` or `generate`; null where not told"),
         ("source", "string", "what named it: `emit`, `optimizer`, `profiler_step`"),
         ("start_ns", "int64", "start, ns since the epoch"),
         ("dur_ns", "int64", "duration, ns"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from .ring import STEP, Ring
 
-STAGES = ("train", "prefill", "decode")
+STAGES = ("train", "prefill", "decode", "generate")
 
 PHASE_COST_NS = 1_600
 BLOB_COST_NS = 9_000

@@ -16,7 +16,7 @@ from moescope.collectors.schema import arrow_schema
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STAGES: Final = (None, "train", "prefill", "decode")
+STAGES: Final = (None, "train", "prefill", "decode", "generate")
 Rows = list[dict[str, Any]]
 
 

@@ -1,10 +1,10 @@
-"""all: train, prefill and decode, one after another, on one model."""
+"""all: train, prefill, decode and generate, one after another, on one model."""
 
 from __future__ import annotations
 
 import argparse
 
-from moescope.instrumented_model.commands import decode, prefill, redundant, train
+from moescope.instrumented_model.commands import decode, generate, prefill, redundant, train
 from moescope.instrumented_model.commands.common import Run, add_step_arguments
 
 
@@ -24,4 +24,6 @@ def run(run: Run) -> None:
     prefill.stage(run, model, exchange)
     run.say("-- decode")
     decode.stage(run, model, exchange)
+    run.say("-- generate")
+    generate.stage(run, model, exchange)
     redundant.close(run, exchange)

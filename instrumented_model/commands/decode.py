@@ -101,7 +101,7 @@ def _serve(run: Run, model: Model, exchange: Exchange) -> None:
     a, c, log = run.arguments, run.c, StepLog(run)
     if a.requests < 1:
         raise ConfigError(f"--requests {a.requests} must be at least 1")
-    requests = drawn(a.requests, c, data.corpus(), max_new=a.max_new, spacing=2, seed=a.seed)
+    requests = drawn(a.requests, c, data.corpus_for(c.vocabulary), max_new=a.max_new, spacing=2, seed=a.seed)
     cache = PagedCache(c, a.cache_blocks, device=run.device)
     server = Server(model, exchange, cache, requests, limits=server_limits(a), schedule=a.schedule, seed=a.seed)
     machine, served, generated = _machine(run), 0, 0

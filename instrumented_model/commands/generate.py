@@ -7,15 +7,22 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from moescope.instrumented_model.commands.common import Run, with_products
+from moescope.instrumented_model.commands.common import Run, StepLog, with_products
 from moescope.instrumented_model.commands.decode import add_serving_arguments, server_limits
 from moescope.instrumented_model.config import Config, ConfigError
 from moescope.instrumented_model.inference.batching import Finished, Request, Server
 from moescope.instrumented_model.inference.requests import read
 from moescope.instrumented_model.inference.sampling import Sampling
 from moescope.instrumented_model.inference.text import decode, encode, parse_tokens
-from moescope.instrumented_model.layers.cache import PagedCache
+from moescope.instrumented_model.layers.cache import BLOCK, PagedCache
+from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.training import checkpoint
+
+PROMPTS = ("def main(", "import ", "    return self.", "class ")
+"""What `all` goes on from: beginnings of lines in the text that models learn here."""
+NEW = 16
+"""Tokens that it adds to each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,11 +73,35 @@ def run(run: Run) -> None:
         seed=a.seed,
     )
     mine = [finished for step in server.run() for finished in step.finished]
-    for finished in sorted(_gathered(run, mine), key=lambda f: f.request.number):
-        if a.tokens is not None:
-            run.say(",".join(map(str, (*finished.request.prompt, *finished.tokens))))
-        else:
-            run.say(decode((*finished.request.prompt, *finished.tokens)))
+    for finished in _gathered(run, mine):
+        tokens = (*finished.request.prompt, *finished.tokens)
+        run.say(decode(tokens) if a.tokens is None else ",".join(map(str, tokens)))
+
+
+def stage(run: Run, model: Model, exchange: Exchange) -> None:
+    """Go on from `PROMPTS` with `model` over `exchange`, drawing by its own probabilities; recorded as a stage."""
+    requests = [Request(number, encode(text, run.c.vocabulary), NEW) for number, text in enumerate(PROMPTS)]
+    blocks = sum(-(-request.longest // BLOCK) for request in requests)
+    cache = PagedCache(run.c, blocks, device=run.device)
+    a, log = run.arguments, StepLog(run)
+    mine: list[Finished] = []
+    server = Server(
+        model,
+        exchange,
+        cache,
+        requests,
+        sampling=Sampling(temperature=1.0),  # what has learned for a few steps goes on greedily in spaces alone
+        schedule=a.schedule,
+        seed=a.seed,
+        stage="generate",
+    )
+    for s in server.run():
+        mine += s.finished
+        if s.inference is not None:
+            log(s.step, s.inference.dur_ns, f"{s.prompt_tokens} prompt + {s.decode_tokens} tokens")
+    log.close()
+    for finished in _gathered(run, mine):
+        run.say(f"{decode(finished.request.prompt)!r} goes on {decode(finished.tokens)!r}")
 
 
 def _requests(a: argparse.Namespace, c: Config) -> list[Request]:
@@ -84,8 +115,10 @@ def _requests(a: argparse.Namespace, c: Config) -> list[Request]:
 
 
 def _gathered(run: Run, mine: list[Finished]) -> list[Finished]:
-    if run.ranks.count == 1:
-        return mine
+    """What all ranks finished, in the order of the requests."""
     all_ranks: list[list[Finished]] = [[] for _ in range(run.ranks.count)]
-    run.exchange.run(lambda: dist.all_gather_object(all_ranks, mine)).result()
-    return [finished for rank in all_ranks for finished in rank]
+    if run.ranks.count == 1:
+        all_ranks = [mine]
+    else:
+        run.exchange.run(lambda: dist.all_gather_object(all_ranks, mine)).result()
+    return sorted((finished for rank in all_ranks for finished in rank), key=lambda f: f.request.number)

@@ -27,7 +27,7 @@ def peaks(text: str, device: torch.device) -> Peaks | None:
     if text != HERE:
         return parse_peaks(text)
     measured = load_peaks() if device.type == "cpu" else None  # `moescope calibrate` measures the CPU
-    if measured is None:
+    if measured is None or not {"f32", "copy_bytes_per_s"} <= measured.keys():
         return None
     one = torch.get_num_threads() == 1
     flops_per_s = measured["f32"]["flops_per_s_one_thread" if one else "flops_per_s"]

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measured_load(run: Run, model: Model) -> torch.Tensor:
     """Tokens each expert gets from one prompt a micro-batch. returns: [layers with experts, experts] over all ranks"""
-    tokens = prompts(model, data.corpus(), step=0, sequences=model.c.sequences, seed=run.arguments.seed)
+    text = data.corpus_for(model.c.vocabulary)
+    tokens = prompts(model, text, step=0, sequences=model.c.sequences, seed=run.arguments.seed)
     micro_batches = [MicroBatch(m, t) for m, t in enumerate(tokens)]
     serial([forward(model, run.exchange, mb) for mb in micro_batches])
     load = routed(micro_batches)

@@ -115,8 +115,11 @@ class Server:
         sampling: Sampling = GREEDY,
         schedule: Schedule = "overlapped",
         seed: int = 0,
+        stage: emit.Stage | None = None,
     ) -> None:
         """requests: of all ranks, the same list on each; this one serves those whose number falls to it
+
+        stage: that all passes are told as; None for prefill where a prompt is among what a rank feeds, else decode
 
         Raises ConfigError for a request that could never be served, on all ranks alike.
         """
@@ -125,6 +128,7 @@ class Server:
         for request in requests:
             self._check(request)
         mine = [request for request in requests if request.number % model.ranks == model.rank]
+        self.stage = stage
         self.waiting = deque(sorted(mine, key=lambda r: (r.arrival, r.number)))
         self.active: list[Active] = []
         self.reserved_blocks = 0
@@ -162,7 +166,7 @@ class Server:
         decode_tokens = sum(n for a, n in batch if a.generated)
         result = None
         if todo == _PASS:
-            emit.stage("prefill" if prompt_tokens else "decode")
+            emit.stage(self.stage or ("prefill" if prompt_tokens else "decode"))
             result = self._pass(batch, step)
         active, used = len(self.active), self.cache.used_bytes
         finished = tuple(self._let_go(step))

@@ -69,7 +69,7 @@ def _number(key: str, value: Any) -> int:
 def drawn(count: int, c: Config, text: torch.Tensor, *, max_new: int, spacing: int, seed: int) -> list[Request]:
     """Passages of many lengths as prompts, 1 to `max_new` new tokens, one after another `spacing` steps apart at most.
 
-    text: [bytes] uint8
+    text: [bytes] uint8, all in the vocabulary; returns: in the order of arrival
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -80,7 +80,7 @@ def drawn(count: int, c: Config, text: torch.Tensor, *, max_new: int, spacing: i
     for n in range(count):
         length = number(1, c.sequence_length)
         start = number(0, len(text) - length)
-        prompt = tuple(int(byte) % c.vocabulary for byte in text[start : start + length])
+        prompt = tuple(int(byte) for byte in text[start : start + length])
         requests.append(Request(n, prompt, number(1, max_new), arrival))
         arrival += number(0, spacing)
     return requests

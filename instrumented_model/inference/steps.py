@@ -109,7 +109,7 @@ def opened(cache: LatentCache, sequences: list[list[int]], tokens: list[torch.Te
 
 def prefill(model: Model, exchange: Exchange, *, steps: int, schedule: Schedule, seed: int) -> Iterator[InferenceStep]:
     """`steps` prefills of new prompts, each into caches of its own."""
-    text = data.corpus()
+    text = data.corpus_for(model.c.vocabulary)
     emit.stage("prefill")
     for step in range(steps):
         tokens = prompts(model, text, step=step, sequences=model.c.sequences, seed=seed)
@@ -127,7 +127,7 @@ def decode(
     cache: CacheKind = "contiguous",
 ) -> Iterator[InferenceStep]:
     """Prefill one prompt, then `steps` greedy steps of one token a sequence from the latent cache."""
-    c, text = model.c, data.corpus()
+    c, text = model.c, data.corpus_for(model.c.vocabulary)
     emit.stage("prefill")
     kept, sequences = new_cache(c, c.decode_sequences, c.sequence_length + DECODE_WINDOW, cache, model.device)
     tokens = prompts(model, text, step=0, sequences=c.decode_sequences, seed=seed)

@@ -56,6 +56,16 @@ def corpus(split: Split = "train", folder: Path | None = None) -> torch.Tensor:
     return torch.frombuffer(text, dtype=torch.uint8)
 
 
+def corpus_for(vocabulary: int, split: Split = "train") -> torch.Tensor:
+    """`corpus`, for a model of so many tokens. Raises ConfigError where a byte of it is none of them."""
+    text = corpus(split)
+    if (largest := int(text.max())) >= vocabulary:
+        raise ConfigError(
+            f"the text has byte {largest}, outside the vocabulary of {vocabulary}: set vocabulary to 256 or more"
+        )
+    return text
+
+
 def fingerprint(text: torch.Tensor) -> str:
     """Names the text: another Python has another library. text: [bytes] uint8; returns: SHA-256, 64 hex digits"""
     return hashlib.sha256(text.numpy().tobytes()).hexdigest()

@@ -28,7 +28,7 @@ def held_out_loss(
     returns: the same number on all ranks
     """
     c = model.c
-    text = data.corpus("held out") if text is None else text
+    text = data.corpus_for(c.vocabulary, "held out") if text is None else text
     each = c.micro_batches * c.sequences
     count = groups * each * model.ranks
     total = torch.zeros((), dtype=torch.float64)

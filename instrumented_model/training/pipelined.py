@@ -50,7 +50,7 @@ class PipelineTrainer:
         self.optimizer = AdamW(
             self.parameters, beta1=recipe.beta1, beta2=recipe.beta2, weight_decay=recipe.weight_decay
         )
-        self.text = data.corpus()
+        self.text = data.corpus_for(model.c.vocabulary)
         self.step = 0
 
     def run_step(self) -> PipelineStep:

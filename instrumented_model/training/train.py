@@ -113,7 +113,7 @@ class Trainer:
         text: torch.Tensor | None = None,
     ) -> None:
         self.model, self.exchange, self.recipe, self.schedule = model, exchange, recipe, schedule
-        self.text = data.corpus() if text is None else text
+        self.text = data.corpus_for(model.c.vocabulary) if text is None else text
         self.step = 0
         self.parameters = list(model.parameters())
         self._experts, self._replicated = model.expert_parameters(), model.replicated_parameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -194,7 +195,7 @@ def test_the_demo_overwrites_nothing_without_force(moescope: Moescope, tmp_path:
     assert (tmp_path / "rec" / "meta.json").read_text() == "precious"
 
 
-def test_the_demo_in_a_folder_that_cannot_be_written_to_answers_from_where_it_recorded(
+def test_the_demo_of_all_stages_answers_from_where_it_recorded_if_its_folder_cannot_be_written_to(
     moescope: Moescope, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -202,12 +203,17 @@ def test_the_demo_in_a_folder_that_cannot_be_written_to_answers_from_where_it_re
     kept = tmp_path / "cache" / "moescope" / f"peaks-{socket.gethostname()}.json"
     kept.parent.mkdir(parents=True)
     kept.write_text(json.dumps({"machine": _machine(), "peaks": {}}))  # known peaks: nothing is measured first
-    done = moescope("demo", "--no-tui", "--ranks", "1", "--steps", "2", "-o", "file/rec", env=env)
+    done = moescope("demo", "--no-tui", "--stage", "all", "--ranks", "1", "--steps", "2", "-o", "file/rec", env=env)
     assert done.returncode == 0, done.stderr
     assert "cannot record into file/rec" in done.stderr
     (found,) = tmp_path.glob("rec-*")
     assert f"moescope top {found}" in done.stdout
     assert (found / "csv" / "kernels.csv").exists()
+    with open(found / "csv" / "phases.csv", newline="") as file:
+        stages = [row["stage"] for row in csv.DictReader(file) if row["stage"]]
+    assert list(dict.fromkeys(stages))[-1] == "generate"
+    assert {"train", "prefill", "decode", "generate"} == set(stages)
+    assert "'def main(' goes on " in done.stdout
 
 
 def test_a_process_that_keeps_us_out_is_told(moescope: Moescope, tmp_path: Path) -> None:

@@ -95,6 +95,17 @@ def test_the_program_ends_with_one_line_and_code_2(tmp_path: Path, capsys: pytes
         assert err.startswith("error: ")
 
 
+@pytest.mark.parametrize("command", [["train"], ["prefill"], ["decode"], ["decode", "--requests", "2"], ["all"]])
+def test_text_outside_the_vocabulary_ends_the_program_before_a_step(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--set", "vocabulary=64", "--set", "d=64", "--set", "layers=1"]) == 2
+    out, err = capsys.readouterr()
+    assert "step" not in out
+    assert len(err.splitlines()) == 1
+    assert "outside the vocabulary of 64: set vocabulary to 256 or more" in err
+
+
 @pytest.fixture
 def products_as_before() -> Iterator[None]:
     before = products.active()
