@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 
@@ -31,8 +30,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program. returns: exit code, as `common.execute` has it"""
     a = parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # generated text is of any characters
     module = COMMANDS[a.stage]
     return common.execute(a, module.run, getattr(module, "configuration", common.configuration))
 

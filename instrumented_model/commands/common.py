@@ -91,9 +91,10 @@ class Run:
     exchange: Exchange
 
     def say(self, text: str) -> None:
-        """A line on stdout, from rank 0 alone."""
+        """A line on stdout, from rank 0 alone; characters that it cannot encode are escaped: text may be generated."""
         if self.ranks.rank == 0:
-            print(text, flush=True)
+            encoding = sys.stdout.encoding or "utf-8"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
     def new_model(self) -> Model:
         """A model of this run's configuration, drawn from its seed."""
@@ -116,6 +117,7 @@ class StepLog:
             self.run.say(f"step {step:>5}  {what}  {dur_ns / 1e6:.1f} ms")
 
     def close(self) -> None:
+        """Say the median of all steps."""
         if self.durations_ns:
             middle = sorted(self.durations_ns)[len(self.durations_ns) // 2]
             self.run.say(f"median step {middle / 1e6:.1f} ms over {len(self.durations_ns)} steps")

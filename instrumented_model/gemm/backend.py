@@ -64,6 +64,7 @@ class ByGroup(ABC):
     def grouped_m(
         self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
+        """As in `Backend`: a, b, rows -> [m, n] `out_dtype`."""
         result = torch.empty(a.q.shape[0], b.q.shape[1], dtype=out_dtype, device=a.q.device)
         first = 0
         for group, count in enumerate(rows):
@@ -78,6 +79,7 @@ class ByGroup(ABC):
     def grouped_k(
         self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
+        """As in `Backend`: a, b, rows -> [groups, m, n] `out_dtype`."""
         result = torch.zeros(len(rows), a.q.shape[0], b.q.shape[0], dtype=out_dtype, device=a.q.device)
         for group, (start, count) in enumerate(zip(group_starts(rows), rows, strict=True)):
             if count:

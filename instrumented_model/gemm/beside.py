@@ -51,5 +51,5 @@ class WireGradient:
 
 
 def stand_in(x: Quantised) -> torch.Tensor:
-    """What stands in the graph for a tensor that is given quantised: its shape, no memory. returns: float32"""
+    """What stands in the graph for a tensor that is given quantised. returns: [rows, k] float32, no memory"""
     return x.scale.new_zeros(1).expand(x.q.shape)

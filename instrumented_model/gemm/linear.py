@@ -193,7 +193,7 @@ class Fp8Linear(nn.Module):
         return result
 
     def checked(self, x: torch.Tensor, rows: Sequence[int] | None) -> Sequence[int]:
-        """The rows of each group. Raises ValueError where they or x do not fit the weights."""
+        """x: [m, k]; rows: [groups], None for one. returns: [groups], rows. Raises ValueError where they do not fit."""
         if x.dim() != 2 or x.shape[1] != self.k:
             raise ValueError(
                 f"{self.name}: input {list(x.shape)} does not multiply with weights [{self.n}, {self.k}]: "
@@ -208,7 +208,7 @@ class Fp8Linear(nn.Module):
         return rows
 
     def unquantised(self, x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Y = X W^T in FP32, to compare with."""
+        """Y = X W^T in FP32, to compare with. x: [m, k] float32; rows: [groups], sum m; returns: [m, n] float32"""
         self.count(rows)
         y = [a @ self.weight[e].mT for e, a in enumerate(torch.split(x, list(rows)))]
         return y[0] if len(y) == 1 else torch.cat(y)

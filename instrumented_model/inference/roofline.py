@@ -69,6 +69,7 @@ class Part:
     cache_bytes: float = 0.0
 
     def time_s(self, peaks: Peaks) -> float:
+        """At least: what is longer of multiplying and of reading, s."""
         return max(self.flops / peaks.flops_per_s, (self.weight_bytes + self.cache_bytes) / peaks.bytes_per_s)
 
 

@@ -14,6 +14,7 @@ from moescope.instrumented_model.kernels import why_not
 
 
 def main(words: Sequence[str]) -> int:
+    """Print the table of compiled kernels whose names hold one of `words`. returns: 0, or 2 where triton is missing"""
     os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported; the table needs its compiler
     if "triton" not in sys.modules and "TRITON_CACHE_DIR" not in os.environ:
         with tempfile.TemporaryDirectory(prefix="moescope-kernels-") as cache:

@@ -40,7 +40,7 @@ def tensor(name: str, t: torch.Tensor, shape: tuple[int | None, ...], *dtypes: t
 
 
 def rows_contiguous(name: str, t: torch.Tensor) -> None:
-    """Raise ValueError unless the last axis of `t` is contiguous, which loads rely on."""
+    """Raise ValueError unless the last axis of `t`, [..., n], is contiguous, which loads rely on."""
     require(
         t.numel() == 0 or t.stride(-1) == 1, f"the last axis of {name} has stride {t.stride(-1)}: call contiguous()"
     )

@@ -104,7 +104,10 @@ def gemm(
 def result(
     out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, accumulate: bool, device: torch.device
 ) -> torch.Tensor:
-    """The tensor that a product is written to; checks one that was given."""
+    """The tensor that a product is written to: `out` if it was given, else a new one.
+
+    out: `shape`, `dtype`, on a device where kernels run; raises: ValueError where it is not, or `accumulate` has none
+    """
     check.require(
         dtype in (torch.bfloat16, torch.float32),
         f"out_dtype is {str(dtype).removeprefix('torch.')}: give bfloat16 or float32",

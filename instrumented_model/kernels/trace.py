@@ -212,6 +212,7 @@ class Trace:
     def launched(self, name: str, programs: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """The argument `trace` of the next launch, which this counts and names.
 
+        returns: records [lanes, capacity, fields] int64, written [lanes] int32, capacity, the launch's word
         raises: ValueError where it has more programs than there are lanes
         """
         lanes, capacity = self._records.shape[:2]

@@ -45,6 +45,7 @@ class Spans:
 
     @property
     def longest(self) -> int:
+        """Positions of the longest sequence, 0 where there is none."""
         return max(self.ends, default=0)
 
     @property

@@ -55,7 +55,10 @@ _VALUES = torch.arange(256, dtype=torch.uint8).view(E4M3).float()
 
 
 def to_float32(q: torch.Tensor) -> torch.Tensor:
-    """E4M3 to float32, exactly, the same shape; by table, which the CPU does four times as fast as its own cast."""
+    """Exactly; by table, which the CPU does four times as fast as its own cast.
+
+    q: [...] float8_e4m3fn; returns: [...] float32
+    """
     if q.device.type != "cpu":
         return q.float()
     codes = q.contiguous().view(torch.uint8).reshape(-1).int()

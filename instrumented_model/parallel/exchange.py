@@ -149,9 +149,11 @@ class CommunicationThread:
         self._pool = ThreadPoolExecutor(1, "moescope-comm", initializer=_one_thread if single_threaded else None)
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Run `job` after all that was submitted before; the future has its result, or raises what it raised."""
         return self._pool.submit(job)
 
     def close(self) -> None:
+        """Wait for the job that runs; those that have not begun are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

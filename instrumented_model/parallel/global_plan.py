@@ -50,5 +50,8 @@ def rank_loads(counts: torch.Tensor, plan: torch.Tensor, placement: Placement) -
 
 
 def digest(plan: torch.Tensor) -> str:
-    """What two ranks compare to know that they have the same plan."""
+    """What two ranks compare to know that they have the same plan.
+
+    plan: [...] integers; returns: SHA-256, 64 hex digits
+    """
     return hashlib.sha256(plan.contiguous().numpy().tobytes()).hexdigest()

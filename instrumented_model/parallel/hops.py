@@ -24,7 +24,14 @@ from moescope.instrumented_model.parallel.exchange import (
 )
 from moescope.instrumented_model.parallel.hop import Hop, Route, summed
 from moescope.instrumented_model.parallel.ranks import answering
-from moescope.instrumented_model.parallel.wire import column, pack_tokens, token_bytes, unpack_sums, unpack_tokens
+from moescope.instrumented_model.parallel.wire import (
+    as_bytes,
+    column,
+    pack_tokens,
+    token_bytes,
+    unpack_sums,
+    unpack_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class HopExchange(Exchange):
 
     def dispatch(self, x: torch.Tensor, plan: Plan, *, phase: str, layer: int, micro_batch: int) -> Handle[Arrived]:
         tokens = pack_tokens(x, self.fp8, "dispatch.x")
-        meta = [plan.gates.contiguous().view(torch.uint8), plan.slots.int().view(torch.uint8)]
+        meta = [as_bytes(plan.gates), as_bytes(plan.slots.int())]
         wire = torch.cat([*tokens, *meta], dim=1)
         top_k = plan.slots.shape[1]
         if not self.hops:
@@ -192,5 +199,5 @@ class HopExchange(Exchange):
 def _sums(sums: torch.Tensor | None, gates: torch.Tensor | None) -> torch.Tensor:
     """Rows on their way back: BF16 sums, then FP32 gradients of gates where there are some. returns: [rows, bytes]"""
     assert sums is not None
-    wire = sums.bfloat16().view(torch.uint8)
-    return wire if gates is None else torch.cat([wire, gates.view(torch.uint8)], dim=1)
+    wire = as_bytes(sums.bfloat16())
+    return wire if gates is None else torch.cat([wire, as_bytes(gates)], dim=1)

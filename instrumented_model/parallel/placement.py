@@ -23,6 +23,7 @@ class Placement:
 
     @property
     def slots_per_rank(self) -> int:
+        """Experts that a rank holds, replicas among them."""
         return len(self.expert_of) // self.ranks
 
     def slots_of(self) -> list[list[int]]:

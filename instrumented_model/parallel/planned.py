@@ -24,7 +24,7 @@ from moescope.instrumented_model.parallel.hops import HopExchange
 from moescope.instrumented_model.parallel.placement import Placement
 from moescope.instrumented_model.parallel.ranks import answering
 from moescope.instrumented_model.parallel.two_hop import own_group
-from moescope.instrumented_model.parallel.wire import pack_tokens
+from moescope.instrumented_model.parallel.wire import as_bytes, pack_tokens
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ class PlannedExchange(HopExchange):
         with emit.phase("plan(F)", layer=layer, micro_batch=micro_batch):
             counts = torch.bincount(plan.slots.reshape(-1), minlength=self.experts)
             gathered = self._gathered(counts)
-        parts = [*pack_tokens(x, self.fp8, "dispatch.x"), plan.gates.contiguous().view(torch.uint8)]
+        parts = [*pack_tokens(x, self.fp8, "dispatch.x"), as_bytes(plan.gates)]
         top_k = plan.slots.shape[1]
 
         def job() -> tuple[torch.Tensor, tuple[object, ...]]:
             with emit.phase("plan(F)", layer=layer, micro_batch=micro_batch):
                 mine = self._planned(gathered, layer, micro_batch)
                 slots = mine.index_select(0, plan.slots.reshape(-1)).reshape(plan.slots.shape)
-            wire = torch.cat([*parts, slots.int().view(torch.uint8)], dim=1)
+            wire = torch.cat([*parts, as_bytes(slots.int())], dim=1)
             if not self.hops:
                 return wire, ()
             with emit.phase(phase, layer=layer, micro_batch=micro_batch):

@@ -34,6 +34,7 @@ class Ranks:
 
     @property
     def node(self) -> int:
+        """Number of its node, from 0; the ranks of a node are numbered in a row."""
         return self.rank // self.gpus
 
     @property

@@ -17,10 +17,16 @@ def pack_tokens(x: torch.Tensor, fp8: bool, name: str) -> list[torch.Tensor]:
     returns: parts to be laid side by side, [rows, bytes] uint8 each
     """
     if not fp8:
-        return [x.bfloat16().view(torch.uint8)]
+        return [as_bytes(x.bfloat16())]
     xq = quantise_tiles(x, power_of_2=True)
     observe.quantised(name, x, xq)
-    return [xq.q.contiguous().view(torch.uint8), xq.scale.view(torch.uint8)]
+    return [as_bytes(xq.q), as_bytes(xq.scale)]
+
+
+def as_bytes(x: torch.Tensor) -> torch.Tensor:
+    """x: [rows, n]; returns: [rows, bytes of a row] uint8, the same memory where x is contiguous"""
+    # Flat first: where there is no row, one column may have a stride of 0, which no view of other sizes takes.
+    return x.reshape(-1).view(torch.uint8).reshape(x.shape[0], x.shape[1] * x.element_size())
 
 
 def unpack_tokens(wire: torch.Tensor, row: torch.Tensor, d: int, fp8: bool) -> Rows:

@@ -60,9 +60,9 @@ class Chunk:
         self.outputs = [t.detach() for t in self._outputs]
 
     def backward(self, *gradients: torch.Tensor) -> list[torch.Tensor]:
-        """gradients: of the outputs, of which those that need none come last and are left out
+        """gradients: of the outputs, each of its shape; those that need none come last and are left out
 
-        returns: those of the inputs, zeros where one has none
+        returns: those of the inputs, each of its shape, zeros where one has none
         """
         differentiable = [t for t in self._outputs if t.requires_grad]
         torch.autograd.backward(differentiable, gradients[: len(differentiable)])

@@ -57,7 +57,10 @@ def corpus(split: Split = "train", folder: Path | None = None) -> torch.Tensor:
 
 
 def corpus_for(vocabulary: int, split: Split = "train") -> torch.Tensor:
-    """`corpus`, for a model of so many tokens. Raises ConfigError where a byte of it is none of them."""
+    """`corpus`, for a model of so many tokens. Raises ConfigError where a byte of it is none of them.
+
+    returns: [bytes] uint8, not to be written to
+    """
     text = corpus(split)
     if (largest := int(text.max())) >= vocabulary:
         raise ConfigError(

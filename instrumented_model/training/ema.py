@@ -18,7 +18,10 @@ from moescope.collectors import emit
 
 @torch.no_grad()
 def average(averages: list[torch.Tensor], weights: list[torch.Tensor], decay: float) -> None:
-    """average = decay * average + (1 - decay) * weights, in place."""
+    """average = decay * average + (1 - decay) * weights, in place (section 3.2.3).
+
+    averages, weights: [tensors] float32, shape by shape alike; decay: 0 to 1
+    """
     torch._foreach_mul_(averages, decay)
     torch._foreach_add_(averages, weights, alpha=1 - decay)
 
@@ -82,7 +85,7 @@ class Ema:
 
     @torch.no_grad()
     def restore(self, averages: Sequence[torch.Tensor]) -> None:
-        """averages: of the same weights, shape by shape"""
+        """averages: [tensors] of the same weights, shape by shape. Raises ValueError where there are more or fewer."""
         for to, source in zip(self.averages(), averages, strict=True):
             to.copy_(source)
 

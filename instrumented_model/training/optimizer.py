@@ -68,6 +68,7 @@ class AdamW:
         torch.autograd.graph.increment_version(self.parameters)
 
     def zero_grad(self) -> None:
+        """Drop the gradients, and their memory."""
         for p in self.parameters:
             p.grad = None
 

@@ -42,18 +42,22 @@ class Stage(nn.Module):
         self.head = model.head if end == c.layers else None
 
     def example_input(self, model: Model) -> torch.Tensor:
-        """What a micro-batch of the model's configuration comes as; the values do not matter."""
+        """What a micro-batch of the model's configuration comes as; the values do not matter.
+
+        returns: tokens [sequences, positions] int64 for the first stage, else [sequences, positions, d] float32
+        """
         shape = model.c.sequences, model.c.sequence_length
         if self.embedding is not None:
             return torch.zeros(shape, dtype=torch.int64)
         return torch.zeros(*shape, model.c.d, requires_grad=True)
 
     def example_output(self, model: Model) -> torch.Tensor:
-        """What it leaves as."""
+        """What it leaves as. returns: [sequences, positions, d], after the head [.., vocabulary], float32"""
         width = model.c.d if self.head is None else model.c.vocabulary
         return torch.zeros(model.c.sequences, model.c.sequence_length, width, requires_grad=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: as `example_input`; returns: as `example_output`"""
         h: torch.Tensor = x if self.embedding is None else self.embedding(x)
         sequences, positions, d = h.shape
         h = h.reshape(-1, d)

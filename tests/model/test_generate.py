@@ -87,6 +87,18 @@ def test_sampled_text_is_that_of_the_seed(saved: Path, capsys: pytest.CaptureFix
     assert generated(1) != generated(2)
 
 
+@pytest.mark.parametrize("schedule", ["serial", "overlapped"])
+def test_one_prompt_leaves_a_micro_batch_empty_in_a_model_one_tile_wide(
+    schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [part for setting in (*SMALL[:-1], "top_k=1") for part in ("--set", setting)]  # in FP8
+    assert main(["train", "--steps", "1", "--checkpoints", str(tmp_path), *sizes]) == 0
+    capsys.readouterr()
+    options = ["--schedule", schedule, "--max-new", "2", "--tokens", "5,6"]
+    assert main(["generate", "--checkpoint", str(tmp_path), *options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("5,6,")
+
+
 def test_what_cannot_be_generated_is_one_line_and_exit_2(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

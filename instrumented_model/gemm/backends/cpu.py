@@ -13,6 +13,8 @@ from moescope.instrumented_model.numerics.quantise import Quantised, dequantise,
 
 
 class Cpu:
+    """`Backend` in FP32 by torch's own GEMM, on any device: every promotion interval is honoured."""
+
     name = "cpu"
     arithmetic = "E4M3 operands, dequantised, FP32 products"
     finest = 0

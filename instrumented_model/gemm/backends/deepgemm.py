@@ -25,6 +25,8 @@ def _library() -> Any:
 
 
 class DeepGemm(ByGroup):
+    """`Backend` by github.com/deepseek-ai/DeepGEMM, grouped K by group. Not yet run on a GPU."""
+
     name = "deepgemm"
     arithmetic = "E4M3 operands, DeepGEMM on tensor cores, promoted to FP32 every 128"
     finest = 128

@@ -9,6 +9,8 @@ from moescope.instrumented_model.numerics.quantise import Quantised, expanded_sc
 
 
 class Reference(ByGroup):
+    """`Backend` in FP64: slow, and exact but for the order of sums."""
+
     name = "reference"
     arithmetic = "E4M3 operands, dequantised, FP64 products"
     finest = 0

@@ -18,6 +18,8 @@ _ROWS = 16
 
 
 class ScaledMm(ByGroup):
+    """`Backend` by `torch.nn.functional.scaled_mm`, 1x128 by 128x128 or 1x128. Not yet run on a GPU."""
+
     name = "scaled_mm"
     arithmetic = "E4M3 operands, torch scaled_mm (cuBLASLt) on tensor cores"
     finest = 128
