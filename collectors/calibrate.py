@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from moescope.collectors.calibrate_gpu import gpu_peaks
+
 # In a process of its own, so that thread settings are clean and nobody who reads peaks must import torch.
 _PROGRAM = """
 import json, sys, time
@@ -54,19 +56,28 @@ def peaks_file() -> Path:
 
 def load_peaks() -> dict[str, Any] | None:
     """What `calibrate` has measured on this host; None where it never ran or the processor is another."""
+    peaks = _kept().get("peaks")
+    return peaks if isinstance(peaks, dict) else None
+
+
+def load_gpu_peaks() -> list[dict[str, Any]]:
+    """What it has measured on this host's GPUs, an entry for each kind by `name`; empty where it has not."""
+    gpus = _kept().get("gpus")
+    return [gpu for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
+
+
+def _kept() -> dict[str, Any]:
     try:
         kept = json.loads(peaks_file().read_text())
     except (OSError, ValueError):
-        return None
-    if not isinstance(kept, dict) or kept.get("machine") != _machine():
-        return None
-    peaks = kept.get("peaks")
-    return peaks if isinstance(peaks, dict) else None
+        return {}
+    return kept if isinstance(kept, dict) and kept.get("machine") == _machine() else {}
 
 
 def calibrate() -> dict[str, Any]:
     """Measures, keeps and returns the peaks: FLOP/s of matrix products by type, copy bytes/s (read plus written).
 
+    `gpus` has those of this host's GPUs (`calibrate_gpu.measure`), null with the reason where there are none.
     Raises CalibrationError where torch is missing or the measurement fails.
     """
     one = _measure(1)
@@ -86,13 +97,14 @@ def calibrate() -> dict[str, Any]:
         for dtype in ("f32", "bf16")
     }
     peaks["copy_bytes_per_s"] = {"value": max(every["copy"], one["copy"]), "one_thread": one["copy"]} | label
+    gpus, reason = gpu_peaks()
     path = peaks_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": _machine(), "peaks": peaks}, indent=1))
+        path.write_text(json.dumps({"machine": _machine(), "peaks": peaks, "gpus": gpus}, indent=1))
     except OSError as error:
         raise CalibrationError(f"cannot keep the peaks in {path}: {error.strerror}; set XDG_CACHE_HOME") from error
-    return peaks
+    return peaks | ({"gpus": gpus} if gpus else {"gpus": None, "gpus_reason": reason})
 
 
 def _machine() -> str:

@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from moescope.collectors.calibrate import load_peaks
+from moescope.collectors.calibrate import load_gpu_peaks, load_peaks
 from moescope.collectors.samplers.device import memory
 from moescope.collectors.samplers.nvml_topology import describe_gpus
 
@@ -23,6 +23,7 @@ def describe(root: Path = Path("/")) -> dict[str, Any]:
         "kernel": platform.release(),
         "machine": platform.machine(),
         **describe_gpus(),
+        "gpu_peaks": load_gpu_peaks(),
         "peaks": load_peaks() or {},
         **({} if load_peaks() else {"peaks_reason": "not measured on this machine: run `moescope calibrate`"}),
     }

@@ -120,9 +120,30 @@ def hardware_of(meta: Mapping[str, Any], rank: int, device: str, ranks: int = 1)
     name = _name(meta, properties, device)
     known = hardware_named(name, told)
     if known is None:
-        why = _not_known(name)
-        known = unknown_hardware(name or device, why)
+        known = _measured(meta, name) or unknown_hardware(name or device, _not_known(name))
     return replace(known, units=told or known.units, unit_limits=_limits_told(properties, known.unit_limits))
+
+
+def _measured(meta: Mapping[str, Any], name: str) -> Hardware | None:
+    """A GPU that no document tells peaks of, as `moescope calibrate` measured it; None where it did not."""
+    listed = _hardware(meta).get("gpu_peaks")
+    for entry in listed if isinstance(listed, list) else ():
+        if not name or not isinstance(entry, Mapping) or entry.get("name") != name:
+            continue
+        told = {key: _told_peak(entry.get(key)) for key in ("fp8", "bf16", "copy_bytes_per_s")}
+        flops = {key: peak for key in ("fp8", "bf16") if (peak := told[key]) is not None}
+        if flops:
+            return Hardware(name, "sm", flops, told["copy_bytes_per_s"], None, None, None, {})
+    return None
+
+
+def _told_peak(entry: object) -> Peak | None:
+    if not isinstance(entry, Mapping):
+        return None
+    value = entry.get("flops_per_s", entry.get("value"))
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
+        return None
+    return Peak(float(value), str(entry.get("source", "meta.json")), "measured")
 
 
 def link_rates() -> dict[str, Peak]:
