@@ -16,7 +16,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -131,7 +131,11 @@ def main() -> None:
         told = f"{row['error_median']:+7.1%} {row['error_worst']:+7.1%}"
         print(f"{row['schedule']:12} {row['from']:>13} {row['to']:>13} {figures} {told}")
     if not a.quick:
-        save("whatif", "python -m benchmarks.whatif", {"wire": "emulated (modelled)", "predictions": rows})
+        save(
+            "whatif",
+            "python -m benchmarks.whatif",
+            {"wire": "emulated (modelled)", "predictions": rows, "runs": [asdict(run) for run in runs]},
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def _finite(ctx: click.Context, param: click.Parameter, values: tuple[float, ...
 @click.option(
     "--link-factor",
     multiple=True,
-    type=click.FloatRange(0, 1_000_000, min_open=True),
+    type=click.FloatRange(0.001, 1_000_000),
     default=(2.0,),
     callback=_finite,
     metavar="F",

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.profiler.errors import MoescopeError
 from moescope.profiler.intervals import Times
 
 Factors = NDArray[np.float64]
 
+LONGEST_NS: Final = float(1 << 60)
+"""36 years: what a graph's sums hold with room to spare."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """factors: what every kernel's own time is multiplied by, [nodes] each: by the assumption that brings least, by
-    the one between, and by the one that brings most; hidden: whether nothing waits for communication any more;
-    assumed: in words, what that rests on; parameters: its numbers"""
+    """factors: what every kernel's own time is multiplied by, [nodes] each: by the assumption that brings least, by the
+    one between, and by the one that brings most; hidden: whether nothing waits for communication any more; wires:
+    what the time of an emulated wire beneath exchanges is multiplied by; assumed: in words, what that rests on;
+    parameters: its numbers"""
 
     least: Factors
     between: Factors
@@ -25,6 +30,7 @@ class Change:
     assumed: tuple[str, ...]
     parameters: dict[str, Any] = field(default_factory=dict)
     hidden: bool = False
+    wires: float = 1.0
 
     @property
     def touched(self) -> NDArray[np.bool_]:
@@ -58,5 +64,8 @@ def together(changes: list[Change]) -> Change:
 
 
 def changed(work: Times, factors: Factors) -> Times:
-    """[nodes] ns"""
-    return np.rint(work * factors).astype(np.int64)
+    """[nodes] ns. Raises MoescopeError where that is more time than numbers hold."""
+    times = work * factors
+    if float(times.sum()) > LONGEST_NS:
+        raise MoescopeError("changed durations add up to more than 36 years: the source's times or a factor are off")
+    return np.rint(times).astype(np.int64)

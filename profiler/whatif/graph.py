@@ -36,11 +36,11 @@ class Graph:
     """Vertex 2 s is the start of step s, 2 s + 1 its end; behind all steps stand the last entries into collectives.
 
     work: [nodes] ns that each takes by itself: waiting for other ranks left out, and of an emulated wire all of it
-    since its exchange began; step: [nodes] its step; inner:
-    [nodes] ns from the step's start to the node's, without the work of nodes before it; opens: [steps] first node;
-    base: [vertices] earliest time, ns from `origin`; order: [vertices] to be computed in; pointer: [vertices + 1] into
-    source, constant and worker, by place in `order`; source: [edges] place in `order`; constant: [edges] ns; worker:
-    [edges] node whose work is added, NOBODY for none; spanned: [edges] step whose work is added, NOBODY for none
+    since its exchange began; step: [nodes] its step; inner: [nodes] ns from the step's start to the node's, without
+    the work of nodes before it; opens: [steps] first node; base: [vertices] earliest time, ns from `origin`; order:
+    [vertices] to be computed in; pointer: [vertices + 1] into source, constant and worker, by place in `order`;
+    source: [edges] place in `order`; constant: [edges] ns; worker: [edges] node whose work is added, NOBODY for
+    none; wire: [edges] node whose unseen wire is added; spanned: [edges] step whose work is added, NOBODY for none
     """
 
     nodes: Nodes
@@ -56,6 +56,7 @@ class Graph:
     constant: Times
     worker: Times
     spanned: Times
+    wire: Times
 
 
 def graph_of(nodes: Nodes, waits: Waits, assumed: Assumed) -> Graph:
@@ -84,6 +85,9 @@ def graph_of(nodes: Nodes, waits: Waits, assumed: Assumed) -> Graph:
     after[sources] = True
     after |= met
     alone[nodes.exchange[wired]] = True
+    beneath = np.flatnonzero(nodes.wire > 0)
+    alone[beneath] = True
+    after[beneath] = True
     after[waits.before[waits.overlaps]] = True
     alone[waits.before[waits.overlaps]] = True
     alone[1:] |= after[:-1]
@@ -120,8 +124,9 @@ def graph_of(nodes: Nodes, waits: Waits, assumed: Assumed) -> Graph:
         # An emulated wire is busy from the beginning of its exchange.
         _edges(2 * step[wired], 2 * step[wired] + 1),
         _edges(2 * step[exchange], 2 * step[wired] + 1, worker=wired),
+        _edges(2 * step[beneath], 2 * step[beneath] + 1, wire=beneath),
     )
-    columns = [np.concatenate([edge[at] for edge in edges]) for at in range(5)]
+    columns = [np.concatenate([edge[at] for edge in edges]) for at in range(6)]
     vertices = 2 * steps + len(meetings)
     base = np.append(base, np.full(len(meetings), FREE, np.int64))
     order = _ordered(vertices, columns[0], columns[1])
@@ -143,6 +148,7 @@ def graph_of(nodes: Nodes, waits: Waits, assumed: Assumed) -> Graph:
         constant=columns[2][by_target],
         worker=columns[3][by_target],
         spanned=columns[4][by_target],
+        wire=columns[5][by_target],
     )
 
 
@@ -150,18 +156,15 @@ def _edges(
     source: Times,
     target: Times,
     constant: Times | None = None,
+    *,
     worker: Times | None = None,
     spanned: Times | None = None,
-) -> tuple[Times, Times, Times, Times, Times]:
+    wire: Times | None = None,
+) -> tuple[Times, ...]:
     """Columns of the graph's edges; what is not given is 0 or NOBODY."""
     none = np.full(len(source), NOBODY, np.int64)
-    return (
-        source,
-        target,
-        np.zeros(len(source), np.int64) if constant is None else constant,
-        none if worker is None else worker,
-        none if spanned is None else spanned,
-    )
+    added = (none if given is None else given for given in (worker, spanned, wire))
+    return source, target, np.zeros(len(source), np.int64) if constant is None else constant, *added
 
 
 def _meetings(nodes: Nodes) -> list[Times]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from moescope.profiler.source import Source
 
 NOBODY = -1
+_FEW = 8
+"""Fewer emulated waits than this tell no rate."""
 
 
 def issues_of(source: Source, where: Mapping[tuple[int, int, int], int], count: int) -> tuple[Times, Sequence[str]]:
@@ -68,4 +70,43 @@ def exchanges_of(table: pa.Table, rows: Times, starts: Times, ends: Times, lane:
         at = int(np.searchsorted(starts[own], starts[node])) - 1
         if at >= 0 and starts[own[at]] < ends[node] and ends[own[at]] <= starts[node]:
             found[node] = own[at]
+    return found
+
+
+def unseen_wires(
+    source: Source,
+    where: Mapping[tuple[int, int, int], int],
+    lasting: Times,
+    ahead: Times,
+    issuer: Times,
+    exchange: Times,
+) -> Times:
+    """How long the emulated wire was busy beneath exchanges that outlasted it, so that no wait shows it: [nodes] ns.
+
+    By latency and rate that the waits of other exchanges tell, for those as large that the same threads issued.
+
+    lasting, ahead, issuer, exchange: [nodes]
+    """
+    found = np.zeros(len(lasting), np.int64)
+    shown = np.flatnonzero(exchange != NOBODY)
+    if len(shown) < _FEW:
+        return found
+    moved = np.full(len(lasting), NOBODY, np.int64)
+    calls = source.table("collectives")
+    columns = ("rank", "start_ns", "dur_ns", "sent_bytes", "received_bytes")
+    for rank, start, dur, sent, received in zip(*(calls.column(name).to_pylist() for name in columns), strict=True):
+        node = where.get((rank or 0, start, start + dur)) if None not in (start, dur) else None
+        if node is not None:
+            moved[node] = max(sent or 0, received or 0)
+    seen = exchange[shown]
+    # The wire is busy from the call on; the wait tells when it was free.
+    busy = lasting[shown] + lasting[seen] + ahead[seen]
+    if moved[seen].min() < 0 or len(np.unique(moved[seen])) < 2:
+        return found
+    slope, latency = np.polyfit(moved[seen].astype(np.float64), busy.astype(np.float64), 1)
+    like = (issuer != NOBODY) & np.isin(issuer, issuer[seen]) & (moved >= moved[seen].min())
+    like[seen] = False
+    if slope > 0:
+        told = np.rint(latency + slope * moved[like]).astype(np.int64) - ahead[like]
+        found[like] = np.clip(told, 0, lasting[like])
     return found

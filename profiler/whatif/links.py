@@ -19,6 +19,7 @@ def faster_link(now: Situation, factor: float) -> Scenario:
     wired = now.nodes.exchange != NOBODY
     moving = wired if wired.any() else now.is_comm
     factors = np.where(moving, 1 / factor, 1.0)
+    wires = 1 / factor if wired.any() else 1.0
     assumed = (
         "the emulated wire's time changes by the factor, and that of the exchange beneath it not at all"
         if wired.any()
@@ -29,7 +30,7 @@ def faster_link(now: Situation, factor: float) -> Scenario:
     least = factors if wired.any() else now.ones
     known = "waiting for other ranks is told from transfer where collectives are matched, else it counts as transfer"
     low, high = (least, factors) if factor >= 1 else (factors, least)
-    return Scenario(identity, name, Change(low, root, high, (assumed, known), {"link_factor": factor}))
+    return Scenario(identity, name, Change(low, root, high, (assumed, known), {"link_factor": factor}, wires=wires))
 
 
 def one_link_domain(now: Situation) -> Scenario:

@@ -21,7 +21,7 @@ from moescope.profiler.ranks.facts import host_of
 from moescope.profiler.ranks.matched import Matching
 from moescope.profiler.ranks.matching import match
 from moescope.profiler.ranks.view import RankView, ranks_in
-from moescope.profiler.whatif.issues import exchanges_of, issues_of
+from moescope.profiler.whatif.issues import exchanges_of, issues_of, unseen_wires
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -50,11 +50,13 @@ class Nodes:
     """Kernels of all ranks, by lane and in it by start.
 
     starts, ends: [nodes] ns on the common clock; lane: [nodes] place in `lanes`; kinds, operators: [nodes] str; rows:
-    [nodes] row in `kernels`; meetings: matched collectives, each the nodes of its ranks; left_out: kernels outside the
-    stretches that all ranks recorded; clock_error_ns: how far 95 % of the clocks are off at most, 0 for one clock;
-    reason: why collectives were not matched across ranks, empty where they were; ahead: [nodes] how long before its
-    start a call was issued, NOBODY where not told, and issuer: [nodes] the lane that issued it; exchange: [nodes] of
-    what an emulated wire adds to an exchange, that exchange; NOBODY for all else; clocks: of all ranks
+    [nodes] row in `kernels`; meetings: matched collectives, each the nodes of its ranks; left_out: kernels outside
+    the stretches that all ranks recorded; clock_error_ns: how far 95 % of the clocks are off at most, 0 for one
+    clock; reason: why collectives were not matched across ranks, empty where they were; ahead: [nodes] how long
+    before its start a call was issued, NOBODY where not told, and issuer: [nodes] the lane that issued it;
+    exchange: [nodes] of what an emulated wire adds to an exchange, that exchange; NOBODY for all else; wire:
+    [nodes] ns that an emulated wire was busy beneath an exchange that outlasted it, 0 for all else; clocks: of all
+    ranks
     """
 
     starts: Times
@@ -71,6 +73,7 @@ class Nodes:
     ahead: Times
     issuer: Times
     exchange: Times
+    wire: Times
     clocks: Clocks
 
     def __len__(self) -> int:
@@ -123,6 +126,7 @@ def with_comm_apart(nodes: Nodes) -> tuple[Nodes, Times]:
         ahead=nodes.ahead[order],
         issuer=lane_place[nodes.issuer[order]],
         exchange=place[nodes.exchange[order]],
+        wire=nodes.wire[order],
     )
     return moved, order
 
@@ -174,6 +178,7 @@ def nodes_of(source: Source) -> Nodes:
     )
     where = _places(columns, np.array([one.rank for one in lanes], np.int64)[lane] if lanes else lane)
     ahead, issuer = _issuers(source, where, lanes, lane)
+    exchange = exchanges_of(table, columns["rows"], columns["starts"], columns["ends"], lane, issuer)
     meetings, reason = _meetings(world, matching, clocks, where, len(held))
     return Nodes(
         starts=columns["starts"],
@@ -189,7 +194,8 @@ def nodes_of(source: Source) -> Nodes:
         reason=reason,
         ahead=ahead,
         issuer=issuer,
-        exchange=exchanges_of(table, columns["rows"], columns["starts"], columns["ends"], lane, issuer),
+        exchange=exchange,
+        wire=unseen_wires(source, where, columns["ends"] - columns["starts"], ahead, issuer, exchange),
         clocks=clocks,
     )
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from moescope.profiler.errors import MoescopeError
 from moescope.profiler.intervals import Times, length, subtract, union
 from moescope.profiler.whatif.casts import casts, transposed_reads
-from moescope.profiler.whatif.change import Change, Factors, Scenario, changed, together
+from moescope.profiler.whatif.change import LONGEST_NS, Change, Factors, Scenario, changed, together
 from moescope.profiler.whatif.experts import balanced_experts
 from moescope.profiler.whatif.graph import Assumed, Graph, graph_of
 from moescope.profiler.whatif.hiding import perfect_overlap
@@ -100,12 +101,14 @@ class Runs:
             self._graphs[key] = graph_of(*self._held[hidden], assumed)
         return self._graphs[key]
 
-    def run(self, assumed: Assumed, factors: Factors | None = None, *, hidden: bool = False) -> Replayed:
+    def run(
+        self, assumed: Assumed, factors: Factors | None = None, *, hidden: bool = False, wires: float = 1.0
+    ) -> Replayed:
         """Replay with own times multiplied by factors. hidden: nothing but communication waits for communication"""
         graph = self.graph(assumed, hidden=hidden)
         if factors is not None and hidden:
             factors = factors[self._order]
-        done = replay(graph, graph.work if factors is None else changed(graph.work, factors))
+        done = replay(graph, graph.work if factors is None else changed(graph.work, factors), wires)
         if not hidden:
             return done
         starts, ends = np.empty_like(done.starts), np.empty_like(done.ends)
@@ -125,13 +128,16 @@ def span_of(nodes: Nodes, starts: Times, ends: Times) -> int:
 def project(source: Source, comm_sms: Iterable[int] = (), link_factors: Iterable[float] = (2.0,)) -> Projected | None:
     """Project a source; None where it holds no kernels in a stretch that all of its ranks recorded.
 
-    comm_sms: SMs that communication is to run on, each a scenario; link_factors: how much faster links are to be
+    comm_sms: SMs that communication is to run on, each a scenario; link_factors: how much faster links are to be.
+    Raises MoescopeError where times span more than 36 years.
     """
     if not source.table("kernels").num_rows:
         return None
     nodes = nodes_of(source)
     if not len(nodes):
         return None
+    if float(nodes.ends.max()) - float(nodes.starts.min()) > LONGEST_NS:
+        raise MoescopeError(f"{source.name}: kernels lie more than 36 years apart: a start is missing, or damaged")
     runs = Runs(nodes)
     borders = borders_of(source, nodes)
     now = Situation(source, nodes, runs.graph(BETWEEN).work)
@@ -193,10 +199,10 @@ def _projection(runs: Runs, borders: Borders, scenario: Scenario, change: Change
     nodes = runs.nodes
 
     def spans(assumed: Assumed, factors: Factors) -> int:
-        run = runs.run(assumed, factors, hidden=change.hidden)
+        run = runs.run(assumed, factors, hidden=change.hidden, wires=change.wires)
         return span_of(nodes, run.starts, run.ends)
 
-    done = runs.run(BETWEEN, change.between, hidden=change.hidden)
+    done = runs.run(BETWEEN, change.between, hidden=change.hidden, wires=change.wires)
     estimate = span_of(nodes, done.starts, done.ends)
     extremes = (change.least, change.most)[: 1 if np.array_equal(change.least, change.most) else 2]
     bounds = [spans(one, factors) for one in EXTREMES for factors in extremes]

@@ -19,8 +19,12 @@ class Replayed:
     ends: Times
 
 
-def replay(graph: Graph, work: Times) -> Replayed:
-    """When every kernel starts and ends. work: [nodes] ns that each takes, waiting for other ranks left out"""
+def replay(graph: Graph, work: Times, wires: float = 1.0) -> Replayed:
+    """When every kernel starts and ends.
+
+    work: [nodes] ns that each takes, waiting for other ranks left out; wires: what times of unseen wires are multiplied
+    by
+    """
     before = np.concatenate(([0], np.cumsum(work)))
     steps = len(graph.opens)
     edges = np.append(graph.opens, len(work))
@@ -28,6 +32,8 @@ def replay(graph: Graph, work: Times) -> Replayed:
     weights = graph.constant.copy()
     weights += np.where(graph.worker != NOBODY, work[np.maximum(graph.worker, 0)], 0)
     weights += np.where(graph.spanned != NOBODY, of_step[np.maximum(graph.spanned, 0)], 0)
+    wire = np.rint(graph.nodes.wire * wires).astype(np.int64)
+    weights += np.where(graph.wire != NOBODY, wire[np.maximum(graph.wire, 0)], 0)
     times = _latest(graph, weights)
     vertex = np.empty(len(graph.order), np.int64)
     vertex[graph.order] = times

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from moescope.profiler.commands.main import main
+from moescope.profiler.errors import MoescopeError
+from moescope.profiler.whatif.project import project
+from tests.whatif.runs import gpu, source_of
 
 DATA = Path(__file__).parents[1] / "data"
 A100 = DATA / "hta_ddp_nccl_meta_a100"
@@ -75,6 +78,12 @@ def test_numbers_that_make_no_sense_are_refused(run: Callable[..., Called], wron
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert wrong[0] in err
+
+
+def test_times_that_no_run_has_are_told_and_not_counted_over() -> None:
+    source = source_of(gpu(0, 1), gpu(1, 2) | {"start_ns": 1 << 61})
+    with pytest.raises(MoescopeError, match="36 years apart"):
+        project(source)
 
 
 def test_a_source_without_kernels_is_no_data(run: Callable[..., Called], tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_sms_without_launch_shapes_are_not_guessed() -> None:
     assert "not known" in reason(found, "comm-off-sms")
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(runs())
 def test_bounds_are_in_order_and_no_gain_exceeds_what_there_is(source: MemorySource) -> None:
     found = project(source, comm_sms=[1, 4], link_factors=[0.5, 2])
@@ -183,3 +183,35 @@ def test_an_emulated_wire_is_busy_from_its_exchange_on_and_never_ends_before_it(
     assert (found.step_ns, scenario(found, "link-x2").step_ns) == (20 * MS, 15 * MS)
     # The exchange itself still takes its 1 ms.
     assert scenario(found, "link-x100").gain.estimate == 9 * MS
+
+
+def test_a_wire_that_an_exchange_outlasted_shows_once_it_is_slow_enough() -> None:
+    rows, calls, now = [], [], 0.0
+    sizes = [1000 * (place + 1) for place in range(9)]
+    for place, size in enumerate(sizes):
+        wire, lasts = 1 + size / 1000, 0.5 if place < 8 else 20.0
+        begin = now + 1
+        free = begin + 0.2 + max(wire, lasts)
+        rows += [
+            kernel(round(now * MS), MS),
+            kernel(round((begin + 0.05) * MS), 30_000, stream="exchange"),
+            kernel(round((begin + 0.2) * MS), round(lasts * MS), "comm", stream="pt_gloo_runloop"),
+        ]
+        if wire > lasts:
+            told = {"name": "emulated_link:all_to_all", "stream": "exchange", "evidence": "modelled"}
+            rows.append(kernel(round((begin + 0.2 + lasts) * MS), round((wire - lasts) * MS), "comm", **told))
+        calls.append(
+            {
+                "rank": 0, "call": place, "op": "all_to_all", "group": "0", "group_ranks": "0,1", "phase_id": 1,
+                "issue_ns": round((begin + 0.1) * MS), "start_ns": round((begin + 0.2) * MS),
+                "dur_ns": round(lasts * MS), "sent_bytes": size, "received_bytes": size // 2, "evidence": "measured",
+            }
+        )  # fmt: skip
+        now = free + 0.2
+    rows.append(kernel(round(now * MS), MS))
+    source = source_of(*rows).add("collectives", calls)
+    source.add("phases", [phase(1, "dispatch(F)", 0, round(now * MS)) | {"thread": "exchange"}])
+    found = projected(source, link_factors=[0.25])
+    # Eight wires of 2 to 9 ms become four times as long; the ninth, of 10 ms, becomes 40 and outlasts 20 by as much.
+    lost = -scenario(found, "link-x0.25").gain.estimate / MS
+    assert lost == pytest.approx(3 * sum(range(2, 10)) + 40 - 20, abs=0.5)

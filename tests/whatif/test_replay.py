@@ -33,7 +33,7 @@ def runs(draw: st.DrawFn) -> MemorySource:
     return source_of(*rows)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(runs())
 def test_unchanged_durations_give_the_recorded_times(source: MemorySource) -> None:
     held = nodes_of(source)
@@ -45,7 +45,7 @@ def test_unchanged_durations_give_the_recorded_times(source: MemorySource) -> No
         assert (done.ends + origin == held.ends).all()
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(runs(), st.data())
 def test_shorter_kernels_make_nothing_later_and_longer_ones_nothing_earlier(
     source: MemorySource, data: st.DataObject
