@@ -12,6 +12,7 @@ from moescope.collectors.samplers.nvml_topology import describe_gpus, words
 
 State = Literal["ok", "fallback", "missing"]
 _MARGIN_S = 0.02
+NOT_RUN = "these samplers have not yet been run on a GPU"
 
 
 def gpu_counters() -> tuple[State, str, str]:
@@ -30,7 +31,11 @@ def gpu_counters() -> tuple[State, str, str]:
         sampler.close()
     samples = [row for table, _, row in rows if table == "device_samples"]
     links = [row["link"] for table, _, row in rows if table == "link_samples"]
-    return _state(samples), f"{sampler.source}, {len(samples)} GPU(s)", "; ".join([*_notes(links), *told(reasons)])
+    return (
+        _state(samples),
+        f"{sampler.source}, {len(samples)} GPU(s)",
+        "; ".join([*_notes(links), *told(reasons), NOT_RUN]),
+    )
 
 
 def _state(samples: list[dict[str, Any]]) -> State:

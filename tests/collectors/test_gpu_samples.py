@@ -140,7 +140,17 @@ def test_visible_devices_are_read_as_cuda_reads_them(variable: str | None, expec
 PROBE = """
 import json
 from moescope.collectors.samplers.nvml_check import gpu_counters
-print(json.dumps(gpu_counters()))
+from moescope.collectors.clock import Clock
+from moescope.collectors.samplers.nvml import GpuSampler
+sampler, said = GpuSampler(Clock(0, 0), "h"), []
+try:
+    sampler.open()
+    sampler.attach(0)
+    for rows in (sampler.poll(), sampler.poll(), sampler.close()):
+        said += [row["message"] for table, _, row in rows if table == "log"]
+except Exception as error:
+    said = [str(error)]
+print(json.dumps([*gpu_counters(), said]))
 """
 
 
@@ -173,6 +183,8 @@ def test_what_stands_in_the_way_of_counters_is_said_with_what_to_do(
     found = json.loads(done.stdout)
     assert found[0] == state
     assert note in found[2]
+    told = found[3]
+    assert sum(note in message for message in told) == len(told) == (1 if case == "stopped" else 2), "each GPU, once"
 
 
 TARGET = """
