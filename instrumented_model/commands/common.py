@@ -192,6 +192,8 @@ def _execute(
         value = getattr(a, name, 1)
         if value <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {value} must be above 0")
+    if not -(2**63) <= a.seed < 2**63:
+        raise ConfigError(f"--seed {a.seed} must fit into 64 bits: take a smaller number")
     c, ranks = configuration(a), world(a.nodes)
     # On a GPU the real wire is what matters.
     links = (DEFAULT_LINK, DEFAULT_INTRA_LINK) if a.device == "cpu" else ("none", "none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 from pathlib import Path
 
@@ -80,11 +81,23 @@ def run(run: Run) -> None:
     if a.pipeline:
         _pipelined(run, recipe)
         return
+    if a.checkpoints is not None:
+        _check_folder(a.checkpoints)
     trainer = Trainer(run.new_model(), run.exchange, recipe, schedule=a.schedule)
     try:
         _run(run, trainer)
     finally:
         trainer.close()
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ConfigError where nothing can be saved there, before hours of steps rather than after them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--checkpoints {folder}: {error.strerror}; choose a folder that can be made") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--checkpoints {folder} cannot be written to: choose another folder")
 
 
 def _pipelined(run: Run, recipe: Recipe) -> None:

@@ -32,7 +32,7 @@ def read(file: Path, c: Config, max_new: int) -> list[Request]:
             try:
                 requests.append(_request(len(requests), json.loads(line), c, max_new))
             except json.JSONDecodeError as error:
-                raise ConfigError(f"requests {file}:{number}: not JSON: {error.msg}") from None
+                raise ConfigError(f"requests {file}:{number}: not JSON: {error.msg}; write an object a line") from None
             except ConfigError as error:
                 raise ConfigError(f"requests {file}:{number}: {error}") from None
     if not requests:

@@ -87,12 +87,25 @@ def test_the_program_ends_with_one_line_and_code_2(tmp_path: Path, capsys: pytes
         ["train", "--config", str(tmp_path / "none.toml")],
         ["decode", "--set", "experts=7.5"],
         ["prefill", "--steps", "0"],
+        ["train", "--seed", str(2**63)],
     ):
         assert main(arguments) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert len(err.splitlines()) == 1
         assert err.startswith("error: ")
+
+
+def test_a_folder_for_checkpoints_that_cannot_be_is_told_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    sizes = ["--set", "d=64", "--set", "layers=1", "--set", "sequence_length=8"]
+    assert main(["train", "--steps", "1", "--checkpoints", str(tmp_path / "file" / "ck"), *sizes]) == 2
+    out, err = capsys.readouterr()
+    assert "step" not in out
+    assert len(err.splitlines()) == 1
+    assert f"--checkpoints {tmp_path}/file/ck: Not a directory; choose a folder that can be made" in err
 
 
 @pytest.mark.parametrize("command", [["train"], ["prefill"], ["decode"], ["decode", "--requests", "2"], ["all"]])
