@@ -1,19 +1,27 @@
 """Experts in balance: every rank computes as long as the mean rank does, by its experts' tokens or by waiting.
 
-Where tokens an expert are recorded (`experts`), the work of experts on a rank is taken as proportional to the tokens
-that its experts get; experts are spread over the ranks in equal runs. Else, where ranks are compared by collectives,
-what a rank computes from leaving one to entering the next one of the group becomes that of the mean rank.
+Where tokens an expert are recorded (`experts`), what experts take on a rank changes with the tokens that they get, by a
+line through the recorded times; experts are spread over the ranks in equal runs. Else, where ranks are compared by
+collectives, what a rank computes from leaving one to entering the next one of the group becomes that of the mean rank.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from moescope.profiler.whatif.change import Change, Factors, Scenario
 from moescope.profiler.whatif.situation import Situation
+
+Place: TypeAlias = tuple[int | None, int | None]
+"""Step and layer."""
+EVERYWHERE: Final[Place] = (-1, -1)
+
+_FEW: Final = 8
+_FLAT: Final = 1000
+"""Where time does not grow with tokens its fixed part counts as so many times the most tokens."""
 
 _ID: Final = "balanced-experts"
 _WHAT: Final = "experts in balance"
@@ -28,57 +36,92 @@ def balanced_experts(now: Situation) -> Scenario:
     return _by_collectives(now)
 
 
-def _load(now: Situation) -> dict[int, float] | None:
-    """By rank, tokens of its experts over those of the mean rank; None where they are not told."""
-    table = now.source.table("experts")
-    ranks = sorted({lane.rank for lane in now.nodes.lanes})
-    world = len(now.source.ranks())
-    if not table.num_rows or world < 2 or len(ranks) < world:
+def _load(now: Situation) -> dict[Place, dict[int, int]] | None:
+    """By step and layer, and of all of them under EVERYWHERE: tokens of the experts of each rank.
+
+    None where tokens are not told.
+    """
+    rows = now.source.table("experts").select(["step", "layer", "expert", "tokens"]).to_pylist()
+    ranks = sorted(now.source.ranks())
+    world = len(ranks)
+    rows = [row for row in rows if row["expert"] is not None and row["expert"] >= 0 and (row["tokens"] or 0) > 0]
+    if not rows or world < 2 or {lane.rank for lane in now.nodes.lanes} != set(ranks):
         return None
-    experts = table.column("expert").to_numpy()
-    tokens = table.column("tokens").fill_null(0).to_numpy()
-    each = np.bincount(experts, tokens)
-    if len(each) < world or not each.sum():
+    experts = max(row["expert"] for row in rows) + 1
+    if experts < world:
         return None
-    owner = np.arange(len(each)) * world // len(each)
-    sums = np.bincount(owner, each, minlength=world)
-    return {rank: float(sums[place] * world / sums.sum()) for place, rank in enumerate(sorted(now.source.ranks()))}
+    sums: dict[Place, dict[int, int]] = {}
+    for row in rows:
+        owner = ranks[row["expert"] * world // experts]
+        for place in ((row["step"], row["layer"]), EVERYWHERE):
+            held = sums.setdefault(place, dict.fromkeys(ranks, 0))
+            held[owner] += row["tokens"]
+    return sums
 
 
-def _by_tokens(now: Situation, load: dict[int, float]) -> Scenario:
-    operators, computes = now.nodes.operators, now.computes
-    surely = (operators == "grouped_gemm") & computes
-    phased = _in_expert_phases(now) & computes
-    at_most = surely | phased
+def _by_tokens(now: Situation, load: dict[Place, dict[int, int]]) -> Scenario:
+    ranks = now.nodes.ranks.tolist()
+    places = _expert_phases(now)
+    surely = (now.nodes.operators == "grouped_gemm") & now.computes
+    at_most = surely | (np.array([place is not None for place in places], np.bool_) & now.computes)
     if not at_most.any():
         reason = (
             "tokens an expert are recorded, but no kernel is known to be an expert's (a grouped product, a phase mlp)"
         )
         return Scenario(_ID, _WHAT, None, reason)
-    factor = np.array([1 / load[rank] if load.get(rank) else 1.0 for rank in now.nodes.ranks.tolist()])
-    least, most = np.where(surely, factor, 1.0), np.where(at_most, factor, 1.0)
-    parameters: dict[str, Any] = {"max_over_mean_tokens": round(max(load.values()), 4), "by": "tokens"}
+    keys = [
+        (rank, place if place in load else EVERYWHERE) if held else None
+        for rank, place, held in zip(ranks, places, at_most.tolist(), strict=True)
+    ]
+    spent: dict[tuple[int, Place], int] = {}
+    for key, work in zip(keys, now.work.tolist(), strict=True):
+        if key is not None:
+            spent[key] = spent.get(key, 0) + work
+    fixed, fitted = _fixed([(load[place][rank], ns) for (rank, place), ns in spent.items()])
+    mean = {place: sum(held.values()) / len(held) for place, held in load.items()}
+    share = {
+        (rank, place): ((fixed + mean[place]) / (fixed + own), mean[place] / own)
+        for (rank, place) in spent
+        if (own := load[place][rank])
+    }
+    pairs = np.array([share.get(key, (1.0, 1.0)) if key is not None else (1.0, 1.0) for key in keys])
+    overall = round(max(load[EVERYWHERE].values()) / mean[EVERYWHERE], 4)
+    parameters: dict[str, Any] = {"max_over_mean_tokens": overall, "by": "tokens", "fixed_tokens": round(fixed)}
     assumed = (
-        "a rank's experts work in proportion to the tokens of all of them over the run; experts are spread "
-        "over the ranks in equal runs",
-        "least: grouped products alone; most: all compute in phases named mlp, expert or moe, shared experts among it",
+        "what experts take changes with the tokens of all experts of the rank, in a step and layer where phases tell "
+        "them: not at all (least); as a line through the recorded times does, whose fixed part is worth "
+        f"{fixed:.0f} tokens{'' if fitted else ', which too few times tell'} (between); in proportion (most)",
+        "experts are spread over the ranks in equal runs; their kernels are grouped products and all compute in phases "
+        "named mlp, expert or moe",
     )
-    return Scenario(_ID, _WHAT, Change(least, (least + most) / 2, most, assumed, parameters))
+    return Scenario(_ID, _WHAT, Change(now.ones, pairs[:, 0].copy(), pairs[:, 1].copy(), assumed, parameters))
 
 
-def _in_expert_phases(now: Situation) -> Any:
-    """[nodes] whether the phase around the launch is named after experts."""
-    phases = now.source.table("phases").select(["rank", "id", "name"]).to_pylist()
+def _fixed(points: list[tuple[int, int]]) -> tuple[float, bool]:
+    """How many tokens the fixed part of experts' time is worth, and whether times tell it; 0 where they do not.
+
+    points: tokens, and ns that they took
+    """
+    tokens, times = (np.array(values, np.float64) for values in zip(*points, strict=True))
+    if len(points) < _FEW or len(np.unique(tokens)) < 2:
+        return 0.0, False
+    slope, start = np.polyfit(tokens, times, 1)
+    most = float(tokens.max()) * _FLAT
+    return (min(max(float(start / slope), 0.0), most), True) if slope > 0 else (most, True)
+
+
+def _expert_phases(now: Situation) -> list[Place | None]:
+    """[nodes] step and layer of the phase around the launch where that is named after experts, else None."""
+    phases = now.source.table("phases").select(["rank", "id", "name", "step", "layer"]).to_pylist()
     named = {
-        (row["rank"], row["id"])
+        (row["rank"], row["id"]): (row["step"], row["layer"])
         for row in phases
         if any(word in (row["name"] or "").lower() for word in _EXPERT_PHASES)
     }
     if not named:
-        return np.zeros(len(now.nodes), np.bool_)
+        return [None] * len(now.nodes)
     held = now.source.table("kernels").column("phase_id").fill_null(-1).to_numpy()[now.nodes.rows]
-    keys = zip(now.nodes.ranks.tolist(), held.tolist(), strict=True)
-    return np.fromiter((key in named for key in keys), np.bool_, len(now.nodes))
+    return [named.get(key) for key in zip(now.nodes.ranks.tolist(), held.tolist(), strict=True)]
 
 
 def _by_collectives(now: Situation) -> Scenario:

@@ -215,3 +215,37 @@ def test_a_wire_that_an_exchange_outlasted_shows_once_it_is_slow_enough() -> Non
     # Eight wires of 2 to 9 ms become four times as long; the ninth, of 10 ms, becomes 40 and outlasts 20 by as much.
     lost = -scenario(found, "link-x0.25").gain.estimate / MS
     assert lost == pytest.approx(3 * sum(range(2, 10)) + 40 - 20, abs=0.5)
+
+
+def test_experts_are_balanced_layer_by_layer_where_phases_tell_them() -> None:
+    rows = []
+    for rank in (0, 1):
+        for layer, length in ((0, 2 if rank else 6), (1, 6 if rank else 2)):
+            start = 10 * layer
+            rows.append(gpu(start, start + length, rank=rank, phase_id=layer + 1))
+    source = source_of(*rows)
+    for rank in (0, 1):
+        held = [phase(layer + 1, "mlp(F)", 0, 1, rank=rank) | {"layer": layer, "step": 0} for layer in (0, 1)]
+        source.add("phases", held)
+    counts = [(0, 0, 300), (0, 1, 100), (1, 0, 100), (1, 1, 300)]
+    told = [{"rank": 0, "t_ns": 0, "step": 0, "layer": la, "expert": e, "tokens": n} for la, e, n in counts]
+    found = scenario(projected(source.add("experts", told)), "balanced-experts")
+    # Over the run both ranks have as many tokens; layer by layer one computes 6 ms and the other 2, and would 4 and 4.
+    assert found.scenario.change is not None
+    assert sorted(set(found.scenario.change.most.tolist())) == pytest.approx([4 / 6, 2])
+
+
+def test_what_experts_take_whatever_their_tokens_does_not_become_less() -> None:
+    rows, told = [], []
+    source = MemorySource()
+    for step_ in range(4):
+        for rank, tokens in ((0, 100), (1, 300)):
+            # A fixed ms, and one for each 100 tokens: 2 and 4 ms, which become 3 and 3.
+            rows.append(gpu(10 * step_, 10 * step_ + 1 + tokens / 100, rank=rank, phase_id=step_ + 1))
+            source.add("phases", [phase(step_ + 1, "mlp(F)", 0, 1, rank=rank) | {"layer": 0, "step": step_}])
+            told.append({"rank": 0, "t_ns": 0, "step": step_, "layer": 0, "expert": rank, "tokens": tokens})
+    source.add("kernels", sorted(rows, key=lambda row: row["start_ns"])).add("experts", told)
+    found = scenario(projected(source), "balanced-experts")
+    assert found.scenario.change is not None
+    assert found.scenario.change.parameters["fixed_tokens"] == 100
+    assert sorted({round(one, 6) for one in found.scenario.change.between.tolist()}) == pytest.approx([3 / 4, 3 / 2])
