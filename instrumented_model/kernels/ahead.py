@@ -245,11 +245,10 @@ def _taken_apart(cubin: bytes) -> tuple[str, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, listing = (
-            subprocess.run([disassembler(), what, file.name], capture_output=True, text=True, check=True).stdout
-            for what in ("-res-usage", "-sass")
-        )
-    return usage, listing
+        command = [str(disassembler()), "-res-usage", "-sass", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage, code, listing = told.partition("code for sm_")
+    return usage, code + listing
 
 
 def _used(usage: str, what: str) -> int:

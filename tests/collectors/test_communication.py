@@ -10,6 +10,8 @@ import pytest
 from tests.collectors.reading import rows
 from tests.conftest import Moescope
 
+LAUNCH = Path(__file__).parents[1] / "launch.py"
+
 THREADS = """
 import sys, threading, time, torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -69,8 +71,7 @@ dist.destroy_process_group()
 
 def record(moescope: Moescope, folder: Path, text: str, budget: str = "full") -> Path:
     (folder / "target.py").write_text(text)
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "target.py")
-    done = moescope("run", "--budget", budget, "-o", "rec", "--", *launcher)
+    done = moescope("run", "--budget", budget, "-o", "rec", "--", sys.executable, LAUNCH, "2", "target.py")
     assert done.returncode == 0, done.stderr
     return folder / "rec"
 

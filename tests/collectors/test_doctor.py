@@ -108,12 +108,20 @@ def test_what_stands_in_the_way_is_named_with_what_to_do(
     assert note in row["note"]
 
 
+BRIEFLY = """
+import moescope.collectors.calibrate as m
+assert m._PROGRAM.count("0.15)") == m._PROGRAM.count("0.3)") == 1
+m._PROGRAM = m._PROGRAM.replace("0.15)", "0.02)").replace("0.3)", "0.02)")
+"""
+"""Calibration with less time for each measurement."""
+
+
 def test_calibrate_keeps_peaks_that_every_command_finds(
     moescope: Moescope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert load_peaks() is None
-    done = moescope("calibrate", "--json")
+    done = moescope("calibrate", "--json", env=broken(tmp_path, BRIEFLY, "calibrate"))
     assert done.returncode == 0, done.stderr
     peaks = json.loads(done.stdout)
     for dtype in ("f32", "bf16"):
@@ -134,7 +142,9 @@ def test_calibrate_keeps_peaks_that_every_command_finds(
 
 def test_a_calibration_that_cannot_be_kept_or_made_says_so(moescope: Moescope, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused = moescope("calibrate", env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "file")})
+    (tmp_path / "briefly").mkdir()
+    env = broken(tmp_path / "briefly", BRIEFLY, "calibrate") | {"XDG_CACHE_HOME": str(tmp_path / "file")}
+    refused = moescope("calibrate", env=env)
     assert (refused.returncode, refused.stdout) == (3, "")
     assert "XDG_CACHE_HOME" in refused.stderr
     patch = "import moescope.collectors.calibrate as m\nm._PROGRAM = 'import no_such_module_here'"

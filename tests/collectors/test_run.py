@@ -67,10 +67,19 @@ def script(tmp_path: Path, text: str, name: str = "target.py") -> Path:
     return path
 
 
-def test_operators_phases_steps_and_cores_of_a_plain_script_are_recorded(moescope: Moescope, tmp_path: Path) -> None:
-    done = moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, TRAIN))
-    assert (done.returncode, done.stdout) == (0, "trained\n")
-    recording = tmp_path / "rec"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recording of TRAIN, which ran as it would have without."""
+    folder = tmp_path_factory.mktemp("trained")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    command = [sys.executable, "-m", "moescope", "run", "-o", "rec", "--", sys.executable, script(folder, TRAIN)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+    return folder / "rec"
+
+
+def test_operators_phases_steps_and_cores_of_a_plain_script_are_recorded(trained: Path) -> None:
+    recording = trained
     names = {row["name"] for row in rows(recording, "kernels")}
     assert {"aten::addmm", "aten::mm", "aten::pow"} <= names
     assert {"mlp(F)", "mlp(B)"} <= {row["name"] for row in rows(recording, "phases")}
@@ -85,9 +94,8 @@ def test_operators_phases_steps_and_cores_of_a_plain_script_are_recorded(moescop
     assert not Path(facts["ring_dir"]).exists()
 
 
-def test_kernels_lie_inside_windows_and_know_their_phase(moescope: Moescope, tmp_path: Path) -> None:
-    moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, TRAIN))
-    recording = tmp_path / "rec"
+def test_kernels_lie_inside_windows_and_know_their_phase(trained: Path) -> None:
+    recording = trained
     phases = {row["id"]: row for row in rows(recording, "phases")}
     assert len(phases) == len(rows(recording, "phases"))
     placed = [(k, phases[k["phase_id"]]) for k in rows(recording, "kernels") if k["phase_id"] in phases]

@@ -17,6 +17,7 @@ from moescope.instrumented_model.config import size
 from tests.collectors.reading import rows
 
 STEPS, RANKS = 2, 2
+LAUNCH = Path(__file__).parents[1] / "launch.py"
 C = size("tiny")
 TOKENS = C.micro_batches * C.sequences * C.sequence_length
 """Of one rank in one step."""
@@ -285,7 +286,7 @@ sys.exit(code)
 def test_bytes_of_two_hops_are_told_once_by_source_destination_and_hop(tmp_path: Path) -> None:
     (tmp_path / "target.py").write_text(HOPS_TARGET)
     env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
+    launcher = [sys.executable, str(LAUNCH), "4"]
     model = [tmp_path / "target.py", tmp_path, "train", "--steps=1", "--nodes=2"]
     command = [sys.executable, "-m", "moescope", "run", "-o", "rec", "--", *launcher, *map(str, model)]
     subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=120)
