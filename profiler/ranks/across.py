@@ -13,7 +13,7 @@ from moescope.profiler.ranks.calls import Calls
 from moescope.profiler.ranks.clocks import Clocks, align
 from moescope.profiler.ranks.lateness import Facts, Late, latecomers, surely_last
 from moescope.profiler.ranks.links import SlowGroup, slow_groups
-from moescope.profiler.ranks.matched import Matching, Unmatched, World
+from moescope.profiler.ranks.matched import BY_PAIR, Matching, Unmatched, World
 from moescope.profiler.ranks.matching import match
 from moescope.profiler.ranks.part import Part, expert_rows
 from moescope.profiler.ranks.waiting import Taken, take_apart
@@ -83,6 +83,8 @@ def across(part: Part) -> Across:
         else:
             taken.append(apart)
     facts = _facts(part)
+    # A stage of a pipeline waits for the one before it by design: nobody is late there.
+    together = [one for one in taken if one.of.how != BY_PAIR]
     return Across(
         world=world,
         matching=matching,
@@ -91,8 +93,8 @@ def across(part: Part) -> Across:
         left=tuple(left),
         partial=(sum(bool(one.of.missing) for one in taken), sum(one.of.missing is None for one in taken)),
         ops=_ops(world, taken, clocks),
-        late=latecomers(world, taken, clocks, facts),
-        slow=slow_groups(taken, clocks),
+        late=latecomers(world, together, clocks, facts),
+        slow=slow_groups(together, clocks),
     )
 
 

@@ -26,6 +26,9 @@ UNKNOWN: Final = -1
 PEER_TO_PEER: Final = frozenset({"send", "recv", "p2p", "coalesced"})
 """Calls that only some ranks of a group take part in, so that the n-th of one rank is not the n-th of another."""
 
+PAIRED: Final = "send_recv"
+"""A send, or the receive that it meets: both sides of one operation."""
+
 _WHOLE: Final = frozenset({"broadcast", "reduce"})
 
 
@@ -34,12 +37,15 @@ class Group:
     """Who communicates.
 
     name: of the process group, or the stream where no group is told; members: its ranks as told, `0,1`, empty where
-    they are not; told: whether the source names the group
+    they are not; told: whether the source names the group; peer, sends: of sends and receives whose other side is told,
+    that rank, and whether this one sends to it
     """
 
     name: str
     members: str
     told: bool
+    peer: int | None = None
+    sends: bool = False
 
     @property
     def ranks(self) -> tuple[int, ...] | None:
@@ -56,7 +62,8 @@ class Calls:
     starts, ends: [calls] ns, ends UNKNOWN for a call that never ended; moved: [calls] bytes that must cross the rank's
     link; buffer: [calls] bytes of the whole operation by NCCL's convention (nccl-tests, PERFORMANCE.md); received:
     [calls] bytes from other ranks; UNKNOWN where not known; compute, busy, seen: [2, calls] time before the start and
-    before the end with compute, with any kernel, and recorded at all, ns; peer_to_peer: sends and receives, left out;
+    before the end with compute, with any kernel, and recorded at all, ns; peer_to_peer: sends and receives whose other
+    side is not told, left out;
     measured: whether start and end of all were seen; devices: those that communicate
     """
 
@@ -97,6 +104,8 @@ class _Rows:
     moved: Times
     buffer: Times
     received: Times
+    peer: Times
+    sends: NDArray[np.bool_]
 
 
 def calls_of(source: Source, compute: Intervals, busy: Intervals, recorded: Intervals | None) -> Calls:
@@ -114,7 +123,12 @@ def calls_of(source: Source, compute: Intervals, busy: Intervals, recorded: Inte
     peers = np.isin(rows.op, list(PEER_TO_PEER)) & rows.told
     rows = _picked(rows, np.flatnonzero(~peers))
     rows = _picked(rows, np.argsort(rows.issued, kind="stable"))
-    groups, group = _coded(list(zip(rows.group.tolist(), rows.members.tolist(), rows.told.tolist(), strict=True)))
+    sides = [None if peer == UNKNOWN else peer for peer in rows.peer.tolist()]
+    groups, group = _coded(
+        list(
+            zip(rows.group.tolist(), rows.members.tolist(), rows.told.tolist(), sides, rows.sends.tolist(), strict=True)
+        )
+    )
     ops, op = _coded(rows.op.tolist())
     labels, label = _coded(rows.label.tolist())
     edges = np.stack((rows.starts, np.maximum(rows.starts, rows.ends)))
@@ -183,6 +197,11 @@ def _told(collectives: pa.Table, kernels: dict[str, Any]) -> _Rows:
     moved, buffer = _bytes(ops, sizes, buffer, sent, received)
     uneven = (ops == "all_to_all") & (sent >= 0)
     moved[uneven] = sent[uneven]
+    peers = rows.column("peer").fill_null(UNKNOWN).to_numpy()
+    sends = (ops == "send") & (peers >= 0)
+    pairs = sends | ((ops == "recv") & (peers >= 0))
+    moved[pairs] = buffer[pairs] = np.where(sends, sent, received)[pairs]
+    ops[pairs] = PAIRED
     return _Rows(
         group=_texts(rows, "group"),
         members=members,
@@ -195,6 +214,8 @@ def _told(collectives: pa.Table, kernels: dict[str, Any]) -> _Rows:
         moved=moved,
         buffer=buffer,
         received=received,
+        peer=np.where(pairs, peers, UNKNOWN),
+        sends=sends,
     )
 
 
@@ -271,6 +292,8 @@ def _untold(kernels: dict[str, Any]) -> _Rows:
         moved=unknown,
         buffer=unknown,
         received=unknown,
+        peer=unknown,
+        sends=np.zeros(count, np.bool_),
     )
 
 

@@ -15,6 +15,7 @@ from moescope.profiler.ranks.calls import UNKNOWN, Calls, Group
 World: TypeAlias = Mapping[int, Calls]
 
 BY_GROUP: Final = "process group, operation and order in the group"
+BY_PAIR: Final = "sender, receiver and order between them"
 BY_STREAM: Final = "order on the stream, among ranks whose calls end together"
 BY_NAME: Final = "order of the kernel's name, among ranks whose calls end together"
 FEW: Final = 3

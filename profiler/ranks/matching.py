@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moescope.profiler.intervals import Times
 from moescope.profiler.ranks.calls import Group
 from moescope.profiler.ranks.grouping import CLOSE_NS, untold_groups
-from moescope.profiler.ranks.matched import BY_GROUP, FEW, Matched, Matching, Unmatched, World, ops_of
+from moescope.profiler.ranks.matched import BY_GROUP, BY_PAIR, FEW, Matched, Matching, Unmatched, World, ops_of
 
 _MISSING: Final = -1
 _MOST_SHIFTS: Final = 512
@@ -27,10 +27,16 @@ def match(world: World) -> Matching:
     """Match the calls of all ranks. world: calls by rank"""
     groups: list[Matched] = []
     left: list[Unmatched] = []
-    for group, rows in sorted(_by_group(world).items(), key=lambda one: (one[0].name, one[0].members)):
+    by_group = _by_group(world)
+    for group, rows in sorted(by_group.items(), key=lambda one: (one[0].name, one[0].members)):
+        if group.peer is not None:
+            continue
         found, lost = _told(world, group, rows) if group.told else ([], [])
         groups += found
         left += lost
+    found, lost = _paired(world, by_group)
+    groups += found
+    left += lost
     found, lost = untold_groups(world)
     groups += found
     left += lost
@@ -66,6 +72,29 @@ def _told(world: World, group: Group, rows: dict[int, Times]) -> tuple[list[Matc
         return [], left
     ranks, places, ops = found
     return [Matched(group, ranks, places, ops, missing, BY_GROUP, inferred=False)], left
+
+
+def _paired(world: World, by_group: dict[Group, dict[int, Times]]) -> tuple[list[Matched], list[Unmatched]]:
+    """Sends and the receives that they meet: the n-th from one rank to another in a group is the n-th that it gets."""
+    sides: dict[tuple[str, int, int], dict[int, Times]] = {}
+    for group, rows in by_group.items():
+        for rank, at in rows.items() if group.peer is not None else ():
+            if len(at) and group.peer is not None and group.peer != rank:
+                pair = (rank, group.peer) if group.sends else (group.peer, rank)
+                held = sides.setdefault((group.name, *pair), {})
+                held[rank] = np.sort(np.concatenate((held[rank], at))) if rank in held else at
+    groups: list[Matched] = []
+    left: list[Unmatched] = []
+    for (name, source, target), rows in sorted(sides.items()):
+        between = Group(name, f"{source},{target}", told=True)
+        if len(rows) < 2:
+            left.append(Unmatched(between, sum(map(len, rows.values())), "the other side of it is not in the source"))
+            continue
+        found, lost = _aligned(world, rows)
+        left += [Unmatched(between, count, reason) for reason, count in lost.items()]
+        if found is not None:
+            groups.append(Matched(between, *found, (), BY_PAIR, inferred=False))
+    return groups, left
 
 
 Aligned: TypeAlias = tuple[tuple[int, ...], NDArray[np.int64], NDArray[np.object_]]

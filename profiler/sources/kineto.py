@@ -15,8 +15,8 @@ from moescope.profiler.sources.kineto_whole import read_whole
 from moescope.profiler.sources.messages import MOST_RANKS
 
 MENDED: Final = (
-    "the file is no clean JSON (bare nan, inf or N/A, broken escapes or text): such values are read as missing, "
-    "such text as it stands"
+    "the file is no clean JSON (bare nan, inf or N/A, stray commas, broken escapes or text): such values are read as "
+    "missing, such text as it stands"
 )
 
 _MOST_UNITS: Final = 1 << 16

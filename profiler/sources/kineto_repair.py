@@ -1,7 +1,7 @@
 """Mends what some profilers wrote that JSON does not know, outside of what is valid: valid JSON stays as it is.
 
 `inf`, `nan` and `N/A` as bare values (Kineto before 2021, and Python's json module), backslashes of Windows paths and
-line breaks inside strings, text that is no UTF-8.
+line breaks inside strings, text that is no UTF-8, commas with nothing behind them (allowed in Chrome's array form).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Final
 # Possessive, so that a string of any length takes no memory to match.
 _TOKEN: Final = re.compile(
     rb'(?P<string>"(?:[^"\\]++|\\.)*+")|(?P<open>"(?:[^"\\]++|\\.)*+\\?\Z)'
-    rb"|(?<![\w.+-])-?(?:nan(?:\((?:ind|snan)\))?|NaN|NAN|infinity|Infinity|inf|Inf|INF|N/A)(?=[\s,\]}])",
+    rb"|(?<![\w.+-])-?(?:nan(?:\((?:ind|snan)\))?|NaN|NAN|infinity|Infinity|inf|Inf|INF|N/A)(?=[\s,\]}])"
+    rb"|(?P<comma>,[\s,]*+(?=[\]}]))",
     re.S,
 )
 _ODD: Final = re.compile(rb"[\\\x00-\x1f]")
@@ -35,6 +36,8 @@ def _within(match: re.Match[bytes]) -> bytes:
 def _token(match: re.Match[bytes]) -> bytes:
     if match["open"]:
         return match["open"]
+    if match["comma"]:
+        return b""
     string = match["string"]
     if not string:
         return b"null"

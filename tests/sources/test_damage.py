@@ -46,7 +46,7 @@ def test_gzip_that_unfolds_without_end_is_stopped_soon(tmp_path, monkeypatch):
         (b'{"traceEvents": [{"args": ' + b'{"a": ' * 100_000, "nested too deeply"),
         (b'{"traceEvents": [{"name": "' + b"x" * 3_000_000, "at byte 3000027: the file ends early"),
         (b'{"traceEvents": [{}, {}]} {}', "trailing characters"),
-        (b'{"traceEvents": [{}, {},]}', "trailing comma"),
+        (b'{"traceEvents": [{}, {},,{}]}', "broken JSON"),
         (b'[{"ph": "X"}, 7]', "event 1 of traceEvents"),
         (b"PK\x03\x04rest", "a zip archive: unpack it"),
         (gzip.compress(b"[]") + b"rest", "gzip data is damaged"),

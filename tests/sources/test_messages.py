@@ -131,3 +131,22 @@ def test_a_trace_whose_file_is_named_for_another_rank_tells_nobody_s_bytes(tmp_p
     told = {(row["rank"], row["op"]): row["sent_bytes"] for row in source.table("collectives").to_pylist()}
     assert told == {(0, "all_to_allv"): 6, (0, "send"): 16, (1, "all_to_allv"): None, (1, "recv"): 0}
     assert summarise_over(divide([tmp_path]))["collectives"]["traffic_bytes"] == 66
+
+
+def test_a_send_is_matched_to_the_receive_that_it_meets(tmp_path):
+    found = summarise(open_source([traces(tmp_path)]))["collectives"]
+    (pair,) = [one for one in found["ops"] if one["op"] == "send_recv"]
+    assert (pair["calls"], pair["collectives"], found["peer_to_peer_calls"]) == (6, 3, 0)
+    # The sender stands for 30 µs until its receiver comes, three times; then both move 16 bytes in 60 µs.
+    assert (pair["wait_us"], pair["transfer_us"]) == (90, 180)
+    assert pair["bus_bytes_per_s"] == pytest.approx(16 / 60e-6)
+
+
+def test_a_send_whose_receiver_is_not_in_the_source_is_told_as_unmatched(tmp_path):
+    traces(tmp_path)
+    text = json.loads((tmp_path / "rank1.json").read_text())
+    text["traceEvents"] = [one for one in text["traceEvents"] if one["args"]["Collective name"] != "recv"]
+    (tmp_path / "rank1.json").write_text(json.dumps(text))
+    (left,) = summarise(open_source([tmp_path]))["collectives"]["unmatched"]
+    assert (left["ranks"], left["calls"]) == ("0,1", 3)
+    assert "other side" in left["reason"]

@@ -157,6 +157,7 @@ def test_large_blocks_are_cut_at_events_and_gzip_reads_the_same(tmp_path):
         (b'"x": -nan(ind)', None),
         (b'"x": NaN', None),
         (b'"x": N/A', None),
+        (b'"x": ["1,]", 2 ,\n, ],', ["1,]", 2]),
         (rb'"x": "C:\path\nan"', "C:\\path\nan"),
         (b'"x": "two\nlines: inf, nan"', "two\nlines: inf, nan"),
         (b'"x": "\xe9"', "�"),
