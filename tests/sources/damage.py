@@ -215,9 +215,11 @@ def _columns(path: Path, read: Callable[..., object]) -> object:
     work = [
         [texts[value] for value in values.tolist()] if values.dtype == np.int32 else values.tolist()
         for name, values in done.work.items()
-        if name != "thread"
+        if name not in ("thread", "message")
     ]
-    return work, [done.threads[thread] for thread in done.work["thread"]], done.notes
+    messages = [*done.messages, None]
+    told = [messages[message] for message in done.work["message"]]
+    return work, [done.threads[thread] for thread in done.work["thread"]], told, done.notes
 
 
 def run(number: int, seed: int, folder: Path) -> Counter[str]:
