@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Moescope
-
+SCHEDULES = ("serial", "overlapped")
 Interval = tuple[int, int]
 
 
@@ -60,7 +59,7 @@ def by_brute_force(folder: Path, rank: int) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A serial and an overlapped run of the demo's training, recorded whole."""
+    """A serial and an overlapped run of the demo's training, recorded whole; tables beside them in `<name>-csv`."""
     import os
     import subprocess
     import sys
@@ -69,49 +68,54 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     env = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     from moescope.profiler.commands.demo import target_command
 
-    for schedule in ("serial", "overlapped"):
+    for schedule in SCHEDULES:
         target = target_command("train", 2, 10, schedule)
         command = [sys.executable, "-m", "moescope", "run", "--budget", "full", "-o", schedule, "--", *target]
         subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=150)
-    return {schedule: folder / schedule for schedule in ("serial", "overlapped")}
+        export = [sys.executable, "-m", "moescope", "export", schedule, "--to", "csv", "-o", f"{schedule}-csv"]
+        subprocess.run(export, cwd=folder, env=env, check=True, capture_output=True, timeout=150)
+    return {schedule: folder / schedule for schedule in SCHEDULES}
 
 
-@pytest.mark.parametrize("schedule", ["serial", "overlapped"])
+@pytest.fixture(scope="module")
+def summaries(recordings: dict[str, Path]) -> dict[str, Any]:
+    """What `summary --json` says of each."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "moescope", "summary", "--json"]
+    return {
+        schedule: json.loads(subprocess.run([*command, path], capture_output=True, check=True, timeout=60).stdout)
+        for schedule, path in recordings.items()
+    }
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_summary_equals_a_count_by_brute_force(
-    recordings: dict[str, Path], moescope: Moescope, tmp_path: Path, schedule: str
+    recordings: dict[str, Path], summaries: dict[str, Any], schedule: str
 ) -> None:
-    recording = recordings[schedule]
-    summary = json.loads(moescope("summary", recording, "--json").stdout)
-    done = moescope("export", recording, "--to", "csv", "-o", tmp_path / "csv")
-    assert done.returncode == 0, done.stderr
+    tables, summary = recordings[schedule].with_name(f"{schedule}-csv"), summaries[schedule]
     assert [rank["rank"] for rank in summary["ranks"]] == [0, 1]
     for rank in summary["ranks"]:
-        truth = by_brute_force(tmp_path / "csv", rank["rank"])
+        truth = by_brute_force(tables, rank["rank"])
         found = {key: rank[f"{key}_us"] for key in ("span", "compute", "comm", "memory", "overlapped", "idle")}
         assert found == {key: pytest.approx(truth[key] / 1000, abs=0.01) for key in found}
         assert rank["exposed_comm_us"] == pytest.approx((truth["comm"] - truth["overlapped"]) / 1000, abs=0.01)
         assert rank["overlap_fraction"] == pytest.approx(truth["overlapped"] / truth["comm"], abs=1e-9)
 
 
-def test_serial_communication_is_exposed_and_overlapped_communication_is_not(
-    recordings: dict[str, Path], moescope: Moescope
-) -> None:
-    total: dict[str, dict[str, Any]] = {
-        schedule: json.loads(moescope("summary", path, "--json").stdout)["total"]
-        for schedule, path in recordings.items()
-    }
+def test_serial_communication_is_exposed_and_overlapped_communication_is_not(summaries: dict[str, Any]) -> None:
+    total: dict[str, dict[str, Any]] = {schedule: summary["total"] for schedule, summary in summaries.items()}
     assert total["serial"]["overlap_fraction"] < 0.05
     # How much more depends on the cores that other programs leave.
     assert total["overlapped"]["overlap_fraction"] > 0.05
 
 
-def test_every_rank_shows_the_phases_experts_and_quantisation_of_the_stack(
-    recordings: dict[str, Path], moescope: Moescope, tmp_path: Path
-) -> None:
-    moescope("export", recordings["overlapped"], "--to", "csv", "-o", tmp_path / "csv")
+def test_every_rank_shows_the_phases_experts_and_quantisation_of_the_stack(recordings: dict[str, Path]) -> None:
+    tables = recordings["overlapped"].with_name("overlapped-csv")
     expected = {f"{part}({way})" for part in ("attn", "dispatch", "mlp", "combine") for way in "FB"} | {"mlp(W)"}
     for rank in ("0", "1"):
-        names = {row["name"] for row in table(tmp_path / "csv", "phases") if row["rank"] == rank}
+        names = {row["name"] for row in table(tables, "phases") if row["rank"] == rank}
         assert expected <= names
         for name in ("experts", "quantisation", "transfers", "collectives", "units"):
-            assert any(row["rank"] == rank for row in table(tmp_path / "csv", name)), name
+            assert any(row["rank"] == rank for row in table(tables, name)), name
