@@ -44,6 +44,8 @@ class RecordingWriter:
         self._segments: dict[tuple[str, str], _Segment] = {}
         self._numbers: dict[tuple[str, str], int] = {}
         self._closed: list[tuple[float, Path]] = []
+        self._remade = False
+        """The folder was gone when something was to be written into it."""
 
     def write_rows(self, folder: str, table: str, rows: list[dict[str, Any]]) -> str:
         """Appends `rows`; columns that a row lacks are null. What was wrong with rows that were left out, if any was.
@@ -89,6 +91,7 @@ class RecordingWriter:
         import pyarrow as pa
 
         folder = self.root / key[0]
+        self._remade |= not self.root.exists()
         folder.mkdir(parents=True, exist_ok=True)
         number = self._numbers.get(key)
         if number is None:
@@ -142,12 +145,15 @@ class RecordingWriter:
         for key in gone:
             segment = self._segments.pop(key)
             segment.file.close()
-        return bool(gone) or not self.root.exists()
+        lost = bool(gone) or self._remade or not self.root.exists()
+        self._remade = False
+        return lost
 
     def write_meta(self, meta: dict[str, Any]) -> None:
         """Replaces meta.json whole. Raises OSError where it cannot be stored."""
         import msgspec
 
+        self._remade |= not self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
         temporary = self.root / (META_FILE + ".part")
         try:

@@ -407,7 +407,9 @@ print("finished", flush=True)
     process = start_moescope("run", "-o", "rec", "--", sys.executable, target, stdin=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    shutil.rmtree(tmp_path / "rec")
+    # Away at once: what the recorder writes meanwhile would keep the folder from being removed.
+    (tmp_path / "rec").rename(tmp_path / "away")
+    shutil.rmtree(tmp_path / "away")
     out, _ = process.communicate("go\n", timeout=60)
     assert (process.returncode, out) == (0, "finished\n")
     assert any("removed during the run" in row["message"] for row in rows(tmp_path / "rec", "log"))

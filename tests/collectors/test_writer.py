@@ -47,6 +47,19 @@ def test_everything_is_kept_where_nothing_was_said(tmp_path: Path, clock: list[f
     assert [row["step"] for row in rows(tmp_path, "steps")] == list(range(300))
 
 
+def test_a_folder_that_was_made_anew_is_told_once(tmp_path: Path) -> None:
+    root = tmp_path / "rec"
+    root.mkdir()
+    writer = RecordingWriter(root)
+    writer.write_meta({})
+    assert not writer.vanished()
+    root.rename(tmp_path / "away")
+    writer.write_rows("rank-00000", "steps", [step(0)])
+    assert writer.vanished()
+    assert not writer.vanished()
+    writer.close()
+
+
 def test_a_later_writer_numbers_its_segments_after_those_that_are_left(tmp_path: Path, clock: list[float]) -> None:
     first = RecordingWriter(tmp_path, 8.0)
     for number in range(50):
