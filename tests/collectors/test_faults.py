@@ -27,7 +27,7 @@ from moescope.collectors import emit
 print("begin", flush=True)
 {middle}
 until, i, total = time.monotonic() + {seconds}, 0, 0.0
-while i < 40 or time.monotonic() < until:
+while i < 40 or (i < {at_most} and time.monotonic() < until):
     with emit.step(i), emit.phase("mlp(F)", layer=0):
         product = torch.mm(torch.full((64, 64), 0.5), torch.ones(64, 64))
         emit.work(flops=2 * 64**3, bytes=100, dtype="f32")
@@ -41,9 +41,9 @@ sys.exit(5)
 EXPECTED = "begin\nresult 5242880.0\n"
 
 
-def target(folder: Path, first: str = "", middle: str = "", seconds: float = 0.5) -> Path:
+def target(folder: Path, first: str = "", middle: str = "", seconds: float = 0.5, at_most: int = 1 << 30) -> Path:
     path = folder / "target.py"
-    path.write_text(TARGET.format(first=first, middle=middle, seconds=seconds))
+    path.write_text(TARGET.format(first=first, middle=middle, seconds=seconds, at_most=at_most))
     return path
 
 
@@ -87,7 +87,9 @@ def test_a_full_disk_costs_no_event_once_there_is_room_again(
     mounted: Callable[[str], Path], moescope: Moescope, tmp_path: Path
 ) -> None:
     disk = mounted("size=300k")
-    done = moescope("run", "--budget", "full", "-o", disk / "rec", "--", sys.executable, target(tmp_path, seconds=3))
+    # Far more than the disk takes, and less than a ring holds: of a full ring the newest events are dropped.
+    script = target(tmp_path, seconds=3, at_most=20_000)
+    done = moescope("run", "--budget", "full", "-o", disk / "rec", "--", sys.executable, script)
     assert unharmed(done), done.stderr
     assert "No space left on device" in done.stderr
     assert "make room" in done.stderr
