@@ -127,7 +127,8 @@ def test_ranks_their_calls_bytes_and_sleeps_come_back(moescope: Moescope, tmp_pa
     assert all(20_000_000 <= dur < 200_000_000 for dur in sleeps)
     kernels = [k for k in rows(recording, "kernels") if k["name"].startswith("gloo:") and k["kind"] == "comm"]
     assert len(kernels) >= 40
-    assert all("gloo" in k["stream"] or k["stream"] == "main" for k in kernels)
+    # A thread whose process has ended before anyone looked has no name any more.
+    assert all("gloo" in k["stream"] or k["stream"].split()[0] in ("main", "thread") for k in kernels)
 
 
 def test_a_step_filter_records_operators_of_those_steps_only(moescope: Moescope, tmp_path: Path) -> None:
