@@ -264,9 +264,9 @@ def test_the_targets_own_modules_and_sitecustomize_go_on_working(moescope: Moesc
     for name in ("profiler", "collectors", "tui", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text(f"print('mine: {name}')\n")
     code = "import profiler, collectors, tui; import torch; torch.ones(3).neg(); print('done')"
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    # Unbuffered: the first line is from the interpreter that runs moescope itself, and would come last.
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     done = moescope("run", "-o", "rec", "--", sys.executable, "-c", code, env=env)
-    # The first line is from the interpreter that runs moescope itself.
     expected = ["mine: sitecustomize", "mine: sitecustomize", "mine: profiler", "mine: collectors", "mine: tui", "done"]
     assert done.stdout.splitlines() == expected
 
