@@ -39,6 +39,8 @@ IDLE_SHARE: Final = 0.10
 UNKNOWN_SHARE: Final = 0.01
 UNBALANCED: Final = 1.5
 STRAGGLER_SHARE: Final = 0.02
+WHOLE: Final = 0.9
+"""Share of a rank's time that is recorded, from which on it is taken for all of it rather than for windows."""
 LOW_COVERAGE: Final = 0.10
 MOSTLY: Final = 0.5
 SHORT_KERNEL_NS: Final = 5_000
@@ -147,6 +149,22 @@ def _lost(finding: Finding) -> dict[str, Any]:
     if finding.lost is not None:
         return {"lost_share": finding.lost}
     return {"lost_share": None, "lost_share_reason": "how much time it costs is not known"}
+
+
+def compute_by_rank(seen: dict[int, tuple[int, int, int]]) -> dict[int, float]:
+    """How long each rank computes, over the mean time that ranks were looked at.
+
+    A rank that was seen for less time than another, as a trace that begins late, does not compute longer for that.
+    Where operators were recorded in windows, what they hold stands for the rest, and the shares alone compare: when a
+    rank's first and last window happened to be says nothing.
+
+    seen: of each rank its compute, its recorded time and the time from the first of it to the last, ns
+    """
+    seen = {rank: times for rank, times in seen.items() if times[1] > 0}
+    if any(recorded < WHOLE * extent for _, recorded, extent in seen.values()):
+        return {rank: compute / recorded for rank, (compute, recorded, _) in seen.items()}
+    mean = sum(extent for _, _, extent in seen.values()) / len(seen) if seen else 0
+    return {rank: compute / mean for rank, (compute, _, _) in seen.items() if mean}
 
 
 def straggler(rank_compute: dict[int, float]) -> tuple[int, float] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from moescope.profiler import timeline
-from moescope.profiler.findings import Aggregates, findings, straggler
+from moescope.profiler.findings import Aggregates, compute_by_rank, findings, straggler
 from moescope.profiler.headline import headline, memory_figure
 from moescope.profiler.live_columns import NULL
 from moescope.profiler.live_engines import engine_rows, matrix_use
@@ -165,18 +165,14 @@ class _Window:
         return recorded, whole
 
     def rank_compute(self) -> dict[int, float]:
-        """How long each rank computes, over the mean time that ranks were looked at, for all ranks.
-
-        A rank that was seen for less time than another, as a trace that begins late, does not compute longer for
-        that; where operators were recorded in windows, what they hold stands for the time between them.
-        """
-        whole = {rank: self._extent(rank) for rank, shares in self.by_rank.items() if shares.span_ns}
-        mean = sum(whole.values()) / len(whole) if whole else 0
-        return {
-            rank: (shares.compute_only_ns + shares.overlapped_ns) / shares.span_ns * extent / mean
-            for rank, extent in whole.items()
-            if mean and (shares := self.by_rank[rank])
-        }
+        """How long each rank computes, for all ranks."""
+        return compute_by_rank(
+            {
+                rank: (shares.compute_only_ns + shares.overlapped_ns, shares.span_ns, self._extent(rank))
+                for rank, shares in self.by_rank.items()
+                if shares.span_ns
+            }
+        )
 
     def _extent(self, rank: int) -> int:
         """Time between the first and the last of a rank's recorded windows, ns."""

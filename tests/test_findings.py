@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from moescope.profiler.findings import Aggregates, as_rows, findings, straggler
+from moescope.profiler.findings import Aggregates, as_rows, compute_by_rank, findings, straggler
 from moescope.profiler.snapshot import (
     CollectiveRow,
     ExpertRow,
@@ -194,3 +194,12 @@ def test_a_hot_expert_weighs_what_the_heaviest_rank_does() -> None:
     (even,) = findings(replace(hot, rank_tokens=(40, 40)))
     (uneven,) = findings(replace(hot, rank_tokens=(70, 10)))
     assert (even.severity, uneven.severity) == ("low", "high")
+
+
+def test_ranks_recorded_in_windows_are_compared_by_shares_wherever_their_windows_lay() -> None:
+    # One rank's windows end early in the run, the other's late: both compute half of what was recorded.
+    assert compute_by_rank({0: (250, 500, 520), 1: (240, 480, 5000)}) == {0: 0.5, 1: 0.5}
+
+
+def test_a_rank_that_was_seen_for_less_time_does_not_compute_longer_for_that() -> None:
+    assert compute_by_rank({0: (500, 1000, 1000), 1: (500, 600, 600), 2: (0, 0, 0)}) == {0: 0.625, 1: 0.625}

@@ -274,7 +274,8 @@ class WindowKeeper:
                 gap = 0.0
                 continue
             available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
-            duty = min(1.0, available / max(self._last_overhead, 1e-4))
+            # At most twice as long as the last: one in which the program loaded or waited tells little of what comes.
+            duty = min(1.0, 2 * duty, available / max(self._last_overhead, 1e-4))
             # Where it lasted longer than was asked for, to the end of a backward pass, the next one comes later.
             pause_s = self._last_cost_ns / 1e9 / available - PERIOD_S
             gap = 0.0 if duty >= 1.0 else _until_next(max(pause_s, 0.0))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 import numpy as np
 
 from moescope.profiler.devices import HostUse
-from moescope.profiler.findings import Aggregates, CallCount, KernelTime
+from moescope.profiler.findings import Aggregates, CallCount, KernelTime, compute_by_rank
 from moescope.profiler.live_columns import NULL
 from moescope.profiler.live_figures import total_shares
 from moescope.profiler.live_rows import rank_tokens
@@ -311,14 +311,15 @@ def steps_of(part: Part) -> Steps:
 
 
 def _rank_compute(part: Part) -> dict[int, float]:
-    """How long each rank computes, over the mean time that ranks were looked at, as `live` has it."""
-    seen = {key[1]: rank for key, rank in sorted(part.ranks.items()) if rank.shares.span_ns}
-    mean = sum(rank.seen_extent_ns for rank in seen.values()) / len(seen) if seen else 0
-    return {
-        number: (rank.shares.compute_only_ns + rank.shares.overlapped_ns)
-        / rank.shares.span_ns
-        * rank.seen_extent_ns
-        / mean
-        for number, rank in seen.items()
-        if mean
-    }
+    """How long each rank computes, as `live` has it."""
+    seen = {key[1]: rank for key, rank in sorted(part.ranks.items())}
+    return compute_by_rank(
+        {
+            number: (
+                rank.shares.compute_only_ns + rank.shares.overlapped_ns,
+                rank.shares.span_ns,
+                rank.seen_extent_ns,
+            )
+            for number, rank in seen.items()
+        }
+    )
