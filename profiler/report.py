@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from moescope.profiler.amounts import UNKNOWN, time_text
 from moescope.profiler.printable import all_printable
 from moescope.profiler.report_devices import device_notes
 from moescope.profiler.report_machine import bound_of, machine_notes
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-UNKNOWN: Final = "–"
 _PARTS: Final = (
     ("compute", "█", "#4A7FE8"),
     ("overlapped", "▓", "#A6E8DC"),
@@ -73,12 +73,12 @@ def headline(summary: dict[str, Any]) -> str:
     """One sentence: how much communication is hidden, and what the rest costs."""
     total, ranks = summary["total"], summary["ranks"]
     count = len({rank["rank"] for rank in ranks})
-    who = f"{summary['source']}: {count} rank{'s' if count != 1 else ''}, {_time(total['span_us'])} of device time"
+    who = f"{summary['source']}: {count} rank{'s' if count != 1 else ''}, {time_text(total['span_us'])} of device time"
     if total["overlap_fraction"] is None:
         return f"{who}; no communication, {_share(total['busy_us'], total['span_us'])} busy."
     return (
         f"{who}; {total['overlap_fraction']:.1%} of communication is hidden, "
-        f"{_time(total['exposed_comm_us'])} ({_share(total['exposed_comm_us'], total['span_us'])}) is exposed."
+        f"{time_text(total['exposed_comm_us'])} ({_share(total['exposed_comm_us'], total['span_us'])}) is exposed."
     )
 
 
@@ -87,7 +87,7 @@ def steps_line(steps: dict[str, Any]) -> str:
     stage, count, others = steps["stage"], steps["count"], steps["others"]
     which = f"{stage} " if stage and (others or stage == "decode") else ""
     left = " and ".join(f"{other['count']} of {other['stage'] or 'no stage'}" for other in others)
-    median = f"(median {_time(steps['median_us'])}{f'; {left} left out' if left else ''})"
+    median = f"(median {time_text(steps['median_us'])}{f'; {left} left out' if left else ''})"
     hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
     shares = ", ".join(
         f"{_share(steps[key], steps['span_us'])} {word}"
@@ -125,16 +125,6 @@ def _legend(total: dict[str, Any], width: int) -> Any:
         used = used + 3 + size if between == "   " else size
         legend.append(between).append(glyph, style=colour).append(text)
     return legend
-
-
-def _time(us: float | None) -> str:
-    if us is None:
-        return UNKNOWN
-    if us == 0:
-        return "0"
-    if us >= 1e6:
-        return f"{us / 1e6:.2f} s"
-    return f"{us / 1e3:.2f} ms" if us >= 1e3 else f"{us:.1f} µs"
 
 
 def _share(part: float, whole: float) -> str:
@@ -177,12 +167,12 @@ def _rank_cells(rank: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(rank["rank"]),
         rank["device"],
-        _time(rank["span_us"]),
+        time_text(rank["span_us"]),
         _share(rank["busy_us"], rank["span_us"]),
-        _time(rank["compute_us"]),
-        _time(rank["comm_us"]),
+        time_text(rank["compute_us"]),
+        time_text(rank["comm_us"]),
         _optional(rank["overlap_fraction"], "{:.1%}"),
-        _time(rank["exposed_comm_us"]),
+        time_text(rank["exposed_comm_us"]),
         _share(rank["idle_us"], rank["span_us"]),
         UNKNOWN if units["comm_typical"] is None else f"{units['comm_typical']}/{_optional(units['total'])}",
     )
@@ -206,7 +196,7 @@ def _phases(ranks: list[dict[str, Any]]) -> Table:
     rows = _merged(ranks, "phases", ("name",), ("count", "total_us", "comm_us", "exposed_comm_us"))
     rows.sort(key=lambda row: (-row["exposed_comm_us"], -row["total_us"]))
     for row in rows[:_ROWS]:
-        values = _time(row["total_us"]), _time(row["comm_us"]), _time(row["exposed_comm_us"])
+        values = time_text(row["total_us"]), time_text(row["comm_us"]), time_text(row["exposed_comm_us"])
         _row(table, row["name"], str(row["count"]), *values)
     return table
 
@@ -221,7 +211,7 @@ def _operators(ranks: list[dict[str, Any]]) -> Table:
             row["class"],
             row["kind"],
             str(row["count"]),
-            _time(row["total_us"]),
+            time_text(row["total_us"]),
             _share(row["total_us"], whole),
             bound_of(ranks, row["class"], row["kind"]) or UNKNOWN,
         )
@@ -262,7 +252,9 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append("WARNING: the recording was cut short: its recorder ended before the run did, or data is missing.")
     if total["unknown_us"]:
         share = _share(total["unknown_us"], total["span_us"])
-        notes.append(f"WARNING: {_time(total['unknown_us'])} ({share}) under kernels that no rule knows: see --rules.")
+        notes.append(
+            f"WARNING: {time_text(total['unknown_us'])} ({share}) under kernels that no rule knows: see --rules."
+        )
     if summary["dropped_events"]:
         notes.append(f"WARNING: {summary['dropped_events']} events were dropped: queues were full.")
     if summary["ranks_without_kernels"]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from moescope.profiler.amounts import time_text
+
 ROWS: Final = 32
 """Ranks that are listed; of more, those with the most exposed communication."""
 
@@ -26,9 +28,9 @@ def collective_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             op["op"],
             str(op["collectives"]),
-            _time(op["wait_us"]),
-            _time(op["transfer_us"]),
-            _time(op["median_transfer_us"]),
+            time_text(op["wait_us"]),
+            time_text(op["transfer_us"]),
+            time_text(op["median_transfer_us"]),
             _rate(op["bus_bytes_per_s"]),
             ", ".join(f"{last['rank']}: {last['collectives']}" for last in op["last"][:3]) or "–",
         )
@@ -53,8 +55,8 @@ def _clock_line(clocks: dict[str, Any] | None) -> list[str]:
         return [f"Clocks: not aligned, {clocks['residual_us_reason']}.{lost}"]
     widest = max(abs(rank["offset_us"]) for rank in clocks["ranks"] if rank["offset_us"] is not None)
     return [
-        f"Clocks: aligned on {clocks['collectives']} collectives, up to {_time(widest)} apart; 95 % of ends then agree "
-        f"within {_time(clocks['residual_us'])} [derived].{lost}"
+        f"Clocks: aligned on {clocks['collectives']} collectives, up to {time_text(widest)} apart; 95 % of ends "
+        f"then agree within {time_text(clocks['residual_us'])} [derived].{lost}"
     ]
 
 
@@ -79,12 +81,6 @@ def _wait_lines(found: dict[str, Any] | None) -> list[str]:
         lost = sum(one["calls"] for one in found["unmatched"])
         lines.append(f"Collectives: {lost} calls found no counterpart: {found['unmatched'][0]['reason']}.")
     return lines
-
-
-def _time(us: float) -> str:
-    if us >= 1e6:
-        return f"{us / 1e6:.2f} s"
-    return f"{us / 1e3:.2f} ms" if us >= 1e3 else f"{us:.1f} µs"
 
 
 def _rate(bytes_per_s: float | None) -> str:

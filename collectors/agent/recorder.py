@@ -14,7 +14,7 @@ STAGES = ("train", "prefill", "decode", "generate")
 
 PHASE_COST_NS = 1_600
 BLOB_COST_NS = 9_000
-"""What one event costs the target, as measured by benchmarks/overhead.py: counted against the budget."""
+"""What one event is reckoned to cost the target, counted against the budget; paired runs of a model show more."""
 
 
 def pack_context(stage: int, micro_batch: int, layer: int, step: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from moescope.profiler.amounts import UNKNOWN, time_text
 from moescope.profiler.compare.differences import Comparison, Difference
 from moescope.profiler.compare.sides import Measure, Side
 from moescope.profiler.compare.thresholds import Judged
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-UNKNOWN: Final = "–"
 _ROWS: Final = 12
 _PLAIN_WIDTH: Final = 120
 _MARKS: Final = {"beyond": "", "within": "~", "unknown": "?"}
@@ -64,7 +64,7 @@ def headline(found: Comparison) -> str:
     what = "A step" if "step" in found.figures else "The whole source"
     if row is None or row.change_us is None or row.a.us is None:
         return "A and B are compared by shares of their time alone."
-    times = f"{_time(row.a.us)} in A, {_time(row.b.us)} in B"
+    times = f"{time_text(row.a.us)} in A, {time_text(row.b.us)} in B"
     if row.verdict == "within":
         return f"{what} takes as long, as far as its steps' scatter lets tell: {times}."
     if not row.change_us:
@@ -111,7 +111,7 @@ def _plain(value: float | None, one: Judged) -> str:
         return UNKNOWN
     share = one.threshold.unit == "pp" or one.threshold.metric == ("overlap",)
     share = share or (one.threshold.unit == "%" and not one.threshold.change)
-    return f"{value:.2%}" if share else _time(value)
+    return f"{value:.2%}" if share else time_text(value)
 
 
 def _about(side: Side) -> str:
@@ -207,7 +207,7 @@ def _times(row: Difference) -> tuple[str, str, str, str]:
     relative = "" if row.relative is None else f"{row.relative:+.1%}"
     if row.change_us is None and row.points is not None:
         change = f"{row.points * 100:+.1f} pp"
-    return _time(row.a.us), _time(row.b.us), change, relative
+    return time_text(row.a.us), time_text(row.b.us), change, relative
 
 
 def _legend(found: Comparison) -> Iterable[str]:
@@ -225,17 +225,7 @@ def _share(one: Measure) -> str:
     return UNKNOWN if one.share is None else f"{one.share:.1%}"
 
 
-def _time(us: float | None) -> str:
-    if us is None:
-        return UNKNOWN
-    if us == 0:
-        return "0"
-    if us >= 1e6:
-        return f"{us / 1e6:.2f} s"
-    return f"{us / 1e3:.2f} ms" if us >= 1e3 else f"{us:.1f} µs"
-
-
 def _signed(us: float | None) -> str:
     if us is None:
         return UNKNOWN
-    return f"{'+' if us > 0 else '-' if us < 0 else '±'}{_time(abs(us))}"
+    return f"{'+' if us > 0 else '-' if us < 0 else '±'}{time_text(abs(us))}"
