@@ -77,6 +77,8 @@ class Ring:
         self._chunks = np.ndarray(
             (int(self._head["chunks"]),), _CHUNK_HEAD, self._map, self._offset, (self._chunk_bytes,)
         )
+        self._freed = int(self._head["sequence"]) - int((self._chunks["state"] != _FREE).sum())
+        """Chunks that were taken by the target and given back: it counts those it takes."""
         self._names: list[str] = [""]
         self._names_read = 0
 
@@ -86,12 +88,12 @@ class Ring:
         return int(self._head["dropped"])
 
     def fill(self) -> float:
-        """Share of the chunks that are in use."""
-        return float((self._chunks["state"] != _FREE).mean())
+        """Share of the chunks that are in use, to within a chunk; looks at none of them."""
+        return max(0, int(self._head["sequence"]) - self._freed) / len(self._chunks)
 
     def empty(self) -> bool:
         """Whether nothing has been recorded since it was made or last emptied."""
-        return self.fill() == 0.0
+        return bool((self._chunks["state"] == _FREE).all())
 
     @property
     def overhead_ns(self) -> int:
@@ -155,6 +157,7 @@ class Ring:
             entry["consumed"] = 0
             entry["sequence"] = 0
             entry["state"] = _FREE
+            self._freed += 1
 
     def commit(self, taken: ThreadRecords, count: int) -> None:
         """Marks the first `count` records as stored."""
@@ -199,4 +202,4 @@ def blob_bytes(records: Records, heads: npt.NDArray[np.intp], size: int) -> npt.
     """The first `size` bytes of each blob's payload: [len(heads), size]."""
     slots = -(-size // RECORD.itemsize)
     rows = records.view(np.uint8).reshape(-1, RECORD.itemsize)[heads[:, None] + 1 + np.arange(slots)]
-    return np.ascontiguousarray(rows.reshape(len(heads), -1)[:, :size])
+    return np.ascontiguousarray(rows.reshape(len(heads), slots * RECORD.itemsize)[:, :size])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from .recorder import BLOB_COST_NS
+from .recorder import CALL_COST_NS
 
 if TYPE_CHECKING:
     from .session import Session
@@ -141,6 +141,15 @@ def install(session: Session) -> None:
     work_class.wait = calls.wrap_wait(work_class.wait)
 
 
+class _Group:
+    """A group as this process sees it; me: its own place among the group's `n` ranks."""
+
+    __slots__ = ("gloo", "me", "n", "name")
+
+    def __init__(self, name: str, me: int, n: int, gloo: bool) -> None:
+        self.name, self.me, self.n, self.gloo = name, me, n, gloo
+
+
 class _Calls:
     """Numbers calls, knows groups, and files each call's issue and completion."""
 
@@ -148,24 +157,30 @@ class _Calls:
         self._session = session
         self._distributed = session.torch.distributed
         self._numbers = count(1)
-        self._groups: dict[str, tuple[int, int]] = {}
-        self._backends: dict[str, str] = {}
+        self._groups: dict[str, _Group] = {}
         self._waited: dict[int, int] = {}
         self._failed = False
         self._told = False
 
     def wrap(self, original: Callable[..., Any], op: str, bytes_of: Callable[..., Bytes]) -> Callable[..., Any]:
+        """`original` with its calls filed. What runs here runs before and after each call: it is kept short."""
         title = f"gloo:{op}".encode() if op in RANGES else b""
-        ring = self._session.ring
+        ring, now_ns, numbers, groups = self._session.ring, time.monotonic_ns, self._numbers, self._groups
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
             if self._failed:
                 return original(group, *args, **kwargs)
-            issue_ns = time.monotonic_ns()
-            number = next(self._numbers)
-            if not title or not self._is_gloo(group) or ring.expect(title, number):
+            issue_ns = now_ns()
+            try:
+                name = group.group_name
+                known = groups.get(name) or self._learn(group, name)
+            except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
+                self._give_up(op, error)
+                return original(group, *args, **kwargs)
+            number = next(numbers)
+            if not title or not known.gloo or ring.expect(title, number):
                 # Told before it is made: it may block, and what never ends is what somebody will look for.
-                if not self._issued(number, issue_ns, group, op, bytes_of, args, kwargs):
+                if not self._issued(number, issue_ns, known, op, bytes_of, args, kwargs):
                     return original(group, *args, **kwargs)
                 try:
                     work = original(group, *args, **kwargs)
@@ -185,14 +200,17 @@ class _Calls:
                 if lent is not None:
                     self._take_back(lent)
             # Gloo is at it on a thread of its own by now.
-            told = self._issued(number, issue_ns, group, op, bytes_of, args, kwargs)
+            told = self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
             # Without a range to come: the window was closed on this thread meanwhile, or none could be lent.
-            sure = lent is not None or (here and self._ranges_on())
-            if not sure and ring.withdraw(number) and told:
+            if lent is None and not (here and self._ranges_on()) and ring.withdraw(number) and told:
                 self._follow(work, number)
             return work
 
         return call
+
+    def _give_up(self, op: str, error: Exception) -> None:
+        self._failed = True
+        self._session.recorder.log("error", "communication", f"calls are no longer recorded: {op}: {error!r}")
 
     def _lend(self) -> Any:
         """Has ranges recorded while the next call is issued, outside windows; None where that cannot be."""
@@ -221,15 +239,6 @@ class _Calls:
             self._told = True
             self._session.recorder.log("warning", "communication", f"no execution ranges: {error!r}")
 
-    def _is_gloo(self, group: Any) -> bool:
-        try:
-            name = group.group_name
-            if name not in self._groups:
-                self._learn(group, name)
-            return self._backends[name] == "gloo"
-        except Exception:  # noqa: BLE001  fail open: `_issued` meets the same trouble, and tells it
-            return False
-
     def wrap_wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(work, *args, **kwargs)
@@ -241,34 +250,30 @@ class _Calls:
         return wait
 
     def _issued(
-        self, number: int, issue_ns: int, group: Any, op: str, bytes_of: Callable[..., Bytes], args: Any, kwargs: Any
+        self, number: int, issue_ns: int, group: _Group, op: str, bytes_of: Callable[..., Bytes], args: Any, kwargs: Any
     ) -> bool:
         """Files a call; whether that could be done."""
         try:
-            name = group.group_name
-            me, n = self._groups.get(name) or self._learn(group, name)
-            sent, received = (None, None) if kwargs else bytes_of(me, n, *args)
-            self._session.ring.comm(number, op, name, issue_ns, sent, received, _dtype(args))
-            self._session.recorder.events_cost_ns += BLOB_COST_NS
+            sent, received = (None, None) if kwargs else bytes_of(group.me, group.n, *args)
+            self._session.ring.comm(number, op, group.name, issue_ns, sent, received, _dtype(args))
+            self._session.recorder.events_cost_ns += CALL_COST_NS
         except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
-            self._failed = True
-            self._session.recorder.log("error", "communication", f"calls are no longer recorded: {op}: {error!r}")
+            self._give_up(op, error)
             return False
         return True
 
-    def _learn(self, group: Any, name: str) -> tuple[int, int]:
+    def _learn(self, group: Any, name: str) -> _Group:
         """A group seen for the first time: its ranks, and by the way this process's rank."""
         distributed = self._distributed
         ranks = distributed.get_process_group_ranks(group)
         me, n = distributed.get_group_rank(group, distributed.get_rank()), len(ranks)
         self._session.learn_rank(distributed.get_rank(), distributed.get_world_size())
         backend = str(distributed.get_backend(group))
-        self._backends[name] = backend
         # A group that was made for one hop of an exchange carries the hop's name as its description.
         hop = group.group_desc if group.group_desc in HOPS else "direct"
         self._session.ring.blob("group", {"name": name, "ranks": ranks, "backend": backend, "hop": hop})
-        self._groups[name] = me, n
-        return me, n
+        known = self._groups[name] = _Group(name, me, n, backend == "gloo")
+        return known
 
     def _follow(self, work: Any, number: int) -> None:
         """Has the completion of `work` recorded, on the thread that completes it."""
@@ -292,10 +297,7 @@ def _dtype(args: Any) -> str:
             item = item[0]
         dtype = getattr(item, "dtype", None)
         if dtype is not None:
-            name = _DTYPES.get(dtype)
-            if name is None:
-                name = _DTYPES[dtype] = str(dtype).removeprefix("torch.")
-            return name
+            return _DTYPES.get(dtype) or _DTYPES.setdefault(dtype, str(dtype).removeprefix("torch."))
     return ""
 
 

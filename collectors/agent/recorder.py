@@ -14,7 +14,9 @@ STAGES = ("train", "prefill", "decode", "generate")
 
 PHASE_COST_NS = 1_600
 BLOB_COST_NS = 9_000
-"""What one event is reckoned to cost the target, counted against the budget; paired runs of a model show more."""
+CALL_COST_NS = 30_000
+"""What one event is reckoned to cost the target, counted against the budget: a phase, a row, and a collective (on the
+thread that issues it and the one that executes it). Measured by switching each off and on within one run of a model."""
 
 
 def pack_context(stage: int, micro_batch: int, layer: int, step: int) -> int:

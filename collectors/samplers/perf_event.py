@@ -71,10 +71,14 @@ class SwitchBuffer:
         self._size = pages * mmap.PAGESIZE
         self.lost = 0
 
+    def fill(self) -> float:
+        """Share of the buffer that waits to be read."""
+        head, tail = struct.unpack_from("<QQ", self._map, 1024)
+        return float(head - tail) / self._size
+
     def read(self) -> Switches:
         """Records since the last call, SWITCH."""
-        head = struct.unpack_from("<Q", self._map, 1024)[0]
-        tail = struct.unpack_from("<Q", self._map, 1032)[0]
+        head, tail = struct.unpack_from("<QQ", self._map, 1024)
         data = self._copy(tail, head)
         # Only now may the kernel write over them.
         struct.pack_into("<Q", self._map, 1032, head)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from struct import Struct, unpack_from
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from moescope.collectors.agent.kineto import DEVICE_KERNELS
-from moescope.collectors.agent.packed import COMM
-from moescope.collectors.agent.recorder import BLOB_COST_NS, PHASE_COST_NS
+from moescope.collectors.agent.recorder import BLOB_COST_NS, CALL_COST_NS, PHASE_COST_NS
 from moescope.collectors.clock import Clock
 from moescope.collectors.ring_reader import (
     BLOB,
@@ -20,8 +18,8 @@ from moescope.collectors.ring_reader import (
     EXECUTION,
     OPERATOR,
     PHASE,
-    RECORD,
     STEP,
+    Records,
     Ring,
     ThreadRecords,
     blob_bytes,
@@ -34,10 +32,13 @@ from moescope.collectors.sidecar.device import device_records, told_kernels
 from moescope.collectors.sidecar.file_reader import FileRing
 from moescope.collectors.sidecar.names import COMM_FAILED, COMM_JSON, COMM_PACKED, DEVICE, ROW_PACKED, Names
 from moescope.collectors.sidecar.operators import whole_trees
-from moescope.collectors.sidecar.rows import operators, packed, ranges, told, where
+from moescope.collectors.sidecar.rows import experts, operators, packed, ranges, told, where
 
 HOLD_NS: Final = 2_000_000_000
 """How long records wait for what belongs to them: an issued call for its completion, a completion for its range."""
+
+_IN_BULK: Final = (COMM_PACKED, ROW_PACKED, DEVICE)
+_NO_NUMBERS: Final = np.empty(0, np.int64)
 
 
 @dataclass
@@ -51,9 +52,11 @@ class _Taken:
     heads: npt.NDArray[np.intp]
     kinds: npt.NDArray[np.uint8]
     is_record: npt.NDArray[np.bool_]
-    issues: list[tuple[int, int]]
-    """Place and number of each call that was issued."""
-    failures: set[int]
+    issues: npt.NDArray[np.intp]
+    """Place of each call that was issued, rising."""
+    numbers: npt.NDArray[np.int64]
+    """The number of each."""
+    failures: list[int]
 
 
 class ProcessDrain:
@@ -88,9 +91,7 @@ class ProcessDrain:
             operators(self.origin, tid, where(records, types == OPERATOR), self._names, batch)
             self.calls.executed(tid, records[(types == EXECUTION) | (types == DONE)], self._names)
             ranges(self.origin, tid, records, self._names, batch)
-        if final:
-            self.calls.unfinished()
-        self.calls.store(batch)
+        self.calls.store(batch, final=final)
         return batch
 
     def commit(self, batch: Batch) -> None:
@@ -102,25 +103,27 @@ class ProcessDrain:
         records = thread.records
         heads, is_record = blob_heads(records)
         kinds = self._names.kinds[records["name"][heads]]
-        at = heads[kinds == COMM_PACKED]
-        numbers = blob_bytes(records, at, 8).view("<i8")[:, 0] if len(at) else at
-        issues = list(zip(at.tolist(), numbers.tolist(), strict=True))
-        issues += [(int(i), int(blob_payload(records, i)[0])) for i in heads[kinds == COMM_JSON]]
-        failures = {int(blob_payload(records, i)[0]) for i in heads[kinds == COMM_FAILED]}
-        return _Taken(thread, heads, kinds, is_record, issues, failures)
+        issues = heads[kinds == COMM_PACKED]
+        numbers = blob_bytes(records, issues, 8).view("<i8")[:, 0]
+        told = heads[kinds == COMM_JSON]
+        if len(told):
+            numbers = np.append(numbers, [int(blob_payload(records, i)[0]) for i in told])
+            issues = np.append(issues, told)
+            order = np.argsort(issues)
+            issues, numbers = issues[order], numbers[order]
+        failures = [int(blob_payload(records, i)[0]) for i in heads[kinds == COMM_FAILED]]
+        return _Taken(thread, heads, kinds, is_record, issues, numbers, failures)
 
     def _whole(self, threads: list[_Taken], now_ns: int) -> list[int]:
         """How many records of each thread can be turned into rows now."""
-        completed: set[int] = set()
-        for t in threads:
-            records = t.thread.records
-            completed.update(records["a"][(records["type"] == DONE) & t.is_record].tolist())
-            completed.update(records["b"][(records["type"] == EXECUTION) & t.is_record].tolist())
+        ended = [self._completions(t, len(t.thread.records))[1] for t in threads]
+        completed = np.concatenate([_NO_NUMBERS, *ended])
         counts = [self._ready(t, completed, now_ns) for t in threads]
-        issued = {number for t, count in zip(threads, counts, strict=True) for at, number in t.issues if at < count}
-        return [self._known(t, count, issued, now_ns) for t, count in zip(threads, counts, strict=True)]
+        issued = [t.numbers[t.issues < count] for t, count in zip(threads, counts, strict=True)]
+        known = np.concatenate([_NO_NUMBERS, *issued])
+        return [self._known(t, count, known, now_ns) for t, count in zip(threads, counts, strict=True)]
 
-    def _ready(self, t: _Taken, completed: set[int], now_ns: int) -> int:
+    def _ready(self, t: _Taken, completed: npt.NDArray[np.int64], now_ns: int) -> int:
         """How many records there are before the first that must wait for later ones of any thread."""
         records = t.thread.records
         if len(t.thread.positions) > 8:
@@ -129,28 +132,29 @@ class ProcessDrain:
         count = whole_trees(types, records["depth"], OPERATOR)
         if types[len(types) - 1] == DONE and now_ns - int(records["start_ns"][-1]) < HOLD_NS:
             count = min(count, len(types) - 1)
-        for at, number in sorted(t.issues):
-            if at >= count:
-                break
-            if number in completed or number in t.failures or number in self.calls.seen:
-                continue
-            if now_ns - int(records["start_ns"][at]) < HOLD_NS:
-                return at
+        waits = (t.issues < count) & (now_ns - records["start_ns"][t.issues] < HOLD_NS)
+        waits &= ~np.isin(t.numbers, completed)
+        for i in np.flatnonzero(waits).tolist():
+            number = int(t.numbers[i])
+            if number not in t.failures and number not in self.calls.seen:
+                return int(t.issues[i])
         return count
 
-    def _known(self, t: _Taken, count: int, issued: set[int], now_ns: int) -> int:
+    def _known(self, t: _Taken, count: int, issued: npt.NDArray[np.int64], now_ns: int) -> int:
         """How many records there are before the first that completes a call which another thread still holds back."""
-        records = t.thread.records[:count]
-        types = np.where(t.is_record[:count], records["type"], 0)
-        for at in np.flatnonzero((types == DONE) | ((types == EXECUTION) & (records["b"] > 0))).tolist():
-            number = int(records["a" if types[at] == DONE else "b"][at])
-            if (
-                number not in issued
-                and number not in self.calls.seen
-                and now_ns - int(records["start_ns"][at]) < HOLD_NS
-            ):
-                return int(at)
+        places, numbers = self._completions(t, count)
+        waits = (now_ns - t.thread.records["start_ns"][places] < HOLD_NS) & ~np.isin(numbers, issued)
+        for i in np.flatnonzero(waits).tolist():
+            if int(numbers[i]) not in self.calls.seen:
+                return int(places[i])
         return count
+
+    def _completions(self, t: _Taken, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """Places of completions and execution ranges among the first `count` records, and their calls' numbers."""
+        records, is_record = t.thread.records[:count], t.is_record[:count]
+        done = records["type"] == DONE
+        places = np.flatnonzero(is_record & (done | ((records["type"] == EXECUTION) & (records["b"] > 0))))
+        return places, np.where(done, records["a"], records["b"])[places].astype(np.int64)
 
     def _count(self, types: npt.NDArray[np.uint8], starts_ns: npt.NDArray[np.int64]) -> None:
         """Counts what shows a rank at work, and what its phases and rows have cost it."""
@@ -165,19 +169,17 @@ class ProcessDrain:
         """What is told in blobs, groups before their calls and calls before their completions."""
         records, tid = t.thread.records, t.thread.tid
         inside = t.heads < count
-        single = inside & (t.kinds != ROW_PACKED) & (t.kinds != DEVICE)
-        others = t.heads[single]
-        kinds = t.kinds[single].tolist()
-        heads = records[others]
-        data = records.view(np.uint8).data
+        calls = t.heads[inside & (t.kinds == COMM_PACKED)]
+        self.events_cost_ns += len(calls) * (CALL_COST_NS - BLOB_COST_NS)
+        for places, kind in self._by_name(records, calls):
+            self.calls.issued_packed(places, kind, records)
+        routed: list[tuple[int, Any]] = []
+        others = t.heads[inside & ~np.isin(t.kinds, _IN_BULK)]
+        kinds = t.kinds[inside & ~np.isin(t.kinds, _IN_BULK)].tolist()
         for at, kind, number, phase in zip(
-            others.tolist(), kinds, heads["name"].tolist(), heads["a"].tolist(), strict=True
+            others.tolist(), kinds, records["name"][others].tolist(), records["a"][others].tolist(), strict=True
         ):
-            name = self._names[number]
-            if kind == COMM_PACKED:
-                self.calls.issued(*_unpacked(name, data, (at + 1) * RECORD.itemsize, phase))
-                continue
-            payload = blob_payload(records, at)
+            name, payload = self._names[number], blob_payload(records, at)
             if kind == COMM_JSON:
                 call, op, group, issue_ns, sent, received, dtype = payload
                 self.calls.issued(call, Call(op, group, issue_ns, sent, received, dtype, phase))
@@ -187,8 +189,13 @@ class ProcessDrain:
                 self.calls.group(payload)
             elif name == DEVICE_KERNELS:
                 self.events += told_kernels(self.origin, payload, batch)
+            elif name == "experts":
+                routed.append((at, payload))
             else:
                 self._told(tid, name, records[at], payload, batch)
+        if routed and not experts(self.origin, records[[at for at, _ in routed]], [one for _, one in routed], batch):
+            for at, payload in routed:
+                self._told(tid, "experts", records[at], payload, batch)
         device = t.heads[inside & (t.kinds == DEVICE)].tolist()
         if device:
             payloads = [blob_payload(records, at, raw=True) for at in device]
@@ -196,6 +203,12 @@ class ProcessDrain:
         rows = t.heads[inside & (t.kinds == ROW_PACKED)]
         if len(rows) and packed(self.origin, tid, records, rows, self._names, batch):
             self.calls.threads.add(tid)
+
+    def _by_name(self, records: Records, heads: npt.NDArray[np.intp]) -> Iterator[tuple[npt.NDArray[np.intp], str]]:
+        """The blobs of each name, and the name."""
+        numbers = records["name"][heads]
+        for number in np.unique(numbers).tolist():
+            yield heads[numbers == number], self._names[number]
 
     def _told(self, tid: int, kind: str, record: Any, payload: Any, batch: Batch) -> None:
         try:
@@ -206,24 +219,3 @@ class ProcessDrain:
             text = f"a row of {kind} left out, it is not as it should be: {error!r}"
             log = {"level": "error", "source": "emit", "message": text, "dropped": 0, "rank": self.origin.rank}
             batch.add("log", log | {"t_ns": self.origin.epoch(record["start_ns"])})
-
-
-_CALL_HEAD = Struct("<4q")
-
-
-@lru_cache(maxsize=4096)
-def _call_kind(kind: str) -> tuple[str, str, str]:
-    """Operation, element type and group of a packed call."""
-    op, dtype, group = kind.removeprefix(COMM).split(" ", 2)
-    return op, dtype, group
-
-
-def _unpacked(kind: str, data: memoryview, at: int, phase: int) -> tuple[int, Call]:
-    """A collective's issue as `pack_comm` wrote it at byte `at`: its number, and the call."""
-    op, dtype, group = _call_kind(kind)
-    number, issue_ns, n_sent, n_received = _CALL_HEAD.unpack_from(data, at)
-    n = max(n_sent, 0)
-    sizes = unpack_from(f"<{n + max(n_received, 0)}q", data, at + _CALL_HEAD.size)
-    sent = None if n_sent < 0 else list(sizes[:n])
-    received = None if n_received < 0 else list(sizes[n:])
-    return number, Call(op, group, issue_ns, sent, received, dtype, phase)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from moescope.collectors.samplers.base import Sampler
     from moescope.collectors.sidecar.run import RunOptions
 
-DRAIN_S: Final = 0.4
+DRAIN_S: Final = 1.0
 """How often rings are drained: a batch has a price of its own, for the recorder and for every reader."""
 
 DRAIN_FILL: Final = 0.2
@@ -33,7 +33,7 @@ DRAIN_FILL: Final = 0.2
 
 PRESSED_FILL: Final = 0.4
 
-SAMPLE_S: Final = 0.5
+SAMPLE_S: Final = 1.0
 EARLY_S: Final = 0.01
 META_S: Final = 1.0
 RETRY_S: Final = 2.0

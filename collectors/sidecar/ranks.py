@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ SETTLE_NS = 1_500_000_000
 """How long a process that tells no rank may still tell one before it is given a number."""
 
 SETTLE_FILL = 0.25
+COARSE_NS = 100_000_000
+"""Longer than a file system's stamps of time are apart."""
 
 
 @dataclass
@@ -58,15 +61,23 @@ class RankTable:
         self._dir = ring_dir
         self._clock = clock
         self._known: set[str] = set()
+        self._changed_ns = -1
+        self._opening = False
         self.processes: list[RankProcess] = []
         self.problems: list[str] = []
 
     def scan(self, now_ns: int) -> None:
         """Takes in rings that are new."""
         try:
+            changed_ns = os.stat(self._dir).st_mtime_ns
+            if changed_ns == self._changed_ns and not self._opening:
+                return
             names = sorted(os.listdir(self._dir))
         except OSError:
             return
+        # The stamp is coarse: what comes within its next tick bears the same one.
+        self._changed_ns = changed_ns if time.time_ns() - changed_ns > COARSE_NS else -1
+        self._opening = False
         for name in names:
             if name in self._known:
                 continue
@@ -77,6 +88,8 @@ class RankTable:
                 if not alive(_pid_of(name)):
                     self._known.add(name)
                     self.problems.append(f"not recorded: {error}")
+                else:
+                    self._opening = True
                 continue  # still being opened by the target
             except OSError as error:
                 self._known.add(name)

@@ -122,6 +122,33 @@ def _stamps(origin: Origin, tid: int, records: Records) -> dict[str, Any]:
     } | context_columns(records["b"])
 
 
+def experts(origin: Origin, records: Records, payloads: list[Any], batch: Batch) -> bool:
+    """Rows of tokens per expert from all their blobs at once; False where one of them is not as it should be."""
+    try:
+        counts = [len(payload["tokens"]) for payload in payloads]
+        ends = np.cumsum(counts)
+        first = np.repeat(_whole([payload["first_expert"] for payload in payloads]) - (ends - counts), counts)
+        columns = context_columns(np.repeat(records["b"], counts)) | {
+            "rank": origin.rank,
+            "t_ns": np.repeat(records["start_ns"], counts) + origin.clock.offset_ns,
+            "layer": np.repeat(_whole([payload["layer"] for payload in payloads]), counts),
+            "expert": first + np.arange(len(first)),
+            "tokens": np.array([int(count) for payload in payloads for count in payload["tokens"]], np.int64),
+        }
+        batch.add_columns("experts", len(first), columns)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _whole(numbers: list[Any]) -> npt.NDArray[np.int64]:
+    """Raises TypeError where one of them is no whole number."""
+    found = np.array(numbers)
+    if found.dtype != np.int64:
+        raise TypeError("not whole numbers")
+    return found
+
+
 def told(origin: Origin, tid: int, kind: str, record: Any, payload: Any, batch: Batch) -> None:
     """Rows that were emitted as JSON; nothing for a kind that is no table's."""
     write = _TOLD.get(kind)

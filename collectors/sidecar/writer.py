@@ -100,7 +100,8 @@ class RecordingWriter:
         path = folder / segment_file(key[1], number)
         self._numbers[key] = number + 1
         file = open(path, "xb")  # noqa: SIM115  lives as long as the segment
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        # Batches are small: handing their columns to other threads costs more than compressing them.
+        options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
         stream = pa.ipc.new_stream(file, arrow_schema(key[1]), options=options)
         segment = _Segment(path, file, stream, time.monotonic(), file.tell())
         self._segments[key] = segment

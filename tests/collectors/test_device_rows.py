@@ -38,9 +38,8 @@ def test_a_call_that_ends_on_the_gpu_is_told_by_its_kernel_alone(backend: str, k
     done = np.zeros(1, RECORD)
     done["type"], done["start_ns"], done["a"] = DONE, 150, 1
     calls.executed(2, done, Names(lambda: [""]))
-    calls.unfinished()
     batch = Batch()
-    calls.store(batch)
+    calls.store(batch, final=True)
     assert [(row["call"], row["dur_ns"]) for row in stored(batch, "collectives")] == [(1, 50)] * known + [(2, None)]
     assert [(row["bytes"], row["dur_ns"]) for row in stored(batch, "transfers")] == [
         (64, 50 if known else None),
