@@ -16,8 +16,8 @@ import pyarrow as pa
 from benchmarks.report import save
 from moescope.collectors.schema import arrow_schema
 from moescope.collectors.sidecar.writer import RecordingWriter
-from moescope.profiler.export_csv import _write as _write_csv
-from moescope.profiler.export_csv import export_csv, kernels_table
+from moescope.profiler.export.csv_files import _write as _write_csv
+from moescope.profiler.export.csv_files import export_csv, kernels_table
 from moescope.profiler.source import open_source
 
 KERNELS = 1_000_000

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from benchmarks.report import save
 from moescope.collectors.schema import arrow_schema
-from moescope.profiler.classify import classify
-from moescope.profiler.intervals import Times, in_order, length
-from moescope.profiler.overlap import NO_PHASE, DeviceKernels, Sweep, kernels_by_device, sweep
+from moescope.profiler.classify.classifier import classify
+from moescope.profiler.overlap.intervals import Times, in_order, length
+from moescope.profiler.overlap.sweep import NO_PHASE, DeviceKernels, Sweep, kernels_by_device, sweep
 
 NAMES = ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopB_TNN", "ncclDevKernel_AllReduce_Sum_bf16_RING_LL")
 CLASSES = tuple(classify(name) for name in NAMES)

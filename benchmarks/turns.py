@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 from typing import Any
 
-from moescope.profiler.intervals import length
-from moescope.profiler.overlap import kernels_by_device, recorded_windows, sweep
+from moescope.profiler.overlap.intervals import length
+from moescope.profiler.overlap.sweep import kernels_by_device, recorded_windows, sweep
 from moescope.profiler.source import open_source
 
 TARGET = Path(__file__).with_name("turns_target.py")

@@ -17,7 +17,7 @@ from pathlib import Path
 import cairosvg
 
 from moescope.profiler.commands.demo import target_command
-from moescope.profiler.live import LiveFeed
+from moescope.profiler.live.feed import LiveFeed
 from moescope.profiler.source import open_source
 from moescope.tui.app import MoescopeApp
 

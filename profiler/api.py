@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from moescope.profiler.ranks.across import Across
-    from moescope.profiler.ranks.driver import Work
     from moescope.profiler.ranks.part import Part
     from moescope.profiler.source import Source
+    from moescope.profiler.summary.driver import Work
 
 OF_DEVICES: Final = (
     "rank", "device", "span_us", "busy_us", "compute_us", "comm_us", "memory_us", "overlapped_us", "exposed_comm_us",
@@ -54,7 +54,7 @@ class Run:
 
     def __init__(self, paths: Sequence[Path], executor: Executor | None = None) -> None:
         from moescope.profiler.commands.opening import prepare
-        from moescope.profiler.ranks.driver import divide
+        from moescope.profiler.summary.driver import divide
 
         if paths and paths[0].exists():
             prepare(paths)
@@ -102,7 +102,7 @@ class Run:
         if name not in TABLES:
             raise UsageProblem(f"no table {name!r}; there are {', '.join(TABLES)}")
         if name == "kernels":
-            from moescope.profiler.export_csv import kernels_table
+            from moescope.profiler.export.csv_files import kernels_table
 
             return kernels_table(self._source())
         return self._source().table(name)
@@ -126,7 +126,7 @@ class Run:
 
         from rich.console import Console
 
-        from moescope.profiler.summary import render_text
+        from moescope.profiler.report.text import render_text
 
         file = io.StringIO()
         render_text(self._answer(), Console(file=file, width=120, highlight=False))
@@ -150,7 +150,7 @@ class Run:
 
     def timeline(self) -> pd.DataFrame:
         """Each device's time in at most a thousand equal bins, as `overlap.csv` has it; µs."""
-        from moescope.profiler.export_csv import overlap_table
+        from moescope.profiler.export.csv_files import overlap_table
 
         return _frame(overlap_table(self._source()))
 
@@ -197,14 +197,14 @@ class Run:
 
     def _part(self) -> Part:
         if self._merged is None:
-            from moescope.profiler.ranks.driver import part_over
+            from moescope.profiler.summary.driver import part_over
 
             self._merged = part_over(self._work, self._executor)
         return self._merged
 
     def _answer(self) -> dict[str, Any]:
         if self._answered is None:
-            from moescope.profiler.ranks.driver import answer_of
+            from moescope.profiler.summary.driver import answer_of
 
             self._answered = answer_of(self._work, self._part())
         return self._answered

@@ -46,7 +46,7 @@ def open_source(paths: Sequence[Path]) -> Source:
 
     Raises UsageProblem for a path that is neither, NoData for a folder that holds nothing.
     """
-    from moescope.profiler.recording import Recording
+    from moescope.profiler.sources.recording import Recording
     from moescope.profiler.sources.traces import open_traces
 
     files = files_of(paths)

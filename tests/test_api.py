@@ -16,7 +16,7 @@ import pytest
 import moescope
 from moescope.profiler.errors import NoData, UsageProblem
 from moescope.profiler.source import open_source
-from moescope.profiler.summary import summarise
+from moescope.profiler.summary.answer import summarise
 
 ROOT = Path(__file__).parents[1]
 DLRM = ROOT / "tests/data/param_dlrm_8rank_v100"

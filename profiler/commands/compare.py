@@ -71,7 +71,7 @@ def _summary(path: Path, jobs: int | None) -> dict[str, Any]:
     from moescope.profiler.commands.opening import prepare
     from moescope.profiler.commands.progress import shown_progress
     from moescope.profiler.compare.sides import kept_summary
-    from moescope.profiler.ranks.driver import divide, executor_for, summarise_over
+    from moescope.profiler.summary.driver import divide, executor_for, summarise_over
 
     kept = kept_summary(path)
     if kept is not None:

@@ -114,8 +114,9 @@ def _calibrate_once() -> None:
 def _answer(folder: Path) -> None:
     from moescope.profiler.commands.console import PlainConsole
     from moescope.profiler.commands.opening import open_for_reading
-    from moescope.profiler.export_csv import export_csv
-    from moescope.profiler.summary import render_text, summarise
+    from moescope.profiler.export.csv_files import export_csv
+    from moescope.profiler.report.text import render_text
+    from moescope.profiler.summary.answer import summarise
 
     source = open_for_reading([folder])
     render_text(summarise(source), PlainConsole())

@@ -20,7 +20,7 @@ def command(name: str, as_json: bool, rules: Path | None) -> None:
     \b
       moescope explain 'ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)'
     """
-    from moescope.profiler.classify import UNKNOWN, explain
+    from moescope.profiler.classify.classifier import UNKNOWN, explain
     from moescope.profiler.commands.following import say_next
 
     take_rules(rules)

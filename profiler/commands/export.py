@@ -45,8 +45,8 @@ def command(
     from moescope.profiler.commands.following import say_next, words
     from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.errors import NoData
-    from moescope.profiler.export_csv import export_csv
-    from moescope.profiler.summary import no_kernels
+    from moescope.profiler.export.csv_files import export_csv
+    from moescope.profiler.summary.answer import no_kernels
 
     take_rules(rules)
     source = open_for_reading(sources)

@@ -87,8 +87,8 @@ def write_recording(source: Source, folder: Path) -> None:
 def _meta(source: Source) -> dict[str, Any]:
     from moescope import __version__
     from moescope.collectors.schema import RECORDING_VERSION
-    from moescope.profiler.classify import user_rules
-    from moescope.profiler.classify_user import as_entry
+    from moescope.profiler.classify.classifier import user_rules
+    from moescope.profiler.classify.user import as_entry
 
     starts = source.table("kernels").column("start_ns").to_numpy()
     ends = starts + source.table("kernels").column("dur_ns").to_numpy()

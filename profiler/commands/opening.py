@@ -25,8 +25,8 @@ def prepare(paths: Sequence[Path]) -> None:
 
     Says on stderr what was done, or why it could not be: the command goes on with what is stored.
     """
-    from moescope.profiler.recording import Recording
     from moescope.profiler.source import is_recording
+    from moescope.profiler.sources.recording import Recording
 
     if len(paths) == 1 and is_recording(paths[0]):
         _complete(paths[0])
@@ -39,8 +39,8 @@ def _take_stored_rules(source: Source) -> None:
     """Rules that a recording was imported with go behind the user's and before the built-in ones."""
     entries = source.meta.get("rules")
     if isinstance(entries, list) and entries:
-        from moescope.profiler.classify import stored_rules, use_rules, user_rules
-        from moescope.profiler.classify_user import rules_from
+        from moescope.profiler.classify.classifier import stored_rules, use_rules, user_rules
+        from moescope.profiler.classify.user import rules_from
 
         known = stored_rules()
         rules = rules_from(entries, f"{source.name}/meta.json")

@@ -18,6 +18,6 @@ RULES: Final = click.option(
 def take_rules(rules: Path | None) -> None:
     """Put a user's rules before the built-in ones."""
     if rules is not None:
-        from moescope.profiler.classify import read_rules, use_rules
+        from moescope.profiler.classify.classifier import read_rules, use_rules
 
         use_rules(read_rules(rules))

@@ -27,8 +27,8 @@ def command(
     """
     from moescope.profiler.commands.opening import prepare
     from moescope.profiler.commands.progress import shown_progress
-    from moescope.profiler.ranks.driver import divide, executor_for, summarise_over
-    from moescope.profiler.summary import render_text
+    from moescope.profiler.report.text import render_text
+    from moescope.profiler.summary.driver import divide, executor_for, summarise_over
 
     take_rules(rules)
     prepare(sources)

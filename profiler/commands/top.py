@@ -31,7 +31,7 @@ def command(sources: tuple[Path, ...], rank: int | None, fps: float, rules: Path
     if not has_terminal():
         raise UsageProblem(f"the dashboard needs a terminal; use `moescope summary {again}` for plain text")
     from moescope.profiler.commands.opening import open_for_reading
-    from moescope.profiler.live import LiveFeed
+    from moescope.profiler.live.feed import LiveFeed
     from moescope.tui.app import run
 
     take_rules(rules)

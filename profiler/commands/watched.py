@@ -70,7 +70,7 @@ def exporter(source: Source, folder: Path) -> Callable[[], str]:
     """What the dashboard's `e` does: writes the timelines of `source` into `folder` and says where."""
 
     def export() -> str:
-        from moescope.profiler.export_csv import export_csv
+        from moescope.profiler.export.csv_files import export_csv
 
         return f"wrote {len(export_csv(source, folder))} CSV files into {folder}"
 
@@ -81,7 +81,7 @@ def _show(
     folder: Path, log_path: Path, recorder: subprocess.Popen[bytes], fps: float, close_after_s: float | None
 ) -> None:
     """The dashboard, once the recording can be opened."""
-    from moescope.profiler.live import LiveFeed
+    from moescope.profiler.live.feed import LiveFeed
     from moescope.profiler.source import open_source
     from moescope.tui.app import run
 

@@ -54,7 +54,7 @@ def command(
     """
     from moescope.profiler.commands.opening import open_for_reading
     from moescope.profiler.errors import NoData
-    from moescope.profiler.summary import no_kernels
+    from moescope.profiler.summary.answer import no_kernels
     from moescope.profiler.whatif.answer import told
     from moescope.profiler.whatif.project import project
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from moescope.profiler.amounts import UNKNOWN, time_text
 from moescope.profiler.compare.differences import Comparison, Difference
 from moescope.profiler.compare.sides import Measure, Side
 from moescope.profiler.compare.thresholds import Judged
 from moescope.profiler.printable import printable
+from moescope.profiler.report.amounts import UNKNOWN, time_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from moescope.profiler.decode.figures import DecodeFigures, Gaps, decode_figures
 from moescope.profiler.decode.memory import Bytes, least_bytes, ridges, roofline_time, step_bytes, tokens_per_expert
 from moescope.profiler.decode.steps import DecodeSteps
-from moescope.profiler.intervals import Intervals, Times, covered_within, union
+from moescope.profiler.hardware.table import Hardware
 from moescope.profiler.labels import Labels
-from moescope.profiler.overlap import DeviceKernels, Sweep
+from moescope.profiler.overlap.intervals import Intervals, Times, covered_within, union
+from moescope.profiler.overlap.sweep import DeviceKernels, Sweep
 from moescope.profiler.roofline.answer import DeviceRoofline
-from moescope.profiler.roofline.hardware import Hardware
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source

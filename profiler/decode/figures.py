@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.profiler.decode.steps import DecodeSteps
-from moescope.profiler.intervals import Intervals, Times, covered_within, intersect, length, subtract, union
 from moescope.profiler.labels import Labels, labels_of
-from moescope.profiler.overlap import DeviceKernels, Sweep
+from moescope.profiler.overlap.intervals import Intervals, Times, covered_within, intersect, length, subtract, union
+from moescope.profiler.overlap.sweep import DeviceKernels, Sweep
 from moescope.profiler.roofline.answer import DeviceRoofline
 from moescope.profiler.roofline.bounds import BOUNDS
 

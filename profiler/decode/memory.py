@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from moescope.profiler.decode.steps import DecodeSteps
-from moescope.profiler.intervals import Times, covered_within, union
 from moescope.profiler.labels import Labels
+from moescope.profiler.overlap.intervals import Times, covered_within, union
 from moescope.profiler.roofline.answer import DeviceRoofline
 from moescope.profiler.roofline.bounds import ridge_tokens
 

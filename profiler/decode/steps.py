@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.profiler.decode.annotations import Told, decode_step_in
-from moescope.profiler.intervals import Intervals, Times, union
 from moescope.profiler.labels import Labels
-from moescope.profiler.overlap import DeviceKernels
+from moescope.profiler.overlap.intervals import Intervals, Times, union
+from moescope.profiler.overlap.sweep import DeviceKernels
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from moescope.profiler.live_rows import rank_tokens
+from moescope.profiler.live.rows import rank_tokens
 from moescope.profiler.ranks.calls import Calls
 from moescope.profiler.ranks.clocks import Clocks, align
 from moescope.profiler.ranks.lateness import Facts, Late, latecomers, surely_last

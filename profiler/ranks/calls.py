@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.classify import classify_table, operator_of_collective
-from moescope.profiler.intervals import Intervals, Times, covered_before
+from moescope.profiler.classify.classifier import classify_table, operator_of_collective
+from moescope.profiler.overlap.intervals import Intervals, Times, covered_before
 
 if TYPE_CHECKING:
     import pyarrow as pa

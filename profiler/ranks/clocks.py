@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.ranks.matched import FEW, Matched, Matching, World, ends_of
 
 Floats = NDArray[np.float64]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.profiler.intervals import Intervals, empty, union
+from moescope.profiler.overlap.intervals import Intervals, empty, union
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.ranks.calls import Calls, Group
 from moescope.profiler.ranks.matched import BY_NAME, BY_STREAM, FEW, Matched, Unmatched, World, ops_of
 

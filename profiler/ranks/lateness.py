@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times, length, union
+from moescope.profiler.overlap.intervals import Times, length, union
 from moescope.profiler.ranks.clocks import Clocks
 from moescope.profiler.ranks.matched import World
 from moescope.profiler.ranks.waiting import Taken

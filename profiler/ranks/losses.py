@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from moescope.profiler.advice import advice, why
-from moescope.profiler.findings import Aggregates, findings, ranked, straggler
-from moescope.profiler.gains import duration_text, gain
+from moescope.profiler.findings.advice import advice, why
+from moescope.profiler.findings.aggregates import Aggregates, straggler
+from moescope.profiler.findings.gains import duration_text, gain
+from moescope.profiler.findings.rules import findings, ranked
+from moescope.profiler.hardware.table import hardware_named
 from moescope.profiler.ranks.across import Across
 from moescope.profiler.ranks.lateness import CAUSES, Cause
-from moescope.profiler.roofline.hardware import hardware_named
 from moescope.profiler.snapshot import Bounds, Finding, severity_of
 
 LOSS_SHARE: Final = 0.01

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.ranks.calls import UNKNOWN, Calls, Group
 
 World: TypeAlias = Mapping[int, Calls]

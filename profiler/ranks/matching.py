@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.ranks.calls import Group
 from moescope.profiler.ranks.grouping import CLOSE_NS, untold_groups
 from moescope.profiler.ranks.matched import BY_GROUP, BY_PAIR, FEW, Matched, Matching, Unmatched, World, ops_of

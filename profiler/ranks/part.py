@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 import numpy as np
 
-from moescope.profiler.devices import HostUse
-from moescope.profiler.findings import Aggregates, CallCount, KernelTime, compute_by_rank
-from moescope.profiler.live_columns import NULL
-from moescope.profiler.live_figures import total_shares
-from moescope.profiler.live_rows import rank_tokens
+from moescope.profiler.findings.aggregates import Aggregates, CallCount, KernelTime, compute_by_rank
+from moescope.profiler.growing.columns import NULL
+from moescope.profiler.hardware.samples import HostUse
+from moescope.profiler.live.figures import total_shares
+from moescope.profiler.live.rows import rank_tokens
 from moescope.profiler.ranks.calls import Calls
 from moescope.profiler.snapshot import ExpertRow, PhaseRow, QuantisationRow, Shares
-from moescope.profiler.step_amounts import StepAmounts
-from moescope.profiler.steps import Steps, steps_from
+from moescope.profiler.steps.amounts import StepAmounts
+from moescope.profiler.steps.durations import Steps, steps_from
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -295,7 +295,7 @@ def expert_rows(tokens: Mapping[tuple[int, int], tuple[int]]) -> tuple[ExpertRow
 
 
 def steps_of(part: Part) -> Steps:
-    """The steps of all ranks, as `steps.steps_in` has them: each takes what its median rank takes."""
+    """The steps of all ranks, as `durations.steps_in` has them: each takes what its median rank takes."""
     rows = [row for key in sorted(part.ranks) for row in part.ranks[key].steps]
     rows = [row for row in rows if row.dur_ns is not None and row.end_ns is not None]
     stages = sorted({row.stage for row in rows})

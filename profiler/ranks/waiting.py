@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.ranks.calls import UNKNOWN
 from moescope.profiler.ranks.clocks import Clocks
 from moescope.profiler.ranks.matched import Matched, World, ends_of, starts_of

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.hardware.table import Hardware
 from moescope.profiler.labels import Labels
-from moescope.profiler.overlap import DeviceKernels, Sweep, counted_ns
+from moescope.profiler.overlap.intervals import Times
+from moescope.profiler.overlap.sweep import DeviceKernels, Sweep, counted_ns
 from moescope.profiler.roofline.bounds import BOUNDS, Bounds, kernel_bounds
 from moescope.profiler.roofline.classes import ClassRoof, class_roofs
-from moescope.profiler.roofline.hardware import Hardware
 from moescope.profiler.roofline.names import tokens_of_tile
 from moescope.profiler.roofline.work import Floats, KernelWork, kernel_work
-from moescope.profiler.units import units_by_launch
+from moescope.profiler.units.held import units_by_launch
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.hardware.table import Hardware
 from moescope.profiler.labels import Labels, labels_of
-from moescope.profiler.overlap import DeviceKernels
-from moescope.profiler.roofline.hardware import Hardware
+from moescope.profiler.overlap.intervals import Times
+from moescope.profiler.overlap.sweep import DeviceKernels
 from moescope.profiler.roofline.operands import ITEM_BYTES
 from moescope.profiler.roofline.work import Floats, KernelWork
 

@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times
 from moescope.profiler.labels import Labels, distinct_rows
-from moescope.profiler.overlap import DeviceKernels
+from moescope.profiler.overlap.intervals import Times
+from moescope.profiler.overlap.sweep import DeviceKernels
 from moescope.profiler.roofline.bounds import Bounds
 from moescope.profiler.roofline.work import KernelWork
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.profiler.overlap import kernels_by_device
+from moescope.profiler.overlap.sweep import kernels_by_device
 from moescope.profiler.roofline.work import Floats, kernel_work
 
 if TYPE_CHECKING:

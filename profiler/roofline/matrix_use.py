@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moescope.profiler.intervals import covered_within
+from moescope.profiler.hardware.table import Hardware
 from moescope.profiler.labels import Labels
-from moescope.profiler.overlap import DeviceKernels, Sweep
+from moescope.profiler.overlap.intervals import covered_within
+from moescope.profiler.overlap.sweep import DeviceKernels, Sweep
 from moescope.profiler.roofline.answer import DeviceRoofline, products_done
-from moescope.profiler.roofline.hardware import Hardware
 from moescope.profiler.roofline.operands import dtype_named
 
 if TYPE_CHECKING:

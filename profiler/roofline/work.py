@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.profiler.labels import Labels, distinct_rows, labels_of
-from moescope.profiler.overlap import DeviceKernels
+from moescope.profiler.overlap.sweep import DeviceKernels
 from moescope.profiler.roofline.call import Work, knows, streams, unknown, work_of_call
 from moescope.profiler.roofline.names import causal_in, dtype_in, weight_in
 from moescope.profiler.roofline.operands import ITEM_BYTES, dtype_named

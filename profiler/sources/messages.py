@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from moescope.profiler.classify import operator_of_collective
+from moescope.profiler.classify.classifier import operator_of_collective
 
 MOST_RANKS: Final = 4096
 """No list of a group's ranks is written out beyond this."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.classify import is_host_call
-from moescope.profiler.intervals import in_order
+from moescope.profiler.classify.classifier import is_host_call
+from moescope.profiler.overlap.intervals import in_order
 from moescope.profiler.sources.arrow import nullable, strings, table_of
 from moescope.profiler.sources.collectives import collective_tables
 from moescope.profiler.sources.columns import NO_INT, NO_TEXT, Codes, Columns, Ints, TraceColumns, count, picked

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.profiler.errors import MoescopeError
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 
 Factors = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.whatif.nodes import NOBODY, Nodes
 from moescope.profiler.whatif.waits import Waits
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Intervals, Times, empty, intersect
 from moescope.profiler.labels import labels_in
-from moescope.profiler.overlap import kernels_by_device, recorded_windows
+from moescope.profiler.overlap.intervals import Intervals, Times, empty, intersect
+from moescope.profiler.overlap.sweep import kernels_by_device, recorded_windows
 from moescope.profiler.ranks.calls import Calls, calls_of
 from moescope.profiler.ranks.clocks import Clocks, align
 from moescope.profiler.ranks.facts import host_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from moescope.profiler.errors import MoescopeError
-from moescope.profiler.intervals import Times, length, subtract, union
+from moescope.profiler.overlap.intervals import Times, length, subtract, union
 from moescope.profiler.whatif.casts import casts, transposed_reads
 from moescope.profiler.whatif.change import LONGEST_NS, Change, Factors, Scenario, changed, together
 from moescope.profiler.whatif.experts import balanced_experts

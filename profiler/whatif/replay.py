@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moescope.profiler.intervals import Times
+from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.whatif.graph import Graph
 from moescope.profiler.whatif.nodes import NOBODY
 

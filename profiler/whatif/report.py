@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from moescope.profiler.amounts import time_text
 from moescope.profiler.printable import all_printable
+from moescope.profiler.report.amounts import time_text
 
 if TYPE_CHECKING:
     from rich.console import Console

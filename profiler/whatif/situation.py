@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times, covered_within, union
-from moescope.profiler.roofline.hardware import hardware_of
-from moescope.profiler.units import units_by_launch
+from moescope.profiler.hardware.table import hardware_of
+from moescope.profiler.overlap.intervals import Times, covered_within, union
+from moescope.profiler.units.held import units_by_launch
 from moescope.profiler.whatif.change import Factors
 from moescope.profiler.whatif.nodes import Nodes
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.profiler.intervals import Times
-from moescope.profiler.steps import quantile_step
+from moescope.profiler.overlap.intervals import Times
+from moescope.profiler.steps.durations import quantile_step
 from moescope.profiler.whatif.nodes import Nodes
 
 if TYPE_CHECKING:

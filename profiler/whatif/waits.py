@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.profiler.intervals import Times, covered_within, subtract, union
+from moescope.profiler.overlap.intervals import Times, covered_within, subtract, union
 from moescope.profiler.whatif.nodes import NOBODY, Nodes
 
 NEAR_NS: Final = 20_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moescope.collectors.calibrate_gpu import SMALL_BYTES, measure
-from moescope.profiler.roofline.hardware import hardware_of
+from moescope.profiler.hardware.table import hardware_of
 
 
 def test_every_peak_is_measured_or_null_with_a_reason() -> None:

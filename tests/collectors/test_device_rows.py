@@ -17,8 +17,8 @@ from moescope.collectors.sidecar.calls import Call, Calls
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing as Reader
 from moescope.collectors.sidecar.names import Names
-from moescope.profiler.overlap import recorded_windows
-from moescope.profiler.summary import summarise
+from moescope.profiler.overlap.sweep import recorded_windows
+from moescope.profiler.summary.answer import summarise
 from tests.live_recording import MemorySource, kernel, window
 
 Row = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moescope.profiler.summary import summarise
+from moescope.profiler.summary.answer import summarise
 from tests.live_recording import MemorySource, kernel, phase, step
 
 US = 1_000

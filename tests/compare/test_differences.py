@@ -18,7 +18,7 @@ from moescope.profiler.compare.sides import kept_summary
 from moescope.profiler.compare.text import headline, render_comparison
 from moescope.profiler.compare.thresholds import judge, parse_threshold
 from moescope.profiler.errors import MoescopeError, UsageProblem
-from moescope.profiler.summary import summarise
+from moescope.profiler.summary.answer import summarise
 from tests.compare.runs import US, run, summary
 from tests.live_recording import window
 

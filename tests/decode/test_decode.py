@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moescope.profiler.machine import machine_answer
-from moescope.profiler.overlap import kernels_by_device, recorded_windows, sweep
+from moescope.profiler.overlap.sweep import kernels_by_device, recorded_windows, sweep
 from moescope.profiler.source import open_source
+from moescope.profiler.summary.machine import machine_answer
 from tests.live_recording import MemorySource, window
 
 B300 = Path(__file__).parents[1] / "data" / "tracelens_sglang_moe_decode_b300"

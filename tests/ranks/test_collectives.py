@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from moescope.profiler.ranks.across import Across, across
 from moescope.profiler.source import open_source
-from moescope.profiler.summary import part_of, summarise
+from moescope.profiler.summary.answer import part_of, summarise
 from tests.live_recording import MemorySource
 from tests.ranks.worlds import World, run, source_of
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from moescope.profiler.summary import render_text, summarise
+from moescope.profiler.report.text import render_text
+from moescope.profiler.summary.answer import summarise
 from tests.live_recording import MemorySource
 from tests.ranks.worlds import rows_of, run, source_of
 

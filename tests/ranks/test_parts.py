@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moescope.profiler.ranks.part import Part, merge, merged
 from moescope.profiler.ranks.view import HOST, RankView, ranks_in
-from moescope.profiler.summary import answer, part_of, summarise
+from moescope.profiler.summary.answer import answer, part_of, summarise
 from tests.live_recording import MemorySource, kernel, phase, step, window
 
 times = st.integers(0, 5_000)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moescope.profiler.hardware.table import hardware_named, hardware_of
 from moescope.profiler.labels import labels_of
-from moescope.profiler.overlap import kernels_by_device, sweep
+from moescope.profiler.overlap.sweep import kernels_by_device, sweep
 from moescope.profiler.roofline.answer import device_roofline, roofline_json
 from moescope.profiler.roofline.bounds import ridge_tokens
-from moescope.profiler.roofline.hardware import hardware_named, hardware_of
 from moescope.profiler.roofline.matrix_use import matrix_use
 from moescope.profiler.roofline.work import kernel_work
 from moescope.profiler.source import open_source

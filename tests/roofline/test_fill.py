@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from moescope.profiler.commands.import_ import write_recording
-from moescope.profiler.export_csv import kernels_table
+from moescope.profiler.export.csv_files import kernels_table
 from moescope.profiler.source import open_source
-from moescope.profiler.summary import summarise
+from moescope.profiler.summary.answer import summarise
 
 M, N, K = 64, 256, 128
 

@@ -27,9 +27,9 @@ from moescope.profiler.source import open_source
 from moescope.profiler.sources.kineto_columns import KinetoColumns
 from moescope.profiler.sources.kineto_scan import Uncertain, scan
 from moescope.profiler.sources.kineto_whole import read_whole
-from moescope.profiler.summary import summarise
+from moescope.profiler.summary.answer import summarise
+from tests.sources.test_kineto import GPU, LEGACY, event
 from tests.sources.test_nsight import make
-from tests.test_kineto import GPU, LEGACY, event
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 TOKENS = (

@@ -11,7 +11,7 @@ from moescope.profiler.source import open_source
 from moescope.profiler.sources import blocks
 from moescope.profiler.sources.lanes import MOST
 from tests.sources.damage import run
-from tests.test_kineto import GPU, event, write
+from tests.sources.test_kineto import GPU, event, write
 
 
 def test_damaged_files_give_an_answer_or_a_clear_error(tmp_path):

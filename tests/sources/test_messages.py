@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.profiler.ranks.driver import divide, summarise_over
 from moescope.profiler.source import open_source
 from moescope.profiler.sources.messages import Message, carried, ranks_text, splits_of
-from moescope.profiler.summary import summarise
+from moescope.profiler.summary.answer import summarise
+from moescope.profiler.summary.driver import divide, summarise_over
 
 RANKS = (4, 5, 7)
 

@@ -10,7 +10,7 @@ import pytest
 from moescope.profiler.commands.main import main
 from moescope.profiler.errors import MoescopeError, NoData, UsageProblem
 from moescope.profiler.source import open_source
-from moescope.profiler.summary import summarise
+from moescope.profiler.summary.answer import summarise
 
 SESSION_NS = 1_790_000_000_000_000_000
 NAMES = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from moescope.profiler.source import open_source
-from moescope.profiler.summary import summarise
+from moescope.profiler.summary.answer import summarise
 from moescope.profiler.whatif.project import project
 from tests.live_recording import MemorySource, kernel, phase, step
 from tests.whatif.runs import H100, MS, gpu, projected, reason, scenario, source_of

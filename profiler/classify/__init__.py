@@ -1,0 +1,1 @@
+"""From a kernel's name to its kind and operator: `classifier` asks the rules of users, then the others."""

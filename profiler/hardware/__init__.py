@@ -1,0 +1,1 @@
+"""What devices can do (`table` over `hardware.toml`, `residency`), and what their counters say (`samples`)."""

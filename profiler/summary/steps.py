@@ -1,0 +1,161 @@
+"""`steps` of `summary --json`: the figures of the stage that takes most of the time, and what a typical step holds.
+
+A figure of a typical step is the median over the steps that were recorded whole, with its quartiles; where too few
+were, it is its share of the recorded time times the median step, without a spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.profiler.findings.aggregates import Aggregates
+from moescope.profiler.overlap.intervals import Times
+from moescope.profiler.ranks.part import Part
+from moescope.profiler.steps.amounts import FIGURES, StageAmounts, StepAmounts, What
+from moescope.profiler.steps.durations import quantile_step
+
+FEWEST: Final = 4
+"""Whole steps from which on a median has quartiles."""
+
+MEDIAN: Final = "median over the steps that were recorded whole"
+SHARE: Final = "share of the recorded time, times the median step"
+
+NO_COMM: Final = "no communication kernels"
+_NS_PER_US: Final = 1000
+
+
+def steps_answer(part: Part, seen: Aggregates) -> dict[str, Any]:
+    """Figures between each rank's first step's start and its last one's end, without what lies around them.
+
+    Of the stage that takes most of the time; `findings` are of this time where there is one.
+    """
+    steps = seen.steps
+    median = quantile_step(steps.durations_ns)
+    if median is None or not seen.shares.span_ns:
+        known = any(rank.steps for rank in part.ranks.values())
+        reason = "nothing was recorded inside steps" if known else "neither the run nor an optimizer names a step"
+        return {"steps": None, "steps_reason": reason}
+    shares = seen.shares
+    comm = shares.overlapped_ns + shares.exposed_ns
+    low, high = (quantile_step(steps.durations_ns, share) or 0 for share in (0.25, 0.75))
+    steps_alone = {
+        "stage": steps.stage or None,
+        **({} if steps.stage else {"stage_reason": "neither the run nor an optimizer names it"}),
+        "count": len(steps.durations_ns),
+        "median_us": us(median),
+        "q1_us": us(low),
+        "q3_us": us(high),
+        "others": [{"stage": stage, "count": count} for stage, count in steps.others],
+        "span_us": us(shares.span_ns),
+        "compute_us": us(shares.compute_only_ns + shares.overlapped_ns),
+        "comm_us": us(comm),
+        "overlapped_us": us(shares.overlapped_ns),
+        "exposed_comm_us": us(shares.exposed_ns),
+        "idle_us": us(shares.idle_ns),
+        **fraction(shares.overlapped_ns, comm),
+        "coverage": seen.coverage,
+        **_typical([part.ranks[key].amounts for key in sorted(part.ranks)], steps.stage, median),
+        "evidence": "derived",
+    }
+    return {"steps": steps_alone}
+
+
+def us(ns: int) -> float | int:
+    """Nanoseconds as µs, a whole number where it is one."""
+    return ns // _NS_PER_US if ns % _NS_PER_US == 0 else ns / _NS_PER_US
+
+
+def fraction(overlapped: float, comm: float) -> dict[str, Any]:
+    """`overlap_fraction`, null with its reason where nothing communicates."""
+    if comm:
+        return {"overlap_fraction": overlapped / comm}
+    return {"overlap_fraction": None, "overlap_fraction_reason": NO_COMM}
+
+
+def _typical(ranks: Sequence[StepAmounts], stage: str, median_ns: int) -> dict[str, Any]:
+    """`typical`: what a step holds on the mean device, or null with the reason."""
+    held = [one for one in ranks if one.devices and (one.reason or stage in one.stages)]
+    odd = next((one.reason for one in held if one.reason), "")
+    own = [one.stages[stage] for one in held if not one.reason]
+    recorded = sum(one.recorded_ns for one in own)
+    if odd or not recorded:
+        return {"typical": None, "typical_reason": odd or "nothing was recorded inside steps"}
+    devices = sum(one.devices for one in held)
+    whole = _whole_steps(own)
+    enough = whole.shape[1] >= FEWEST
+
+    def each(what: What) -> Times:
+        parts = (one.amounts[what][at] for one, at in zip(own, whole, strict=True) if what in one.amounts)
+        return sum(parts, np.zeros(whole.shape[1], np.int64))
+
+    def measure(what: What) -> dict[str, Any]:
+        share, error = _share(own, what)
+        return _measure(share, error, median_ns, each(what) / devices if enough else None)
+
+    lasts = sum((one.lasts_ns[at] for one, at in zip(own, whole, strict=True)), np.zeros(whole.shape[1], np.int64))
+    busy, busy_error = _share(own, ("busy",))
+    idle_each = (lasts - each(("busy",))) / devices if enough else None
+    whats = dict.fromkeys(what for one in own for what in one.sums)
+    phases = dict.fromkeys(what[1] for what in whats if what[0] == "phase" and _known(what, held, own))
+    return {
+        "typical": {
+            "how": MEDIAN if enough else SHARE,
+            "whole_steps": whole.shape[1],
+            "devices": devices,
+            "figures": {name: measure((name,)) for name in FIGURES}
+            | {"idle": _measure(1 - busy, busy_error, median_ns, idle_each)},
+            "phases": [
+                {"name": name} | {figure: measure(("phase", name, figure)) for figure in ("busy", "comm", "exposed")}
+                for name in phases
+            ],
+            "operators": [
+                {"class": what[1], "kind": what[2], "busy": measure(what)} for what in whats if what[0] == "operator"
+            ],
+            "evidence": "derived",
+        }
+    }
+
+
+def _known(what: What, held: Sequence[StepAmounts], own: Sequence[StageAmounts]) -> bool:
+    """Whether a phase's amounts are known on all ranks: where a rank has more than it keeps, it may be left out."""
+    return all(what in stage.sums or not rank.more for rank, stage in zip(held, own, strict=True))
+
+
+def _share(own: Sequence[StageAmounts], what: What) -> tuple[float, float | None]:
+    """Share R = sum x / sum r of the recorded time, and its standard error as a ratio over steps.
+
+    sqrt(n/(n-1) sum (x - R r)^2) / sum r, the ratio estimator's (Cochran, Sampling Techniques, 6.3). What ranks do in a
+    step goes together: n counts steps, not steps times ranks. None for fewer than FEWEST steps.
+    """
+    none = (0, 0.0, 0.0)
+    x, xx, xr = (sum(one.sums.get(what, none)[at] for one in own) for at in range(3))
+    recorded = sum(one.recorded_ns for one in own)
+    share = x / recorded
+    count = max(one.seen for one in own)
+    if count < FEWEST:
+        return share, None
+    squares = max(xx - 2 * share * xr + share * share * sum(one.squared for one in own), 0.0)
+    return share, math.sqrt(squares * len(own) * count / (count - 1)) / recorded
+
+
+def _measure(share: float, error: float | None, median_ns: int, each: NDArray[np.float64] | None) -> dict[str, Any]:
+    """One figure: its share of the recorded time, and µs a step; error and quartiles where enough steps tell them."""
+    told = {"share": share} | ({} if error is None else {"share_error": error})
+    if each is None:
+        return {"us": share * median_ns / _NS_PER_US, **told}
+    low, middle, high = (float(value) / _NS_PER_US for value in np.quantile(each, (0.25, 0.5, 0.75)))
+    return {"us": middle, **told, "q1_us": low, "q3_us": high}
+
+
+def _whole_steps(own: Sequence[StageAmounts]) -> NDArray[np.int64]:
+    """Places, rank by rank, of the steps that every rank recorded whole and kept: [ranks, steps]."""
+    shared = own[0].numbers
+    for one in own[1:]:
+        shared = np.intersect1d(shared, one.numbers)
+    places = [np.argsort(one.numbers)[np.searchsorted(np.sort(one.numbers), shared)] for one in own]
+    return np.array(places, np.int64).reshape(len(own), -1)

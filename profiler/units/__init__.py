@@ -1,0 +1,1 @@
+"""Execution units that communication and compute hold (`held`), over time (`over_time`), and together (`budget`)."""

@@ -1,0 +1,108 @@
+"""The summary as text: what stands in it fits the terminal and can be read without colour."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from moescope.profiler.report.text import render_text
+from moescope.profiler.source import open_source
+from moescope.profiler.summary.answer import summarise
+
+DATA = Path(__file__).parents[1] / "data"
+FINDINGS = [
+    {
+        "id": "exposed-communication",
+        "severity": "high",
+        "what": "Communication is exposed for 20.0% of the recorded time",
+        "evidence": "1.03 s exposed of 1.55 s communication, within 5.16 s recorded over all devices [derived]",
+        "try": "issue it earlier or on its own stream so that compute runs beside it: shared experts during dispatch",
+        "gain": "at most 20.0% of the time, if all of it is hidden",
+    },
+    {"id": "low", "severity": "low", "what": "Only 3% was recorded", "evidence": "", "try": "record more", "gain": ""},
+]
+
+
+@pytest.fixture(scope="module")
+def summary() -> dict[str, Any]:
+    found = summarise(open_source([DATA / "param_dlrm_8rank_v100"]))
+    return found | {"findings": FINDINGS}
+
+
+def text(summary: dict[str, Any], width: int, *, terminal: bool, colour: bool = False) -> str:
+    file = io.StringIO()
+    console = Console(
+        file=file,
+        width=width,
+        force_terminal=terminal,
+        color_system="truecolor" if colour else None,
+        no_color=not colour,
+        highlight=False,
+    )
+    render_text(summary, console)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_line_is_wider_than_the_terminal_and_no_cell_is_cut(summary: dict[str, Any], width: int) -> None:
+    lines = text(summary, width, terminal=True).replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[2m", "")
+    assert [line for line in lines.splitlines() if cell_len(line) > width] == []
+    header = next(line for line in lines.splitlines() if line.startswith("rank "))
+    assert {"exposed", "hidden", "idle"} <= set(header.split())
+    assert ("busy" in header.split()) == (width >= 120)
+    assert all(f"{rank['exposed_comm_us'] / 1e3:.2f} ms" in lines for rank in summary["ranks"])
+
+
+def test_a_finding_has_its_parts_on_lines_of_their_own_and_a_gain_only_where_known(summary: dict[str, Any]) -> None:
+    lines = text(summary, 80, terminal=False).split("Findings\n")[1].splitlines()
+    high, low = FINDINGS
+    assert lines == [
+        f"▲ high    {high['what']}.",
+        f"          {high['evidence']}",
+        f"          try:  {high['try']}",
+        f"          gain: {high['gain']}",
+        "",
+        f"· low     {low['what']}.",
+        f"          try:  {low['try']}",
+    ]
+
+
+def test_colour_repeats_what_glyphs_say(summary: dict[str, Any]) -> None:
+    import re
+
+    plain = text(summary, 100, terminal=True)
+    coloured = text(summary, 100, terminal=True, colour=True)
+    strip = re.compile(r"\x1b\[[0-9;]*m")
+    assert "\x1b[38;2;" in coloured
+    assert "\x1b[38;2;" not in plain
+    assert strip.sub("", coloured) == strip.sub("", plain)
+
+
+def test_no_string_of_others_reaches_the_terminal_as_it_is(summary: dict[str, Any]) -> None:
+    evil = "a\x1b[2J[bold]b\u202e"
+
+    def poisoned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: poisoned(item) if key != "severity" else item for key, item in value.items()}
+        if isinstance(value, list):
+            return [poisoned(item) for item in value]
+        return evil + value if isinstance(value, str) else value
+
+    log = {"warnings": 1, "lines": [{"level": "error", "rank": 0, "source": evil, "message": evil}]}
+    whole = text(poisoned(summary | {"torn": [evil], "log": log}), 300, terminal=True)
+    lines = whole.replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[2m", "")
+    assert "\x1b" not in lines
+    assert "\u202e" not in lines
+    assert lines.count("a·[2J[bold]b·") > 50
+
+
+@pytest.mark.parametrize(("state", "said"), [("live", "still goes on"), ("torn", "cut short"), ("finished", "")])
+def test_what_is_not_whole_says_so(summary: dict[str, Any], state: str, said: str) -> None:
+    lines = text(summary | {"state": state}, 100, terminal=False)
+    assert said in lines
+    assert (("still goes on" in lines), ("cut short" in lines)) == (state == "live", state == "torn")
