@@ -70,15 +70,23 @@ class NullRecorder:
 _NULL_RECORDER = NullRecorder()
 
 
-def _recorder() -> Recorder:
+_recorder: Recorder = _NULL_RECORDER
+
+
+def look_again() -> None:
+    """Finds the agent's recorder; the agent calls this where it opens one after this module was imported."""
+    global _recorder
     agent: Any = sys.modules.get(AGENT_MODULE)
     found: Recorder | None = getattr(agent, "recorder", None)
-    return _NULL_RECORDER if found is None else found
+    _recorder = _NULL_RECORDER if found is None else found
+
+
+look_again()
 
 
 def active() -> bool:
     """Whether events reach a recording."""
-    return _recorder() is not _NULL_RECORDER
+    return _recorder is not _NULL_RECORDER
 
 
 def clock_ns() -> int:
@@ -88,17 +96,17 @@ def clock_ns() -> int:
 
 def stage(name: Stage | None) -> None:
     """Name the stage that all later phases, steps and counts belong to, until the next call."""
-    _recorder().stage(name)
+    _recorder.stage(name)
 
 
 def step(number: int) -> AbstractContextManager[None]:
     """The range of one step; phases and counts inside carry its number."""
-    return _recorder().step(number)
+    return _recorder.step(number)
 
 
 def phase(name: str, *, layer: int = -1, micro_batch: int = -1) -> AbstractContextManager[None]:
     """A named range on this thread: `attn(F)`, `dispatch(B)`, `mlp(W)`; F forward, B input, W weight gradient."""
-    return _recorder().phase(name, layer, micro_batch)
+    return _recorder.phase(name, layer, micro_batch)
 
 
 def experts(*, layer: int, tokens: Sequence[int], first_expert: int = 0) -> None:
@@ -106,7 +114,7 @@ def experts(*, layer: int, tokens: Sequence[int], first_expert: int = 0) -> None
 
     tokens: [experts], the count for expert `first_expert + i`
     """
-    _recorder().emit("experts", {"layer": layer, "first_expert": first_expert, "tokens": list(tokens)})
+    _recorder.emit("experts", {"layer": layer, "first_expert": first_expert, "tokens": list(tokens)})
 
 
 def quantisation(
@@ -122,7 +130,7 @@ def quantisation(
     elements: int,
 ) -> None:
     """What a quantisation did to a tensor: its amax, the range of its scales, and how many elements it changed."""
-    _recorder().emit(
+    _recorder.emit(
         "quantisation",
         {
             "tensor": tensor,
@@ -143,7 +151,7 @@ def transfer(*, op: str, src: int, dst: int, bytes: int, start_ns: int, dur_ns: 
 
     start_ns: on `clock_ns()`'s clock
     """
-    _recorder().emit(
+    _recorder.emit(
         "transfers",
         {"op": op, "src": src, "dst": dst, "bytes": bytes, "start_ns": start_ns, "dur_ns": dur_ns, "hop": hop},
     )
@@ -167,7 +175,7 @@ def unit_intervals(
     """
     if not len(units) == len(start_ns) == len(end_ns):
         raise ValueError(f"{len(units)} units, {len(start_ns)} starts and {len(end_ns)} ends: give as many of each")
-    recorder = _recorder()
+    recorder = _recorder
     for first in range(0, len(units), _INTERVALS_AT_ONCE):
         part = slice(first, first + _INTERVALS_AT_ONCE)
         row = {"device": device, "launch": launch, "role": role, "evidence": evidence, "units": list(units[part])}
@@ -189,7 +197,7 @@ def kernel(
 
     start_ns: on `clock_ns()`'s clock
     """
-    _recorder().emit(
+    _recorder.emit(
         "kernel",
         {
             "name": name,
@@ -209,7 +217,7 @@ def work(*, flops: int, bytes: int, dtype: str) -> None:
 
     Where operator shapes are not recorded, this is what the use of the matrix units is derived from.
     """
-    _recorder().emit("work", {"flops": flops, "bytes": bytes, "dtype": dtype})
+    _recorder.emit("work", {"flops": flops, "bytes": bytes, "dtype": dtype})
 
 
 def gauge(name: str, value: float, *, unit: str, evidence: Evidence) -> None:
@@ -222,9 +230,9 @@ def gauge(name: str, value: float, *, unit: str, evidence: Evidence) -> None:
 
 def gauges(values: Sequence[tuple[str, float, str, Evidence]]) -> None:
     """Several values at the cost of one: name, value, unit and evidence of each, as `gauge` takes them."""
-    _recorder().emit("gauges", {"values": [tuple(value) for value in values]})
+    _recorder.emit("gauges", {"values": [tuple(value) for value in values]})
 
 
 def note(source: str, message: str, *, level: Literal["info", "warning", "error"] = "info") -> None:
     """A line for the recording's log: what was chosen at start-up, and why."""
-    _recorder().emit("log", {"level": level, "source": source, "message": message})
+    _recorder.emit("log", {"level": level, "source": source, "message": message})

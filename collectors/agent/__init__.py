@@ -58,19 +58,21 @@ def _is_launcher() -> bool:
 
 def start(torch: ModuleType) -> None:
     """Opens the recorder and starts the collectors; never raises."""
-    global recorder
     try:
         from .session import Session
 
         session = Session(Settings.from_environment(os.environ), torch)
-        recorder = session.recorder
+        recorder_changed(session.recorder)
         session.start()
     except Exception as error:  # noqa: BLE001  fail open: the target must not notice
-        recorder = None
+        recorder_changed(None)
         sys.stderr.write(f"moescope: process {os.getpid()} is not recorded: {error!r}\n")
 
 
 def recorder_changed(new: Any) -> None:
-    """A forked child has opened a recorder of its own."""
+    """The process has a recorder now, or none any more; a forked child one of its own."""
     global recorder
     recorder = new
+    look_again = getattr(sys.modules.get("moescope.collectors.emit"), "look_again", None)
+    if look_again is not None:
+        look_again()

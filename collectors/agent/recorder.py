@@ -19,9 +19,9 @@ CALL_COST_NS = 30_000
 thread that issues it and the one that executes it). Measured by switching each off and on within one run of a model."""
 
 
-def pack_context(stage: int, micro_batch: int, layer: int, step: int) -> int:
-    """One word: stage 1..3, micro-batch and layer plus one, step plus one; 0 is "not told" in each."""
-    return stage | (micro_batch + 1 & 0xFF) << 8 | (layer + 1 & 0xFFFF) << 16 | (step + 1 & 0xFFFFFFFF) << 32
+def pack_context(stage: int, step: int) -> int:
+    """One word: stage 1.., step plus one; 0 is "not told". A phase adds its layer and micro-batch (`pack_place`)."""
+    return stage | (step + 1 & 0xFFFFFFFF) << 32
 
 
 class _Step:
@@ -46,13 +46,13 @@ class Recorder:
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
         self.events_cost_ns = 0
+        """Of rows and calls; the ring counts the phases."""
         self.steps_from = ""
         self.on_step: Callable[[int], None] | None = None
         """Called on the thread that names a step, before it begins."""
         self._stage = 0
         self._step = -1
-        self._context = 0
-        self._phase = ring.phase
+        self.phase = ring.phase
 
     @property
     def step_number(self) -> int:
@@ -71,14 +71,11 @@ class Recorder:
         self._tell_context()
 
     def _tell_context(self) -> None:
-        self._context = pack_context(self._stage, -1, -1, self._step)
-        self.ring.context(self._context)
+        self.ring.context(pack_context(self._stage, self._step))
 
-    def phase(self, name: str, layer: int = -1, micro_batch: int = -1) -> AbstractContextManager[None]:
-        self.events_cost_ns += PHASE_COST_NS
-        # As pack_context would, with what has not changed since.
-        context = self._context | (micro_batch + 1 & 0xFF) << 8 | (layer + 1 & 0xFFFF) << 16
-        return self._phase(name, context)
+    def cost_ns(self) -> int:
+        """What phases, rows and calls are reckoned to have cost up to now."""
+        return self.events_cost_ns + self.ring.phases() * PHASE_COST_NS
 
     def step(self, step: int) -> AbstractContextManager[None]:
         return _Step(self, step)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from operator import index
 from typing import Any, Protocol
 
 from .packed import COMM, FORMATS, PREFIX, pack_comm
@@ -23,16 +24,29 @@ _LONGEST_NAME = 480
 """Bytes; longer ones are cut in the ring's table."""
 
 
+def pack_place(layer: int, micro_batch: int) -> int:
+    """Layer and micro-batch of a phase, each plus one, where the process's stage and step leave room; 0: not told."""
+    return _told(micro_batch, 0xFF) << 8 | _told(layer, 0xFFFF) << 16
+
+
+def _told(number: Any, mask: int) -> int:
+    """0 for what is no whole number: a model that names its ranges oddly must not fail for being recorded."""
+    try:
+        return index(number) + 1 & mask
+    except TypeError:
+        return 0
+
+
 class Phase:
     """A range that a model names, as a context manager."""
 
-    __slots__ = ("_context", "_id", "_name", "_ring")
+    __slots__ = ("_id", "_name", "_place", "_ring")
 
-    def __init__(self, ring: Ring, name: str, context: int) -> None:
-        self._ring, self._name, self._context, self._id = ring, name, context, 0
+    def __init__(self, ring: Ring, name: str, layer: int = -1, micro_batch: int = -1) -> None:
+        self._ring, self._name, self._place, self._id = ring, name, pack_place(layer, micro_batch), 0
 
     def __enter__(self) -> None:
-        self._id = self._ring.phase_begin(self._name, self._context)
+        self._id = self._ring.phase_begin(self._name, self._place)
 
     def __exit__(self, *exc: object) -> None:
         self._ring.phase_end(self._id)
@@ -45,8 +59,13 @@ class Ring(Protocol):
 
     def identity(self, facts: dict[str, Any]) -> None: ...
     def context(self, context: int) -> None: ...
-    def phase(self, name: str, context: int) -> AbstractContextManager[None]: ...
-    def phase_begin(self, name: str, context: int) -> int: ...
+    def phase(self, name: str, layer: int = -1, micro_batch: int = -1, /) -> AbstractContextManager[None]: ...
+    def phase_begin(self, name: str, place: int) -> int:
+        """place: as `pack_place` has it"""
+
+    def phases(self) -> int:
+        """Phases that were opened."""
+
     def phase_end(self, phase: int) -> None: ...
     def record(
         self,
@@ -115,7 +134,9 @@ class NativeRing:
         self._comm_kinds: dict[tuple[str, str, str], bytes] = {}
         self._rows: dict[str, Callable[[dict[str, Any]], bool]] = {}
         fast = _module(library)
-        self.phase: Callable[[str, int], AbstractContextManager[None]]
+        lib.moescope_phases.restype = u64
+        self.phases = lib.moescope_phases
+        self.phase: Any
         if fast is not None:
             self.phase = fast.phase
             self.phase_begin = fast.phase_begin
@@ -145,8 +166,8 @@ class NativeRing:
                 self._names[name] = found
         return found
 
-    def _slow_phase_begin(self, name: str, context: int) -> int:
-        return int(self._lib.moescope_phase_begin(self._name(name), context))
+    def _slow_phase_begin(self, name: str, place: int) -> int:
+        return int(self._lib.moescope_phase_begin(self._name(name), place))
 
     def _slow_comm(self, kind: bytes, number: int, issue_ns: int, sent: Any, received: Any) -> None:
         data = pack_comm(number, issue_ns, sent, received)
@@ -245,13 +266,16 @@ class FileRing:
     def context(self, context: int) -> None:
         self._context = context
 
-    def phase(self, name: str, context: int) -> AbstractContextManager[None]:
-        return Phase(self, name, context)
+    def phase(self, name: str, layer: int = -1, micro_batch: int = -1, /) -> AbstractContextManager[None]:
+        return Phase(self, name, layer, micro_batch)
 
-    def phase_begin(self, name: str, context: int) -> int:
+    def phases(self) -> int:
+        return self._phases
+
+    def phase_begin(self, name: str, place: int) -> int:
         self._phases += 1
         phase = self._phases
-        self._stacks[threading.get_native_id()].append((phase, name, context or self._context, time.monotonic_ns()))
+        self._stacks[threading.get_native_id()].append((phase, name, self._context | place, time.monotonic_ns()))
         return phase
 
     def phase_end(self, phase: int) -> None:

@@ -298,7 +298,7 @@ class WindowKeeper:
     def _events_share(self) -> float:
         """Share of the time that phases and counts have cost since the start."""
         elapsed = time.monotonic_ns() - self._session.facts["start_ns"]
-        return float(self._session.recorder.events_cost_ns / max(elapsed, 1))
+        return float(self._session.recorder.cost_ns() / max(elapsed, 1))
 
     def _at_step(self, number: int) -> None:
         """A window a step, as `--steps` asks: nothing of the steps around it."""

@@ -19,24 +19,36 @@ static const char *text_of(PyObject *name) {
     return PyUnicode_AsUTF8AndSize(name, &length);
 }
 
-/* A range that a model names: `with phase(name, context): ...`. */
+/* A range that a model names: `with phase(name, layer, micro_batch): ...`. */
 struct phase {
     PyObject_HEAD
     PyObject *name;
-    uint64_t context, id;
+    uint64_t place, id;
 };
+
+/* The low bits of a number plus one; 0 for None and for what is no whole number: a model that names its ranges oddly
+ * must not fail for being recorded. */
+static uint64_t told(PyObject *number, uint64_t mask) {
+    if (!number) return 0;
+    unsigned long long value = PyLong_AsUnsignedLongLongMask(number);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return (value + 1) & mask;
+}
 
 static PyObject *phase_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     (void)kwargs;
-    PyObject *name;
-    unsigned long long context;
-    if (!PyArg_ParseTuple(args, "UK", &name, &context)) return NULL;
+    PyObject *name, *layer = NULL, *micro_batch = NULL;
+    if (!PyArg_ParseTuple(args, "U|OO", &name, &layer, &micro_batch)) return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     struct phase *self = (struct phase *)allocate(type, 0);
     if (!self) return NULL;
     Py_INCREF(name);
     self->name = name;
-    self->context = context;
+    /* As pack_place (collectors/agent/ring.py) has it. */
+    self->place = told(micro_batch, 0xFF) << 8 | told(layer, 0xFFFF) << 16;
     return (PyObject *)self;
 }
 
@@ -52,7 +64,7 @@ static PyObject *phase_enter(PyObject *object, PyObject *unused) {
     struct phase *self = (struct phase *)object;
     const char *name = text_of(self->name);
     if (!name) return NULL;
-    self->id = moescope_phase_begin(name, self->context);
+    self->id = moescope_phase_begin(name, self->place);
     Py_RETURN_NONE;
 }
 
@@ -204,10 +216,10 @@ static PyObject *comm(PyObject *module, PyObject *args) {
 static PyObject *phase_begin(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *name;
-    unsigned long long context;
-    if (!PyArg_ParseTuple(args, "UK", &name, &context)) return NULL;
+    unsigned long long place;
+    if (!PyArg_ParseTuple(args, "UK", &name, &place)) return NULL;
     const char *text = text_of(name);
-    return text ? PyLong_FromUnsignedLongLong(moescope_phase_begin(text, context)) : NULL;
+    return text ? PyLong_FromUnsignedLongLong(moescope_phase_begin(text, place)) : NULL;
 }
 
 static PyObject *phase_end(PyObject *module, PyObject *id) {

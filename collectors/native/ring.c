@@ -159,6 +159,11 @@ MOESCOPE_API uint64_t moescope_operators(void) {
     return h ? atomic_load(&h->operators) : 0;
 }
 
+MOESCOPE_API uint64_t moescope_phases(void) {
+    struct ring_header *h = atomic_load(&ring);
+    return h ? atomic_load(&h->phase_ids) : 0;
+}
+
 MOESCOPE_API uint64_t moescope_dropped(void) {
     struct ring_header *h = atomic_load(&ring);
     return h ? atomic_load(&h->dropped) : 0;
@@ -482,8 +487,9 @@ void moescope_range_end(void) {
     end_frame(h, &self.frames[--self.depth], end);
 }
 
-/* Opens a range that the model or a patched `record_function` names; context 0 means the process's stage and step. */
-MOESCOPE_API uint64_t moescope_phase_begin(const char *name, uint64_t context) {
+/* Opens a range that the model or a patched `record_function` names; place: its layer and micro-batch, which are added
+ * to the process's stage and step. */
+MOESCOPE_API uint64_t moescope_phase_begin(const char *name, uint64_t place) {
     struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
     if (!h) return 0;
     struct name_entry *entry = moescope_intern(name);
@@ -493,7 +499,7 @@ MOESCOPE_API uint64_t moescope_phase_begin(const char *name, uint64_t context) {
         return 0;
     }
     f->from_model = 1;
-    open_phase(h, f, context ? context : atomic_load(&process_context));
+    open_phase(h, f, atomic_load_explicit(&process_context, memory_order_relaxed) | place);
     f->start_ns = now_ns();
     return f->phase_id;
 }

@@ -102,7 +102,7 @@ int64_t moescope_now_ns(void);
 int moescope_is_open(void);
 
 /* Used by module.c. */
-uint64_t moescope_phase_begin(const char *name, uint64_t context);
+uint64_t moescope_phase_begin(const char *name, uint64_t place);
 void moescope_phase_end(uint64_t id);
 uint32_t moescope_name(const char *text);
 int moescope_blob(const char *kind, const void *payload, uint32_t bytes);

@@ -96,6 +96,22 @@ ring.phase_end(b); ring.phase_end(a)
 
 
 @needs_library
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_phase_with_an_odd_place_is_recorded_without_one(tmp_path: Path, fast: bool) -> None:
+    script = f"""
+from moescope.collectors.agent.ring import Phase
+make = ring.phase if {fast} else lambda *a: Phase(ring, *a)
+ring.context(5 << 32 | 1)
+for layer, micro_batch in ((3, 1), (None, 1.5), ("x", -1), (2**70, 0)):
+    with make("p", layer, micro_batch):
+        pass
+"""
+    (thread,) = write(tmp_path, script).take()
+    assert [int(r["c"]) & 0xFFFFFFFF for r in thread.records] == [4 << 16 | 2 << 8 | 1, 1, 1, 1 << 16 | 1 << 8 | 1]
+    assert {int(r["c"]) >> 32 for r in thread.records} == {5}
+
+
+@needs_library
 def test_ending_an_outer_range_ends_what_was_left_open_in_it(tmp_path: Path) -> None:
     ring = write(
         tmp_path, "a = ring.phase_begin('a', 0); ring.phase_begin('b', 0); ring.phase_end(a); ring.phase_end(99)"
