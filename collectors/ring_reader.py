@@ -27,7 +27,7 @@ _RECORD_FIELDS: Final = (
 )
 RECORD: Final = np.dtype(list(_RECORD_FIELDS))
 _CHUNK_HEAD: Final = np.dtype(
-    [("state", "<u4"), ("tid", "<u4"), ("sequence", "<u8"), ("used", "<u8"), ("consumed", "<u8")]
+    [("state", "<u4"), ("tid", "<u4"), ("sequence", "<u8"), ("used", "<u8"), ("consumed", "<u8"), ("name", "S16")]
 )
 _HEADER_FIELDS: Final = (
     *(("magic", "S8"), ("version", "<u4"), ("pid", "<u4"), ("file_bytes", "<u8"), ("chunk_bytes", "<u4")),
@@ -54,6 +54,8 @@ class ThreadRecords:
     records: Records
     positions: tuple[tuple[int, int, int], ...]
     """(chunk, first byte, last byte) of each stretch of `records`."""
+    name: str = ""
+    """The thread's own, as it was told last; nothing where it is not known."""
 
 
 class Ring:
@@ -145,7 +147,8 @@ class Ring:
                 start = self._offset + chunk * self._chunk_bytes + _CHUNK_HEADER_BYTES + first
                 parts.append(np.frombuffer(self._map, RECORD, (last - first) // RECORD.itemsize, start))
                 positions.append((chunk, first, last))
-            found.append(ThreadRecords(tid, np.concatenate(parts), tuple(positions)))
+            name = heads["name"][chunks[-1]].decode("utf-8", "replace")
+            found.append(ThreadRecords(tid, np.concatenate(parts), tuple(positions), name))
         self._recycle(heads)
         return found
 

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -280,6 +281,7 @@ static struct record *reserve(struct ring_header *h, uint32_t slot_count) {
             return NULL;
         }
         t->chunk->tid = (uint32_t)syscall(SYS_gettid);
+        if (prctl(PR_GET_NAME, t->chunk->name)) t->chunk->name[0] = 0;
         atomic_store(&t->chunk->used, 0);
         atomic_store(&t->chunk->consumed, 0);
         atomic_store_explicit((_Atomic uint64_t *)&t->chunk->sequence, atomic_fetch_add(&h->sequence, 1) + 1, memory_order_release);

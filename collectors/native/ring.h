@@ -51,7 +51,8 @@ struct chunk {
     uint64_t sequence;          /* order of claims in the process */
     _Atomic uint64_t used;      /* bytes of whole records behind the header */
     _Atomic uint64_t consumed;  /* bytes that the reader has stored safely */
-    uint64_t reserved[4];
+    char name[16];              /* the thread's, when it claimed the chunk */
+    uint64_t reserved[2];
     struct record records[(CHUNK_BYTES - CHUNK_HEADER_BYTES) / sizeof(struct record)];
 };
 

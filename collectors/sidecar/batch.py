@@ -67,6 +67,11 @@ class Origin:
     kernels_told: bool = False
     _labels: dict[int, str] = field(default_factory=dict)
 
+    def named(self, tid: int, name: str) -> None:
+        """Takes what the thread has told of itself: the process may be gone when somebody asks."""
+        if name and tid != self.pid and tid not in self._labels:
+            self._labels[tid] = f"{name} {tid}"
+
     def label(self, tid: int) -> str:
         """The thread as people read it: `main` for the first, else its name as the system has it, and its id."""
         label = self._labels.get(tid)

@@ -101,6 +101,7 @@ class ProcessDrain:
 
     def _view(self, thread: ThreadRecords) -> _Taken:
         records = thread.records
+        self.origin.named(thread.tid, thread.name)
         heads, is_record = blob_heads(records)
         kinds = self._names.kinds[records["name"][heads]]
         issues = heads[kinds == COMM_PACKED]

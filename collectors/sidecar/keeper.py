@@ -17,6 +17,7 @@ import moescope
 from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.nvml import GpuSampler
 from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
+from moescope.collectors.sidecar.audience import Audience
 from moescope.collectors.sidecar.batch import Batch
 from moescope.collectors.sidecar.ranks import RankProcess, RankTable, alive, started
 from moescope.collectors.sidecar.writer import RecordingWriter
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from moescope.collectors.samplers.base import Sampler
     from moescope.collectors.sidecar.run import RunOptions
 
-DRAIN_S: Final = 1.0
-"""How often rings are drained: a batch has a price of its own, for the recorder and for every reader."""
+WATCHED_S: Final = 0.5
+UNWATCHED_S: Final = 3.0
+"""How often rings are drained, while somebody looks at the recording and else: a batch has a price of its own, for the
+recorder, which takes its time from the target where cores are scarce, and for every reader."""
 
 DRAIN_FILL: Final = 0.2
 """A ring this full is drained at once."""
@@ -49,6 +52,7 @@ class Keeper:
         self._ring_dir = ring_dir
         self._writer = RecordingWriter(folder, options.keep_s)
         self._ranks = RankTable(ring_dir, clock)
+        self._audience = Audience(folder)
         self._samplers: list[Sampler] = []
         self._collect = collect
         self._gpu_period_s = options.gpu_period_s
@@ -156,15 +160,17 @@ class Keeper:
         for problem in self._ranks.problems:
             self.log("warning", "ranks", problem)
         self._ranks.problems.clear()
-        due = final or now_s - self._drained_s >= DRAIN_S
+        period_s = WATCHED_S if self._audience.looks() else UNWATCHED_S
+        due = final or now_s - self._drained_s >= period_s - EARLY_S
         if due:
             self._drained_s = now_s
         for process in self._ranks.processes:
-            if not process.ended and (due or process.drain.ring.fill() > DRAIN_FILL):
+            # A process without a rank keeps samplers waiting.
+            if not process.ended and (due or process.drain.origin.rank < 0 or process.drain.ring.fill() > DRAIN_FILL):
                 self._take_in(process, now_ns, final=final)
         self._sample(now_s, final=final)
         self._store_log()
-        if final or now_s - self._meta_s >= META_S:
+        if final or now_s - self._meta_s >= max(META_S, period_s):
             self._meta_s = now_s
             if self._writer.vanished():
                 text = f"files of {self.folder} were removed during the run: data is missing"
@@ -337,6 +343,7 @@ class Keeper:
             self.log("error", "recording", f"{text} open the recording on this host: `moescope summary {self.folder}`")
         self._store_log()
         self._writer.close()
+        self._audience.close()
         self._save_meta()
         if not unsaved:
             shutil.rmtree(self._ring_dir, ignore_errors=True)

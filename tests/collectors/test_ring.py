@@ -96,6 +96,19 @@ ring.phase_end(b); ring.phase_end(a)
 
 
 @needs_library
+def test_a_thread_tells_its_own_name(tmp_path: Path) -> None:
+    script = """
+import threading
+def work():
+    with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as file: file.write("pt_gloo_runloop")
+    lib.moescope_burst(b"aten::mm", 1)
+t = threading.Thread(target=work); t.start(); t.join()
+"""
+    (thread,) = write(tmp_path, script).take()
+    assert thread.name == "pt_gloo_runloop"
+
+
+@needs_library
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_phase_with_an_odd_place_is_recorded_without_one(tmp_path: Path, fast: bool) -> None:
     script = f"""
