@@ -1,6 +1,6 @@
 """What recording costs the demo's training step: paired runs with and without moescope, interleaved.
 
-    python -m benchmarks.overhead [--pairs 20] [--steps 30]
+    python -m benchmarks.overhead [--pairs 20] [--steps 70]
 
 Each run's first steps are left out (imports, first allocations). The ratio of a pair is the median step with moescope
 over the median step of the run beside it without; the order inside a pair alternates.
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.report import save
 
-WARM_UP = 4
+WARM_UP = 10
 TARGET = Path(__file__).with_name("step_target.py")
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--full-pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=70)
     a = parser.parse_args()
     rows = [paired(a.pairs, a.steps, "2%")]
     if a.full_pairs >= 2:
