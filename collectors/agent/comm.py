@@ -17,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from .recorder import CALL_COST_NS
+from .windows import COMMUNICATES
 
 if TYPE_CHECKING:
     from .session import Session
@@ -142,12 +143,13 @@ def install(session: Session) -> None:
 
 
 class _Group:
-    """A group as this process sees it; me: its own place among the group's `n` ranks."""
+    """A group as this process sees it; me: its own place among the group's `n` ranks; kinds: `comm_kind` by dtype."""
 
-    __slots__ = ("gloo", "me", "n", "name")
+    __slots__ = ("gloo", "kinds", "me", "n", "name")
 
     def __init__(self, name: str, me: int, n: int, gloo: bool) -> None:
         self.name, self.me, self.n, self.gloo = name, me, n, gloo
+        self.kinds: dict[Any, bytes] = {}
 
 
 class _Calls:
@@ -166,6 +168,7 @@ class _Calls:
         """`original` with its calls filed. What runs here runs before and after each call: it is kept short."""
         title = f"gloo:{op}".encode() if op in RANGES else b""
         ring, now_ns, numbers, groups = self._session.ring, time.monotonic_ns, self._numbers, self._groups
+        settled = ring.settled
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
             if self._failed:
@@ -189,7 +192,8 @@ class _Calls:
                     raise
                 self._follow(work, number)
                 return work
-            here = self._ranges_on()
+            found = settled(COMMUNICATES)
+            here = found > 0 or self._ranges_on(many=found < 0)
             lent = None if here else self._lend()
             try:
                 work = original(group, *args, **kwargs)
@@ -202,7 +206,8 @@ class _Calls:
             # Gloo is at it on a thread of its own by now.
             told = self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
             # Without a range to come: the window was closed on this thread meanwhile, or none could be lent.
-            if lent is None and not (here and self._ranges_on()) and ring.withdraw(number) and told:
+            still = here and (settled(COMMUNICATES) > 0 or self._ranges_on())
+            if lent is None and not still and ring.withdraw(number) and told:
                 self._follow(work, number)
             return work
 
@@ -226,10 +231,10 @@ class _Calls:
         except Exception as error:  # noqa: BLE001  fail open: the call itself has been made
             self._tell(error)
 
-    def _ranges_on(self) -> bool:
+    def _ranges_on(self, *, many: bool = False) -> bool:
         """Whether what this thread issues now is executed under a range in the ring."""
         try:
-            return self._session.windows.ranges_on()
+            return self._session.windows.ranges_on(many=many)
         except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
             self._tell(error)
             return False
@@ -254,9 +259,16 @@ class _Calls:
     ) -> bool:
         """Files a call; whether that could be done."""
         try:
+            self._session.recorder.events_cost_ns += CALL_COST_NS
+            if bytes_of is _all_to_all_base and not kwargs and len(args) > 3:
+                output, input, outs, ins = args[:4]
+                kind = group.kinds.get(input.dtype)
+                if kind is None:
+                    kind = group.kinds[input.dtype] = self._session.ring.comm_kind(op, group.name, _dtype((input,)))
+                if kind and self._session.ring.uneven(kind, number, issue_ns, group.n, input, ins, output, outs):
+                    return True
             sent, received = (None, None) if kwargs else bytes_of(group.me, group.n, *args)
             self._session.ring.comm(number, op, group.name, issue_ns, sent, received, _dtype(args))
-            self._session.recorder.events_cost_ns += CALL_COST_NS
         except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
             self._give_up(op, error)
             return False

@@ -87,6 +87,26 @@ class Ring(Protocol):
     def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None:
         """A collective's issue; sent, received: a list of bytes for each rank of the group, None where not told."""
 
+    def uneven(
+        self, kind: bytes, number: int, issue_ns: int, ranks: int, input: Any, ins: Any, output: Any, outs: Any, /
+    ) -> bool:
+        """An all-to-all's issue, by its tensors and splits; False where `comm` has to be told instead."""
+
+    def comm_kind(self, op: str, group: str, dtype: str) -> bytes:
+        """What `uneven` takes for this kind of call; nothing where it has no name short enough."""
+
+    def settle(self) -> None:
+        """Torch's ranges are on, on the calling thread, as they should be now."""
+
+    def unsettle(self) -> None:
+        """What decides over torch's ranges has changed, for all threads."""
+
+    def settled(self, operators: int, /) -> int:
+        """1 where ranges are on as the calling thread left them, 0 where it has to see to them.
+
+        -1 where more than so many operators have ended on it since it was asked last: it has to see to that.
+        """
+
     def operators(self) -> int: ...
     def mute(self, on: int) -> None:
         """Whether operators of the calling thread are left out from now on."""
@@ -118,6 +138,7 @@ class NativeRing:
         lib.moescope_identity.argtypes = (text, ctypes.c_uint32)
         lib.moescope_context.argtypes, lib.moescope_context.restype = (u64,), None
         lib.moescope_operators.restype = u64
+        lib.moescope_settle.restype, lib.moescope_unsettle.restype = None, None
         lib.moescope_add_overhead.argtypes, lib.moescope_add_overhead.restype = (u64,), None
         lib.moescope_open.argtypes = (text, ctypes.c_uint32)
         error = lib.moescope_open(path.encode(), chunks)
@@ -128,6 +149,8 @@ class NativeRing:
         self.done = lib.moescope_done
         self.withdraw = lib.moescope_withdraw
         self.operators = lib.moescope_operators
+        self.settle = lib.moescope_settle
+        self.unsettle = lib.moescope_unsettle
         self.overhead = lib.moescope_add_overhead
         self._write = lib.moescope_blob
         self._names: dict[str, bytes] = {}
@@ -145,6 +168,8 @@ class NativeRing:
             self.mute = fast.mute
             self.thread_operators = fast.thread_operators
             self._comm = fast.comm
+            self.uneven = fast.uneven
+            self.settled = fast.settled
             for kind, (_, integers, floats, names) in FORMATS.items():
                 counts = len(integers), len(floats), len(names)
                 self._rows[kind] = fast.row((PREFIX + kind).encode(), integers + floats + names, *counts)
@@ -157,6 +182,9 @@ class NativeRing:
             lib.moescope_thread_operators.restype = u64
             self.thread_operators = lib.moescope_thread_operators
             self._comm = self._slow_comm
+            self.uneven = _not_told
+            lib.moescope_settled.argtypes = (u64,)
+            self.settled = lib.moescope_settled
 
     def _name(self, name: str) -> bytes:
         found = self._names.get(name)
@@ -198,14 +226,20 @@ class NativeRing:
         self._write(kind.encode(), data, len(data))
 
     def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None:
+        kind = self.comm_kind(op, group, dtype)
+        if kind:
+            self._comm(kind, number, issue_ns, sent, received)
+        else:
+            self.blob("comm", [number, op, group, issue_ns, sent, received, dtype])
+
+    def comm_kind(self, op: str, group: str, dtype: str) -> bytes:
         kind = self._comm_kinds.get((op, group, dtype))
         if kind is None:
             kind = f"{COMM}{op} {dtype} {group}".encode()
             if len(kind) > _LONGEST_NAME or len(self._comm_kinds) > 4096:
-                self.blob("comm", [number, op, group, issue_ns, sent, received, dtype])
-                return
+                return b""
             self._comm_kinds[op, group, dtype] = kind
-        self._comm(kind, number, issue_ns, sent, received)
+        return kind
 
     def identity(self, facts: dict[str, Any]) -> None:
         data = json.dumps(facts, separators=(",", ":")).encode()
@@ -213,6 +247,10 @@ class NativeRing:
 
     def close(self) -> None:
         self._lib.moescope_close()
+
+
+def _not_told(*_: Any) -> bool:
+    return False
 
 
 def _module(library: str) -> Any:
@@ -328,6 +366,16 @@ class FileRing:
 
     def identity(self, facts: dict[str, Any]) -> None:
         self.record(BLOB, "identity", time.monotonic_ns(), 0, payload=facts)
+
+    def comm_kind(self, op: str, group: str, dtype: str) -> bytes:
+        return b""
+
+    uneven = staticmethod(_not_told)
+
+    def settle(self) -> None: ...
+    def unsettle(self) -> None: ...
+    def settled(self, operators: int, /) -> int:
+        return 0
 
     def operators(self) -> int:
         return self._operators

@@ -77,8 +77,6 @@ class _Follower(threading.local):
     muted = False
     computes = False
     """It does more between two calls than communicate: ranges are on inside windows, and while it issues a call."""
-    operators = 0
-    """Ended up to its last call."""
 
 
 class _Switch:
@@ -121,8 +119,10 @@ class WindowKeeper:
         self._with_device = False
         self._callback = _PENDING(self._pending)
 
-    def ranges_on(self) -> bool:
+    def ranges_on(self, *, many: bool = False) -> bool:
         """Whether what the calling thread issues now will tell when it is executed.
+
+        many: whether it has run more than COMMUNICATES operators since its last call
 
         Torch's profilers are thread-local. The main thread is switched by the timer. On any other that communicates
         they stay on, as switching costs more than the few operators between two calls, which are left out unless a
@@ -134,10 +134,8 @@ class WindowKeeper:
         if self._paused or not self._tells_ranges or self._stopping.is_set():
             self._let_go(state)
             return False
-        operators = self._session.ring.thread_operators()
-        if state.switch is not None and state.muted and operators - state.operators > COMMUNICATES:
+        if many and state.switch is not None and state.muted:
             state.computes = True
-        state.operators = operators
         if state.computes and not window:
             self._let_go(state)
             return False
@@ -148,10 +146,12 @@ class WindowKeeper:
         if state.muted == window:
             self._session.ring.mute(not window)
             state.muted = not window
+        self._session.ring.settle()
         return True
 
     def _let_go(self, state: _Follower) -> None:
         """What `switch` held closes itself when nothing holds it any more."""
+        self._session.ring.unsettle()
         if state.switch is not None and self._session.torch._C._current_graph_task_id() == -1:
             state.switch = None
             self._session.ring.mute(0)
@@ -198,6 +198,7 @@ class WindowKeeper:
     def stop(self) -> None:
         """At exit, on the main thread."""
         self._stopping.set()
+        self._session.ring.unsettle()
         self.close_window()
         if self._device is not None:
             self._device.stop()
@@ -211,6 +212,7 @@ class WindowKeeper:
     def pause(self) -> None:
         """The target starts a profiler of its own on the calling thread: ours steps aside."""
         self._paused += 1
+        self._session.ring.unsettle()
         self._let_go(self._follower)
         self.prepare_pause()
 
@@ -293,6 +295,7 @@ class WindowKeeper:
         if not self._with_device:
             self._with_device = True
             self._tells_ranges = False
+            self._session.ring.unsettle()
             self._source = None
 
     def _events_share(self) -> float:
@@ -345,12 +348,14 @@ class WindowKeeper:
         before = time.monotonic_ns()
         self._source.open()
         self._open_since = time.monotonic_ns()
+        self._session.ring.unsettle()
         self._session.ring.overhead(self._open_since - before)
 
     def _close_on_main(self) -> None:
         if not self._open_since:
             return
         start, self._open_since = self._open_since, 0
+        self._session.ring.unsettle()
         end = time.monotonic_ns()
         self._source.close()
         ring = self._session.ring

@@ -14,6 +14,8 @@
 #define FIELDS_MAX 16
 #define SIZES_MAX 4096 /* ranks of a group, sent and received together */
 
+static PyObject *nbytes_name, *shape_name;
+
 static const char *text_of(PyObject *name) {
     Py_ssize_t length;
     return PyUnicode_AsUTF8AndSize(name, &length);
@@ -213,6 +215,63 @@ static PyObject *comm(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* Appends the bytes of each of `n` parts of a tensor, split along its first dimension as `splits` tells, evenly where it
+ * tells nothing; how many, -2 with an exception for anything else. */
+static Py_ssize_t parts_of(PyObject *tensor, PyObject *splits, Py_ssize_t n, int64_t *words, Py_ssize_t room) {
+    PyObject *bytes = PyObject_GetAttr(tensor, nbytes_name);
+    long long total = bytes ? PyLong_AsLongLong(bytes) : -1;
+    Py_XDECREF(bytes);
+    if (PyErr_Occurred()) return -2;
+    Py_ssize_t count = splits == Py_None ? 0 : PyList_Check(splits) ? PyList_Size(splits) : -1;
+    if (count < 0 || count > room || n > room || n < 1) {
+        PyErr_SetString(PyExc_ValueError, "splits are a list, and not that many");
+        return -2;
+    }
+    if (!count) {
+        for (Py_ssize_t i = 0; i < n; i++) words[i] = total / n;
+        return n;
+    }
+    PyObject *shape = PyObject_GetAttr(tensor, shape_name);
+    PyObject *first = shape && PySequence_Size(shape) > 0 ? PySequence_GetItem(shape, 0) : NULL;
+    long long rows = first ? PyLong_AsLongLong(first) : 1;
+    Py_XDECREF(shape);
+    Py_XDECREF(first);
+    if (PyErr_Occurred()) return -2;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        long long part = PyLong_AsLongLong(PyList_GetItem(splits, i));
+        if (part == -1 && PyErr_Occurred()) return -2;
+        words[i] = total / (rows > 0 ? rows : 1) * part;
+    }
+    return count;
+}
+
+/* uneven(kind, number, issue_ns, ranks, input, in_splits, output, out_splits): the issue of an all-to-all; False where
+ * its arguments are not as it takes them, and `comm` has to be told. */
+static PyObject *uneven(PyObject *module, PyObject *args) {
+    (void)module;
+    static __thread int64_t words[4 + SIZES_MAX];
+    PyObject *kind, *input, *ins, *output, *outs;
+    long long number, issue_ns;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "SLLnOOOO", &kind, &number, &issue_ns, &n, &input, &ins, &output, &outs)) return NULL;
+    Py_ssize_t sent = parts_of(input, ins, n, words + 4, SIZES_MAX / 2);
+    Py_ssize_t received = sent < 0 ? -2 : parts_of(output, outs, n, words + 4 + sent, SIZES_MAX / 2);
+    if (received < 0) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+    }
+    words[0] = number, words[1] = issue_ns, words[2] = sent, words[3] = received;
+    moescope_blob(PyBytes_AsString(kind), words, (uint32_t)(8 * (4 + sent + received)));
+    Py_RETURN_TRUE;
+}
+
+static PyObject *settled(PyObject *module, PyObject *operators) {
+    (void)module;
+    unsigned long long limit = PyLong_AsUnsignedLongLong(operators);
+    if (PyErr_Occurred()) return NULL;
+    return PyLong_FromLong(moescope_settled(limit));
+}
+
 static PyObject *phase_begin(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *name;
@@ -255,6 +314,7 @@ static PyMethodDef functions[] = {
     {"comm", comm, METH_VARARGS, NULL},     {"phase_begin", phase_begin, METH_VARARGS, NULL},
     {"phase_end", phase_end, METH_O, NULL}, {"expect", expect, METH_VARARGS, NULL},
     {"mute", mute, METH_O, NULL},           {"thread_operators", thread_operators, METH_NOARGS, NULL},
+    {"uneven", uneven, METH_VARARGS, NULL}, {"settled", settled, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_moescope_ring", NULL, -1, functions, NULL, NULL, NULL, NULL};
@@ -262,6 +322,9 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_moescope_ring",
 PyMODINIT_FUNC PyInit__moescope_ring(void) {
     PyObject *module = PyModule_Create(&definition);
     PyObject *phase = PyType_FromSpec(&phase_spec), *row = PyType_FromSpec(&row_spec);
+    nbytes_name = PyUnicode_InternFromString("nbytes");
+    shape_name = PyUnicode_InternFromString("shape");
+    if (!nbytes_name || !shape_name) return NULL;
     if (!module || !phase || !row || PyModule_AddObject(module, "phase", phase) || PyModule_AddObject(module, "row", row)) return NULL;
     return module;
 }

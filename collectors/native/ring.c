@@ -47,6 +47,9 @@ static _Atomic uint64_t listening; /* changes with every switch: odd while the l
 static _Atomic uint64_t process_context; /* stage and step, for ranges that bring none */
 static __thread int muted; /* operators of this thread are not written: it measures their cost, or is in no window */
 static __thread uint64_t thread_operators; /* that ended on this thread, written or not */
+static _Atomic uint64_t ranges_state = 1; /* changes with whatever may change whether torch's ranges should be on */
+static __thread uint64_t settled_state;   /* at which this thread saw to its own, 0 for never */
+static __thread uint64_t settled_operators;
 static struct name_entry entries[NAME_SLOTS];
 static struct name_entry *_Atomic slots[NAME_SLOTS];
 static uint32_t entry_count;
@@ -83,6 +86,7 @@ static void detach_in_child(void) {
     if (old) munmap(old, old->file_bytes);
     memset(&self, 0, sizeof self);
     muted = 0;
+    settled_state = 0;
     memset((void *)slots, 0, sizeof slots);
     entry_count = 0;
     pthread_mutex_init(&name_lock, NULL);
@@ -183,6 +187,23 @@ void moescope_add_dropped(uint64_t records) {
 MOESCOPE_API void moescope_mute(int on) { muted = on; }
 
 MOESCOPE_API uint64_t moescope_thread_operators(void) { return thread_operators; }
+
+/* The calling thread has seen to torch's ranges: they are on. */
+MOESCOPE_API void moescope_settle(void) {
+    settled_state = atomic_load(&ranges_state);
+}
+
+/* Windows have opened or closed, or the target profiles: every thread has to see to its ranges again. */
+MOESCOPE_API void moescope_unsettle(void) { atomic_fetch_add(&ranges_state, 1); }
+
+/* 1 where this thread's ranges are on as it left them, 0 where it has to see to them; -1 where more than `operators`
+ * have ended here since it was asked last, and it has to see to that. */
+MOESCOPE_API int moescope_settled(uint64_t operators) {
+    int many = thread_operators - settled_operators > operators;
+    settled_operators = thread_operators;
+    if (many) return -1;
+    return settled_state == atomic_load_explicit(&ranges_state, memory_order_acquire);
+}
 
 MOESCOPE_API void moescope_context(uint64_t context) { atomic_store(&process_context, context); }
 

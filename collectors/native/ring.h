@@ -110,5 +110,6 @@ int moescope_blob(const char *kind, const void *payload, uint32_t bytes);
 int moescope_expect(const char *name, uint64_t call);
 void moescope_mute(int on);
 uint64_t moescope_thread_operators(void);
+int moescope_settled(uint64_t operators);
 
 #endif

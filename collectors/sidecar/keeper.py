@@ -180,6 +180,15 @@ class Keeper:
             self._broken = ""
             self.log("info", "recording", "writing again")
 
+    def hurried(self) -> bool:
+        """Whether something is due often: somebody looks, a process has no rank yet, a sampler has a short period."""
+        return (
+            not self._ranks.processes
+            or any(process.drain.origin.rank < 0 and not process.ended for process in self._ranks.processes)
+            or any(getattr(sampler, "period_s", SAMPLE_S) < SAMPLE_S for sampler in self._samplers)
+            or self._audience.looks()
+        )
+
     def pressed(self) -> bool:
         """Whether a ring holds so much that taking in must not wait for a quiet moment."""
         return any(not p.ended and p.drain.ring.fill() > PRESSED_FILL for p in self._ranks.processes)

@@ -24,6 +24,8 @@ from moescope.collectors.sidecar.target import Target, TargetSettings, environme
 T = TypeVar("T")
 
 TICK_S: Final = 0.1
+CALM_S: Final = 0.4
+"""How often to look where nobody waits for what is found: each look takes a core from somebody, and rings have room."""
 TWICE_S: Final = 2.0
 """Two Ctrl-C within this time end the run at once. A later one is the command's own again: it may be a prompt that is
 interrupted now and then, and a run that takes long to end is told what to press."""
@@ -147,7 +149,9 @@ class _Ticker:
             except OSError:
                 pass  # a sandbox that forbids it: the recorder runs beside the target as an equal
         self._recording.call(lambda keeper: keeper.warm_up(), None)
-        while not self._stopping.wait(TICK_S):
+        while not self._stopping.wait(
+            self._recording.call(lambda keeper: TICK_S if keeper.hurried() else CALM_S, CALM_S)
+        ):
             self._tick()
 
     def _tick(self) -> None:
@@ -196,7 +200,7 @@ def _watch(
     told = False
     started_s = time.monotonic()
     while not target.reap():
-        info = signal.sigtimedwait(watched, TICK_S)
+        info = signal.sigtimedwait(watched, CALM_S if on_tick is None else TICK_S)
         if interrupted_s is not None and not told and time.monotonic() - interrupted_s >= TWICE_S:
             told = True
             _say(f"interrupted, and the command goes on; Ctrl-C twice within {TWICE_S:g} s ends it at once")
