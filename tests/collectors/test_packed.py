@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from moescope.collectors.clock import Clock
 from moescope.collectors.native import library_path
-from moescope.collectors.ring_reader import Ring
+from moescope.collectors.ring_reader import Ring, blob_heads, blob_payload
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing
 
@@ -110,3 +113,46 @@ def test_packed_rows_are_those_of_the_event_file(tmp_path: Path) -> None:
 def test_what_does_not_fit_into_words_is_kept_as_it_was_told(tmp_path: Path, value: Any) -> None:
     found = rows_of(tmp_path, str(LIBRARY), [("work", {"flops": value, "bytes": 1, "dtype": "bf16"})])
     assert [row["flops"] for row in found["work"]] == [value]
+
+
+UNEVEN = """
+import json, sys
+from collections import namedtuple
+from moescope.collectors.agent.comm import _all_to_all_base
+from moescope.collectors.agent.ring import NativeRing
+library, path, cases = sys.argv[1:]
+Tensor = namedtuple("Tensor", "nbytes shape")
+ring = NativeRing(library, path, 16)
+for number, (n, output, input, outs, ins) in enumerate(json.loads(cases)):
+    output, input = Tensor(*output), Tensor(*input)
+    fast = ring.uneven(ring.comm_kind("all_to_all", "fast", "int8"), number, 7, n, input, ins, output, outs)
+    try:
+        ring.comm(number, "all_to_all", "slow", 7, *_all_to_all_base(0, n, output, input, outs, ins), "int8")
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        assert not fast, number
+"""
+
+sizes = st.one_of(st.integers(0, 1 << 50), st.integers(0, 2))
+tensors = st.tuples(sizes, st.lists(st.integers(0, 1 << 20), max_size=3))
+splits = st.one_of(st.none(), st.lists(st.integers(0, 1 << 10), max_size=5), st.just([1.5]))
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="built without the library")
+@given(st.lists(st.tuples(st.integers(1, 5), tensors, tensors, splits, splits), min_size=20, max_size=60))
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])
+def test_an_all_to_all_is_packed_as_it_would_be_told_one_by_one(cases: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "1-1.ring")
+        subprocess.run([sys.executable, "-c", UNEVEN, str(LIBRARY), str(path), json.dumps(cases)], check=True)
+        ring = Ring(path)
+        names = ring.names()
+        (thread,) = ring.take()
+        heads, _ = blob_heads(thread.records)
+        found: dict[str, dict[int, bytes]] = {"fast": {}, "slow": {}}
+        for at in heads.tolist():
+            payload = blob_payload(thread.records, at, raw=True)
+            found[names[thread.records["name"][at]].split()[-1]][int.from_bytes(payload[:8], "little")] = payload
+        # What the library leaves to the slow way it leaves whole.
+        assert found["fast"] == {number: found["slow"][number] for number in found["fast"]}
+        whole = [1.5 not in (*(outs or ()), *(ins or ())) for *_, outs, ins in cases]
+        assert set(found["fast"]) == {number for number, fits in enumerate(whole) if fits}
