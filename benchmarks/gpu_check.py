@@ -4,7 +4,9 @@ PYTHONPATH=src python3 -m benchmarks.gpu_check [--seconds 470]
 
 Needs Python with torch, Triton and pytest, and a Hopper GPU, of which it changes no setting; exit code 3 where there is
 none. Every part runs in a process of its own and under a limit, so that one that breaks costs its own figures alone.
-Prints a short table last, and keeps everything in benchmarks/results/gpu-<device>.json. Not yet run on a GPU.
+Prints a short table last, and keeps everything in benchmarks/results/gpu-<device>.json. Beside it stays a small recording
+of the stack's training on this GPU (.zip): copied into profiler/recorded/, it is what `moescope demo --recorded` shows.
+Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_sections import SECTIONS
-from benchmarks.report import save
+from benchmarks.report import RESULTS, save
 
 ROOT = Path(__file__).parents[1]
+RECORDED_STEPS = (24, 12, 6, 3)
+"""Steps of the recording that is kept: fewer where it comes out too large."""
 LIMIT_S = 150
 """Of one part; compiling its kernels is the most of it."""
 
@@ -73,6 +77,33 @@ def _tested(limit_s: float, outcome: Outcome) -> None:
             outcome.tests = counts
             if counts["tests"] == counts["skipped"]:
                 outcome.failures.setdefault("tests", "none of them ran")
+
+
+def recorded(path: Path, device: str, limit_s: float, outcome: Outcome) -> None:
+    """Records a few training steps on `device` and packs them into `path`, with how it was made beside it."""
+    from moescope.profiler.errors import MoescopeError
+    from moescope.profiler.recorded.archive import pack
+
+    until = time.monotonic() + limit_s
+    for steps in RECORDED_STEPS:
+        target = ["-m", "moescope.instrumented_model", "train", f"--device={device}", f"--steps={steps}"]
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["-m", "moescope", "run", "-o", f"{folder}/rec", "--", sys.executable, *target]
+            _ran("recording", command, until - time.monotonic(), outcome)
+            if "recording" in outcome.failures:
+                return
+            try:
+                size = pack(Path(folder, "rec"), path)
+            except MoescopeError as error:
+                said = str(error)
+                continue
+            meta = json.loads(Path(folder, "rec/meta.json").read_text())
+        about = f"{steps} training steps of the stack's size tiny on {device}, torch {meta['ranks'][0]['torch']}"
+        written = f"{about}.\nMade by `make gpu-check`, moescope {meta['moescope']}, {time.strftime('%Y-%m-%d')}.\n"
+        path.with_suffix(".SOURCE.txt").write_text(written)
+        print(f"{path}: {size:,} bytes; copy it into profiler/recorded/ to ship it", file=sys.stderr)
+        return
+    outcome.failures["recording"] = said
 
 
 def _device() -> dict[str, Any]:
@@ -124,6 +155,7 @@ def main(argv: list[str]) -> int:
         section: lambda left, section=section: outcome.figures.extend(_figures(section, left, outcome))
         for section in SECTIONS
     }
+    parts["recording"] = lambda left: recorded(RESULTS / f"{name}.zip", "cuda", left, outcome)
     for part, run in parts.items():
         print(f"{part} …", file=sys.stderr)
         run(until - time.monotonic())

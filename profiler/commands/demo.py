@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from moescope.profiler.recorded.archive import Recorded
 
 STEPS = {"train": 60, "prefill": 60, "decode": 200, "all": 40}
 """Steps that each stage runs for: with the environment ready the demo takes well under a minute on two cores."""
@@ -73,14 +78,33 @@ def target_command(stage: str, ranks: int, steps: int, schedule: str) -> tuple[s
     help="Where the recording goes.  [default: moescope-demo-<date>-<time>, here]",
 )
 @click.option("-f", "--force", is_flag=True, help="Replace the recording that is there.")
+@click.option(
+    "--recorded",
+    is_flag=False,
+    flag_value="",
+    metavar="[NAME]",
+    help="Run nothing: show a recording that ships with moescope; NAME `list` tells which there are.",
+)
+@click.pass_context
 def command(
-    stage: str, ranks: int, steps: int | None, schedule: str, tui: bool | None, output: Path | None, force: bool
+    context: click.Context,
+    stage: str,
+    ranks: int,
+    steps: int | None,
+    schedule: str,
+    tui: bool | None,
+    output: Path | None,
+    force: bool,
+    recorded: str | None,
 ) -> None:
     """Record the built-in FP8 mixture-of-experts model, and show the answer: as dashboard, text and CSV.
 
     Real processes do real work on this machine's cores. Only the wire between them is emulated, and labelled so. Takes
-    under a minute on two cores.
+    under a minute on two cores. With --recorded nothing runs, and PyTorch is not needed.
     """
+    if recorded is not None:
+        _show_recorded(context, recorded, tui, output, force)
+        return
     from moescope.collectors.sidecar.run import RunOptions, recording_folder, run
     from moescope.profiler.commands.run import chosen_folder
     from moescope.profiler.commands.watched import has_terminal, run_with_dashboard
@@ -100,6 +124,44 @@ def command(
         click.echo(f"moescope: the demo's target failed with exit code {code}; see {folder}", err=True)
         sys.exit(code)
     _answer(folder)
+
+
+def _show_recorded(context: click.Context, name: str, tui: bool | None, output: Path | None, force: bool) -> None:
+    """Unpacks a recording that ships with moescope, and shows it as a run's is shown."""
+    from moescope.profiler.commands.run import chosen_folder
+    from moescope.profiler.commands.watched import exporter, has_terminal
+    from moescope.profiler.recorded.archive import chosen, shipped, unpack
+
+    for option in ("stage", "ranks", "steps", "schedule"):
+        if context.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{option} is for a run, and --recorded runs nothing: leave one of them out")
+    if name == "list":
+        for one in shipped():
+            click.echo(f"{one.name}  ({', '.join(one.devices)})\n\n{one.about}\n")
+        return
+    if tui and not has_terminal():
+        raise click.UsageError("--tui needs a terminal: leave it out for the answer as text")
+    one = chosen(name)
+    folder = chosen_folder(output, ("demo",), force)
+    unpack(one.path, folder)
+    click.echo(f"moescope: {one.name}, {_of_devices(one, shipped())}, unpacked into {folder}", err=True)
+    if tui or (tui is None and has_terminal()):
+        from moescope.profiler.commands.opening import open_for_reading
+        from moescope.profiler.live.feed import LiveFeed
+        from moescope.tui.app import run
+
+        source = open_for_reading([folder])
+        if code := run(LiveFeed(source), fps=4.0, rank=None, export=exporter(source, folder / "csv")):
+            sys.exit(code)
+    _answer(folder)
+
+
+def _of_devices(one: Recorded, there: Sequence[Recorded]) -> str:
+    """What it is a recording of; where none of a GPU ships that is said, as people come to see one."""
+    if one.devices != ("cpu",):
+        return f"a run recorded on {', '.join(one.devices)}"
+    only = all(other.devices == ("cpu",) for other in there)
+    return f"a run recorded on a CPU{' (no recording of a GPU ships yet)' if only else ''}"
 
 
 def _calibrate_once() -> None:
