@@ -4,8 +4,8 @@ PYTHONPATH=src python3 -m benchmarks.gpu_check [--seconds 470]
 
 Needs Python with torch, Triton and pytest, and a Hopper GPU, of which it changes no setting; exit code 3 where there is
 none. Every part runs in a process of its own and under a limit, so that one that breaks costs its own figures alone.
-Prints a short table last, and keeps everything in benchmarks/results/gpu-<device>.json. Beside it stays a small recording
-of the stack's training on this GPU (.zip): copied into profiler/recorded/, it is what `moescope demo --recorded` shows.
+Prints a short table last, and keeps everything in benchmarks/results/gpu-<device>.json. Beside it stays a small
+recording of the stack's training on this GPU (.zip): in profiler/recorded/ it is what `moescope demo --recorded` shows.
 Not yet run on a GPU.
 """
 

@@ -25,6 +25,9 @@ PERIOD_S = 0.5
 """Windows open at whole multiples of this on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one
 another, so a window that only one of them has open would slow down all, once for each."""
 MIN_WINDOW_S = 0.004
+LONGEST_GAP_S = 1.0
+"""Between the starts of two windows, whatever the first has cost: one that met more operators than the last shortens
+those to come. Only one that could not be closed when it should have been keeps the next one waiting for longer."""
 AWAIT_S = 0.1
 """How often to look whether CUDA has started, where it is likely to."""
 RETRY_S = (0.02, 0.5)
@@ -112,6 +115,7 @@ class WindowKeeper:
         self._last_overhead = 0.0
         self._failed = False
         self._last_cost_ns = 0
+        self._last_window_s = 0.0
         self._owed: Callable[[], None] | None = None
         self._asked = False
         self._lent_on_main = False
@@ -256,7 +260,7 @@ class WindowKeeper:
         self._session.recorder.log("error", "kernels", f"operators are no longer recorded: {error!r}")
 
     def _run(self) -> None:
-        duty = 0.1
+        duty = 0.05
         # A short first wait lets the program finish its imports.
         gap = 0.02
         while not self._stopping.wait(gap):
@@ -286,8 +290,10 @@ class WindowKeeper:
             available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
             # At most twice as long as the last: one in which the program loaded or waited tells little of what comes.
             duty = min(1.0, 2 * duty, available / max(self._last_overhead, 1e-4))
-            # Where it lasted longer than was asked for, to the end of a backward pass, the next one comes later.
             pause_s = self._last_cost_ns / 1e9 / available - PERIOD_S
+            # Inside a backward pass it stays open to the end of the pass.
+            if self._last_window_s < 2 * open_s + MIN_WINDOW_S:
+                pause_s = min(pause_s, LONGEST_GAP_S - 1.5 * PERIOD_S)
             gap = 0.0 if duty >= 1.0 else _until_next(max(pause_s, 0.0))
 
     def _take_in_device(self) -> None:
@@ -364,6 +370,7 @@ class WindowKeeper:
         cost = int(operators * self._operator_cost_ns + (time.monotonic_ns() - end))
         ring.overhead(cost)
         self._last_cost_ns = cost
+        self._last_window_s = (end - start) / 1e9
         self._last_overhead = cost / max(end - start, 1)
 
     def _choose(self) -> Any:

@@ -80,7 +80,7 @@ def test_what_ships_is_small_told_of_and_answers(one: archive.Recorded, tmp_path
     unpack(one.path, tmp_path / "rec")
     answer = summarise(open_source([tmp_path / "rec"]))
     assert answer["ranks"]
-    assert answer["overlap"]["exposed_us"] > 0
+    assert answer["totals"]["exposed_us"] > 0
     assert pack(tmp_path / "rec", tmp_path / "again.zip") == one.path.stat().st_size
     assert (tmp_path / "again.zip").read_bytes() == one.path.read_bytes()
 
