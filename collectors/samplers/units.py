@@ -179,6 +179,8 @@ class SchedstatSampler:
 
     name = "units"
     source = "/proc/<pid>/task/*/schedstat"
+    period_s = 0.5
+    """Seconds between two polls: what has ended between them is not seen."""
 
     def __init__(self, clock: Clock, rank_of: RankOf, role_of: RoleOf, pids: PidSource, root: Path = Path("/")) -> None:
         self._clock, self._rank_of, self._role_of, self._pids, self._root = clock, rank_of, role_of, pids, root

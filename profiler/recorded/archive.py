@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from moescope.profiler.errors import MoescopeError, UsageProblem
 HERE: Final = Path(__file__).parent
 LIMIT_BYTES: Final = 2_000_000
 _STAMP: Final = (1980, 1, 1, 0, 0, 0)
+_DAMAGE: Final = (zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error, EOFError, ValueError, RuntimeError)
+"""What reading a damaged archive raises: its lists of names, sizes and methods are believed before they are checked."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def unpack(archive: Path, folder: Path) -> None:
             if META_FILE not in opened.namelist():
                 raise MoescopeError(f"{archive} holds no recording: it has no {META_FILE}")
             contents = {entry.filename: opened.read(entry) for entry in list(_entries(opened, archive))}
-    except (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+    except _DAMAGE as error:
         raise MoescopeError(f"{archive} is damaged ({error}): install moescope anew") from None
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +111,7 @@ def _described(path: Path) -> Recorded:
     try:
         with zipfile.ZipFile(path) as opened:
             meta = json.loads(opened.read(META_FILE))
-    except (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, KeyError, ValueError) as error:
+    except (*_DAMAGE, KeyError) as error:
         raise MoescopeError(f"{path} is damaged ({error}): install moescope anew") from None
     return Recorded(path.stem, path, _devices(meta), about)
 

@@ -80,7 +80,7 @@ def test_what_ships_is_small_told_of_and_answers(one: archive.Recorded, tmp_path
     unpack(one.path, tmp_path / "rec")
     answer = summarise(open_source([tmp_path / "rec"]))
     assert answer["ranks"]
-    assert answer["totals"]["exposed_us"] > 0
+    assert answer["total"]["exposed_comm_us"] > 0
     assert pack(tmp_path / "rec", tmp_path / "again.zip") == one.path.stat().st_size
     assert (tmp_path / "again.zip").read_bytes() == one.path.read_bytes()
 
@@ -111,7 +111,7 @@ def test_nothing_is_written_that_is_no_part_of_a_recording(name: str, tmp_path: 
     assert list(tmp_path.rglob("*")) == [path]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99, 0.995, 0.998, 0.999])
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_damaged_archive_is_told(cut: bool, share: float, tmp_path: Path) -> None:
     data = chosen("").path.read_bytes()
