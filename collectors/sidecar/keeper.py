@@ -165,9 +165,10 @@ class Keeper:
         if due:
             self._drained_s = now_s
         for process in self._ranks.processes:
-            # A process without a rank keeps samplers waiting.
-            if not process.ended and (due or process.drain.origin.rank < 0 or process.drain.ring.fill() > DRAIN_FILL):
+            if not process.ended and (due or process.drain.ring.fill() > DRAIN_FILL):
                 self._take_in(process, now_ns, final=final)
+            elif not process.ended and process.drain.origin.rank < 0:
+                self._ranks.settle(process, now_ns, final=False)  # samplers wait for it
         self._sample(now_s, final=final)
         self._store_log()
         if final or now_s - self._meta_s >= max(META_S, period_s):
