@@ -27,7 +27,8 @@ from moescope.collectors.ring_reader import (
     blob_payload,
 )
 from moescope.collectors.sidecar.batch import Batch, Origin
-from moescope.collectors.sidecar.calls import Call, Calls
+from moescope.collectors.sidecar.call_columns import Call
+from moescope.collectors.sidecar.calls import Calls
 from moescope.collectors.sidecar.device import device_records, told_kernels
 from moescope.collectors.sidecar.file_reader import FileRing
 from moescope.collectors.sidecar.names import COMM_FAILED, COMM_JSON, COMM_PACKED, DEVICE, ROW_PACKED, Names

@@ -13,7 +13,8 @@ from moescope.collectors.agent.ring import FileRing as Writer
 from moescope.collectors.clock import Clock
 from moescope.collectors.ring_reader import DONE, RECORD
 from moescope.collectors.sidecar.batch import Batch, Origin
-from moescope.collectors.sidecar.calls import Call, Calls
+from moescope.collectors.sidecar.call_columns import Call
+from moescope.collectors.sidecar.calls import Calls
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing as Reader
 from moescope.collectors.sidecar.names import Names

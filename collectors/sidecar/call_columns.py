@@ -1,0 +1,268 @@
+"""What is told of collectives that have ended, as columns of `collectives`, `kernels` and `transfers`.
+
+Calls that met their execution range plainly come many at once (`Packed` and `Executed`, row by row), all others one by
+one (`Ended`, `Range`). Both give the same columns, with times and numbers as the process has them; `finished` brings
+those to the recording's clock and ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.collectors.agent.packed import COMM
+from moescope.collectors.ring_reader import Records
+from moescope.collectors.sidecar.batch import Origin
+from moescope.collectors.sidecar.names import Names
+
+Columns = dict[str, Any]
+"""Columns of equal length, by name."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One collective between its issue and its completion; sent, received: bytes for each rank of the group."""
+
+    op: str
+    group: str
+    issue_ns: int
+    sent: list[int] | None
+    received: list[int] | None
+    dtype: str
+    phase: int
+
+
+@dataclass(slots=True)
+class Packed:
+    """Calls of one kind that were issued, many at once.
+
+    kind: as it was packed, `=comm OP DTYPE GROUP`; phases: [calls]
+    words: [calls, 4 + sizes] int64, one call at least: number, issue, how many sizes are sent and received (-1: not
+    told), and these
+    """
+
+    kind: str
+    words: npt.NDArray[np.int64]
+    phases: npt.NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def group(self) -> str:
+        return call_kind(self.kind)[2]
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Packed:
+        return Packed(self.kind, self.words[mask], self.phases[mask])
+
+    def sizes(self) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.int64] | None]:
+        """Bytes sent to and received from each rank of the group, [calls, ranks] each; None where not told."""
+        sent, received = self.words[0, 2:4].tolist()
+        middle = 4 + max(sent, 0)
+        return None if sent < 0 else self.words[:, 4:middle], None if received < 0 else self.words[:, middle:]
+
+    def each(self) -> Iterator[tuple[int, Call]]:
+        """The calls one by one, with their numbers."""
+        op, dtype, group = call_kind(self.kind)
+        sent, received = self.sizes()
+        for i, (number, issue_ns) in enumerate(self.words[:, :2].tolist()):
+            to = None if sent is None else sent[i].tolist()
+            of = None if received is None else received[i].tolist()
+            yield number, Call(op, group, issue_ns, to, of, dtype, int(self.phases[i]))
+
+
+@dataclass(slots=True)
+class Executed:
+    """Execution ranges that tell their calls, of all threads together.
+
+    numbers: [ranges] of the calls; records: EXECUTION; tids: [ranges]
+    """
+
+    numbers: npt.NDArray[np.int64]
+    records: Records
+    tids: npt.NDArray[np.int64]
+
+    def where(self, which: npt.NDArray[Any]) -> Executed:
+        return Executed(self.numbers[which], self.records[which], self.tids[which])
+
+
+class Ended(NamedTuple):
+    """A call that has ended, or will not; start_ns, dur_ns on the target's clock, dur_ns None where it never completed.
+
+    measured: whether its execution was seen
+    """
+
+    number: int
+    call: Call
+    start_ns: int
+    dur_ns: int | None
+    measured: bool
+
+
+class Range(NamedTuple):
+    """A communication kernel; call: the number of the call that it executes, None where that is not known."""
+
+    name: str
+    start_ns: int
+    dur_ns: int
+    tid: int
+    phase: int
+    call: int | None
+    measured: bool
+
+
+class Group(NamedTuple):
+    """A group as this process sees it; me: its own place among `ranks`, -1 where it is not one of them."""
+
+    ranks: tuple[int, ...]
+    text: str
+    me: int
+    backend: str | None
+    hop: str
+
+
+@lru_cache(maxsize=4096)
+def call_kind(kind: str) -> tuple[str, str, str]:
+    """Operation, element type and group of a packed call."""
+    op, dtype, group = kind.removeprefix(COMM).split(" ", 2)
+    return op, dtype, group
+
+
+def kernels(ranges: Sequence[Range]) -> Columns:
+    """Rows of `kernels`, one by one."""
+    names, starts, durs, tids, phases, numbers, measured = zip(*ranges, strict=True)
+    return _kernels(names, starts, durs, tids, phases, numbers, measured)
+
+
+def kernels_met(packed: Packed, executed: Executed, names: Names) -> Columns:
+    """Rows of `kernels`, many at once."""
+    records = executed.records
+    texts = [names[number] for number in records["name"].tolist()]
+    seen = [True] * len(texts)
+    return _kernels(texts, records["start_ns"], records["dur_ns"], executed.tids, packed.phases, executed.numbers, seen)
+
+
+def _kernels(names: Any, starts: Any, durs: Any, tids: Any, phases: Any, numbers: Any, measured: Any) -> Columns:
+    return {
+        "kind": ["comm"] * len(names),
+        "name": names,
+        "start_ns": starts,
+        "dur_ns": durs,
+        "stream": tids,
+        "phase_id": phases,
+        "correlation": numbers,
+        "evidence": measured,
+    }
+
+
+def collectives(ended: Sequence[Ended], groups: Sequence[Group]) -> Columns:
+    """Rows of `collectives`, one by one; groups: of each call."""
+    numbers, calls, starts, durs, measured = zip(*ended, strict=True)
+    both = list(zip(calls, groups, strict=True))
+    return {
+        "call": numbers,
+        "op": [call.op for call in calls],
+        "group": [call.group for call in calls],
+        "group_ranks": [group.text for group in groups],
+        "backend": [group.backend for group in groups],
+        "dtype": [call.dtype for call in calls],
+        "sent_bytes": [None if call.sent is None else _to_others(call.sent, group.me) for call, group in both],
+        "received_bytes": [None if c.received is None else _to_others(c.received, group.me) for c, group in both],
+        "issue_ns": [call.issue_ns for call in calls],
+        "start_ns": starts,
+        "dur_ns": durs,
+        "phase_id": [call.phase for call in calls],
+        "evidence": measured,
+    }
+
+
+def collectives_met(packed: Packed, executed: Executed, group: Group) -> Columns:
+    """Rows of `collectives`, many at once."""
+    op, dtype, name = call_kind(packed.kind)
+    sent, received = packed.sizes()
+    n = len(packed)
+    return {
+        "call": executed.numbers,
+        "op": [op] * n,
+        "group": [name] * n,
+        "group_ranks": [group.text] * n,
+        "backend": [group.backend] * n,
+        "dtype": [dtype] * n,
+        "sent_bytes": [None] * n if sent is None else _to_others(sent, group.me),
+        "received_bytes": [None] * n if received is None else _to_others(received, group.me),
+        "issue_ns": packed.words[:, 1],
+        "start_ns": executed.records["start_ns"],
+        "dur_ns": executed.records["dur_ns"],
+        "phase_id": packed.phases,
+        "evidence": [True] * n,
+    }
+
+
+def transfers(ended: Sequence[Ended], groups: Sequence[Group]) -> Columns:
+    """Rows of `transfers`, one by one; groups: of each call."""
+    rows = [
+        (group.ranks[peer], group.hop, one.call.op, size, one.start_ns, one.dur_ns, one.measured)
+        for one, group in zip(ended, groups, strict=True)
+        for peer, size in enumerate(one.call.sent or ())
+        if peer != group.me and size and peer < len(group.ranks)
+    ]
+    names = ("dst", "hop", "op", "bytes", "start_ns", "dur_ns", "evidence")
+    return dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+
+
+def transfers_met(packed: Packed, executed: Executed, group: Group) -> Columns:
+    """Rows of `transfers`, many at once."""
+    sent = packed.sizes()[0]
+    if sent is None:
+        return {}
+    sent = sent[:, : len(group.ranks)]
+    calls, to = np.nonzero((sent != 0) & (np.arange(sent.shape[1]) != group.me))
+    n = len(calls)
+    return {
+        "dst": np.array(group.ranks, np.int64)[to],
+        "hop": [group.hop] * n,
+        "op": [call_kind(packed.kind)[0]] * n,
+        "bytes": sent[calls, to],
+        "start_ns": executed.records["start_ns"][calls],
+        "dur_ns": executed.records["dur_ns"][calls],
+        "evidence": [True] * n,
+    }
+
+
+def finished(parts: Sequence[Columns], origin: Origin, constants: Columns) -> tuple[int, Columns]:
+    """The rows of all parts, one after another, as the table has them; how many, and the columns.
+
+    parts: each may be empty; constants: columns with one value for all rows
+    """
+    some = [part for part in parts if part]
+    if not some:
+        return 0, {}
+    found = {name: _joined([part[name] for part in some]) for name in some[0]}
+    for name in {"start_ns", "issue_ns"} & found.keys():
+        found[name] = np.array(found[name], np.int64) + origin.clock.offset_ns
+    for name in {"call", "correlation"} & found.keys():
+        found[name] = [None if number is None else int(number) + origin.id_base for number in found[name]]
+    if "phase_id" in found:
+        found["phase_id"] = origin.ids(np.array(found["phase_id"], np.uint64))
+    if "stream" in found:
+        found["stream"] = [origin.label(int(tid)) for tid in found["stream"]]
+    found["evidence"] = ["measured" if seen else "derived" for seen in found["evidence"]]
+    return len(found["start_ns"]), found | constants
+
+
+def _joined(columns: list[Any]) -> Any:
+    if all(isinstance(column, np.ndarray) for column in columns):
+        return np.concatenate(columns)
+    return [value for one in columns for value in (one.tolist() if isinstance(one, np.ndarray) else one)]
+
+
+def _to_others(parts: Any, me: int) -> Any:
+    """Bytes to or from all ranks but this one; parts: [..., ranks]"""
+    sizes = np.asarray(parts, np.int64)
+    total = sizes.sum(axis=-1)
+    return total - sizes[..., me] if 0 <= me < sizes.shape[-1] else total
