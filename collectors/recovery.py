@@ -85,7 +85,7 @@ def _bring_home(recording: Path, meta: dict[str, Any]) -> str | None:
             continue  # it has recorded nothing
         batch = process.drain.drain(now_ns, final=not running)
         folder = rank_folder(process.drain.origin.rank)
-        if process.drain.events or process.pid in known:
+        if process.drain.at_work or process.pid in known:
             for name in {*batch.tables, *batch.rows}:
                 count += _append(writer, folder, name, batch.tables.get(name, []), batch.rows.get(name, []))
         process.drain.commit(batch)

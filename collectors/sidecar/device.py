@@ -28,8 +28,8 @@ _BETWEEN_DEVICES: Final = 10
 _UNKNOWN: Final = 2**32 - 1
 
 
-def device_records(origin: Origin, payloads: list[bytes], names: Names, batch: Batch) -> int:
-    """Rows of `kernels` and `synchronisations` from blobs of records; how many.
+def device_records(origin: Origin, payloads: list[bytes], names: Names, batch: Batch) -> None:
+    """Rows of `kernels` and `synchronisations` from blobs of records.
 
     payloads: each a row of RECORD, times on CLOCK_MONOTONIC
     """
@@ -39,7 +39,6 @@ def device_records(origin: Origin, payloads: list[bytes], names: Names, batch: B
     for table, part in (("kernels", records[~waits]), ("synchronisations", records[waits])):
         if len(part):
             batch.add_columns(table, len(part), _columns(origin, part, names, kernels=table == "kernels"))
-    return len(records)
 
 
 def _columns(origin: Origin, records: npt.NDArray[np.void], names: Names, *, kernels: bool) -> dict[str, Any]:
@@ -89,11 +88,10 @@ def _dimensions(sizes: npt.NDArray[np.uint32], known: npt.NDArray[np.bool_]) -> 
     return texts.take(pa.array(which.reshape(-1), mask=~known))
 
 
-def told_kernels(origin: Origin, rows: list[list[Any]], batch: Batch) -> int:
-    """Rows of `kernels` from PyTorch's profiler (collectors/agent/kineto.py); how many."""
+def told_kernels(origin: Origin, rows: list[list[Any]], batch: Batch) -> None:
+    """Rows of `kernels` from PyTorch's profiler (collectors/agent/kineto.py)."""
     for device, stream, name, start, dur, correlation in rows:
         origin.devices.add(f"cuda:{device}")
         row = {"rank": origin.rank, "device": f"cuda:{device}", "stream": str(stream), "name": name}
         row |= {"start_ns": origin.epoch(start), "dur_ns": dur, "correlation": correlation + origin.id_base}
         batch.add("kernels", row | {"evidence": "measured"})
-    return len(rows)

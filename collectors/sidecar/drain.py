@@ -31,14 +31,18 @@ from moescope.collectors.sidecar.call_columns import Call
 from moescope.collectors.sidecar.calls import Calls
 from moescope.collectors.sidecar.device import device_records, told_kernels
 from moescope.collectors.sidecar.file_reader import FileRing
-from moescope.collectors.sidecar.names import COMM_FAILED, COMM_JSON, COMM_PACKED, DEVICE, ROW_PACKED, Names
+from moescope.collectors.sidecar.names import ANYONES, COMM_FAILED, COMM_JSON, COMM_PACKED, DEVICE, ROW_PACKED, Names
 from moescope.collectors.sidecar.operators import whole_trees
 from moescope.collectors.sidecar.rows import experts, operators, packed, ranges, told, where
 
 HOLD_NS: Final = 2_000_000_000
 """How long records wait for what belongs to them: an issued call for its completion, a completion for its range."""
 
+IDLE_FILL: Final = 0.2
+"""What a process has left before it shows work of its own waits in its ring, up to this share of it."""
+
 _IN_BULK: Final = (COMM_PACKED, ROW_PACKED, DEVICE)
+_WORK: Final = (OPERATOR, PHASE, EXECUTION, DONE, STEP)
 _NO_NUMBERS: Final = np.empty(0, np.int64)
 
 
@@ -67,17 +71,24 @@ class ProcessDrain:
         self.ring = ring
         self.origin = Origin(ring.pid, clock)
         self.calls = Calls(self.origin)
-        self.events = 0
+        self.at_work = False
+        """Whether the process has done anything of its own: logs and groups' names come from any that imports torch."""
         self.last_ns = 0
         self.events_cost_ns = 0
         self._names = Names(ring.names)
 
     def drain(self, now_ns: int, *, final: bool = False) -> Batch:
-        """What is new and whole; everything there is where `final`. now_ns: CLOCK_MONOTONIC."""
+        """What is new and whole; everything there is where `final`. now_ns: CLOCK_MONOTONIC.
+
+        Before the process is at work there is nothing, while its ring has room: who keeps no idle process loses none.
+        """
         batch = Batch()
         taken = self.ring.take()
         self._names.update()
         threads = [self._view(thread) for thread in taken]
+        self.at_work = self.at_work or any(_shows_work(t) for t in threads)
+        if not self.at_work and not final and self.ring.fill() < IDLE_FILL:
+            return batch
         counts = [len(t.thread.records) for t in threads] if final else self._whole(threads, now_ns)
         for t, count in zip(threads, counts, strict=True):
             if count:
@@ -159,10 +170,8 @@ class ProcessDrain:
         return places, np.where(done, records["a"], records["b"])[places].astype(np.int64)
 
     def _count(self, types: npt.NDArray[np.uint8], starts_ns: npt.NDArray[np.int64]) -> None:
-        """Counts what shows a rank at work, and what its phases and rows have cost it."""
+        """Counts what phases and rows have cost the process, and notes when it did the last."""
         by_type = np.bincount(types, minlength=8)
-        # Logs and group names come from any process that imports torch.
-        self.events += int(by_type[[OPERATOR, PHASE, EXECUTION, DONE, STEP]].sum())
         self.events_cost_ns += int(by_type[PHASE]) * PHASE_COST_NS + int(by_type[BLOB]) * BLOB_COST_NS
         if len(starts_ns):
             self.last_ns = max(self.last_ns, int(starts_ns.max()))
@@ -190,7 +199,7 @@ class ProcessDrain:
             elif name == "group":
                 self.calls.group(payload)
             elif name == DEVICE_KERNELS:
-                self.events += told_kernels(self.origin, payload, batch)
+                told_kernels(self.origin, payload, batch)
             elif name == "experts":
                 routed.append((at, payload))
             else:
@@ -201,7 +210,7 @@ class ProcessDrain:
         device = t.heads[inside & (t.kinds == DEVICE)].tolist()
         if device:
             payloads = [blob_payload(records, at, raw=True) for at in device]
-            self.events += device_records(self.origin, payloads, self._names, batch)
+            device_records(self.origin, payloads, self._names, batch)
         rows = t.heads[inside & (t.kinds == ROW_PACKED)]
         if len(rows) and packed(self.origin, tid, records, rows, self._names, batch):
             self.calls.threads.add(tid)
@@ -221,3 +230,9 @@ class ProcessDrain:
             text = f"a row of {kind} left out, it is not as it should be: {error!r}"
             log = {"level": "error", "source": "emit", "message": text, "dropped": 0, "rank": self.origin.rank}
             batch.add("log", log | {"t_ns": self.origin.epoch(record["start_ns"])})
+
+
+def _shows_work(t: _Taken) -> bool:
+    """Whether only a process at work leaves such records."""
+    told = ~np.isin(t.kinds, (ANYONES, COMM_FAILED))
+    return bool(told.any() or np.isin(t.thread.records["type"][t.is_record], _WORK).any())

@@ -51,6 +51,8 @@ class Keeper:
         self._host = socket.gethostname()
         self._ring_dir = ring_dir
         self._writer = RecordingWriter(folder, options.keep_s)
+        # What lies in the rings meanwhile is kept beyond what was asked for.
+        self._calm_s = UNWATCHED_S if options.keep_s is None else min(UNWATCHED_S, max(WATCHED_S, options.keep_s / 8))
         self._ranks = RankTable(ring_dir, clock)
         self._audience = Audience(folder)
         self._samplers: list[Sampler] = []
@@ -160,7 +162,7 @@ class Keeper:
         for problem in self._ranks.problems:
             self.log("warning", "ranks", problem)
         self._ranks.problems.clear()
-        period_s = WATCHED_S if self._audience.looks() else UNWATCHED_S
+        period_s = WATCHED_S if self._audience.looks() else self._calm_s
         due = final or now_s - self._drained_s >= period_s - EARLY_S
         if due:
             self._drained_s = now_s
@@ -187,6 +189,7 @@ class Keeper:
             not self._ranks.processes
             or any(process.drain.origin.rank < 0 and not process.ended for process in self._ranks.processes)
             or any(getattr(sampler, "period_s", SAMPLE_S) < SAMPLE_S for sampler in self._samplers)
+            or self._calm_s < SAMPLE_S
             or self._audience.looks()
         )
 
@@ -213,8 +216,8 @@ class Keeper:
         if late is not None and not self._store_batch(process, late):
             return  # the rows stay in the ring until there is room
         batch = process.drain.drain(now_ns, final=gone)
-        if not process.drain.events:
-            process.drain.commit(batch)
+        if not process.drain.at_work:
+            process.drain.commit(batch)  # nothing but logs, and room is short or the process is gone
         elif not self._store_batch(process, batch):
             return
         dropped = process.drain.ring.dropped
@@ -232,7 +235,7 @@ class Keeper:
         if gone:
             process.ended = True
             process.state = "ended" if process.drain.ring.closed else "killed"
-            if process.state == "killed" and process.drain.events:
+            if process.state == "killed" and process.drain.at_work:
                 text = f"process {process.pid} ended without a normal exit; what it had recorded is kept"
                 self.log("warning", "agent", text, rank=process.drain.origin.rank)
 
@@ -363,6 +366,7 @@ class Keeper:
         for sampler in self._samplers:
             sampler.close()
         self._writer.close()
+        self._audience.close()
         shutil.rmtree(self._ring_dir, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -14,12 +14,16 @@ from moescope.collectors.agent.packed import COMM, PREFIX
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OTHER, COMM_PACKED, COMM_JSON, COMM_FAILED, ROW_PACKED, ISSUES, DEVICE = range(7)
-"""What a name is: the kind of a blob, or an operator of c10d that only issues calls, which stand in `collectives`."""
+OTHER, COMM_PACKED, COMM_JSON, COMM_FAILED, ROW_PACKED, ISSUES, DEVICE, ANYONES = range(8)
+"""What a name is: the kind of a blob, or an operator of c10d that only issues calls, which stand in `collectives`.
+
+ANYONES: blobs that any process which imports torch may leave, at work or not
+"""
 
 _DEVICE: Final = "=device 1"
 """Kind of the blobs that hold a GPU's records (collectors/native/device.h); the number changes with their layout."""
 
+_BLOBS: Final = {"comm": COMM_JSON, "comm_failed": COMM_FAILED, "log": ANYONES, "group": ANYONES}
 _DIRECTION: Final = re.compile(r"\(([FBW])\)$")
 
 
@@ -74,4 +78,4 @@ def _kind(text: str) -> int:
         return ROW_PACKED
     if text.startswith("c10d::"):
         return ISSUES
-    return {"comm": COMM_JSON, "comm_failed": COMM_FAILED}.get(text, OTHER)
+    return _BLOBS.get(text, OTHER)

@@ -164,7 +164,7 @@ class RankTable:
         """The recorded processes, for meta.json."""
         rows = []
         for p in self.processes:
-            if p.drain.origin.rank < 0 or not p.drain.events:
+            if p.drain.origin.rank < 0 or not p.drain.at_work:
                 continue
             elapsed = max(p.drain.last_ns - int(p.identity.get("start_ns", p.drain.last_ns)), 1)
             rows.append(

@@ -60,7 +60,7 @@ def test_kernels_of_pytorchs_profiler_come_back_however_many_and_long(tmp_path: 
     want = [(f"cuda:{device}", str(stream), name, start + 5, dur, i) for device, stream, name, start, dur, i in told]
     assert [tuple(row[key] for key in keys) for row in rows] == want
     drain.ring.close()
-    assert drain.events == 120
+    assert drain.at_work
     assert drain.origin.devices == {"cuda:0", "cuda:1"}
 
 
