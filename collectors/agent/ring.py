@@ -95,8 +95,8 @@ class Ring(Protocol):
     def comm_kind(self, op: str, group: str, dtype: str) -> bytes:
         """What `uneven` takes for this kind of call; nothing where it has no name short enough."""
 
-    def settle(self) -> None:
-        """Torch's ranges are on, on the calling thread, as they should be now."""
+    def settle(self, on: int, /) -> None:
+        """Whether torch's ranges are on, on the calling thread, as they should be since it asked by `settled`."""
 
     def unsettle(self) -> None:
         """What decides over torch's ranges has changed, for all threads."""
@@ -372,7 +372,7 @@ class FileRing:
 
     uneven = staticmethod(_not_told)
 
-    def settle(self) -> None: ...
+    def settle(self, on: int, /) -> None: ...
     def unsettle(self) -> None: ...
     def settled(self, operators: int, /) -> int:
         return 0

@@ -150,12 +150,12 @@ class WindowKeeper:
         if state.muted == window:
             self._session.ring.mute(not window)
             state.muted = not window
-        self._session.ring.settle()
+        self._session.ring.settle(1)
         return True
 
     def _let_go(self, state: _Follower) -> None:
         """What `switch` held closes itself when nothing holds it any more."""
-        self._session.ring.unsettle()
+        self._session.ring.settle(0)
         if state.switch is not None and self._session.torch._C._current_graph_task_id() == -1:
             state.switch = None
             self._session.ring.mute(0)

@@ -48,7 +48,8 @@ static _Atomic uint64_t process_context; /* stage and step, for ranges that brin
 static __thread int muted; /* operators of this thread are not written: it measures their cost, or is in no window */
 static __thread uint64_t thread_operators; /* that ended on this thread, written or not */
 static _Atomic uint64_t ranges_state = 1; /* changes with whatever may change whether torch's ranges should be on */
-static __thread uint64_t settled_state;   /* at which this thread saw to its own, 0 for never */
+static __thread uint64_t settled_state; /* at which this thread saw to its own, 0 for not at all */
+static __thread uint64_t asked_state;   /* at which it asked last */
 static __thread uint64_t settled_operators;
 static struct name_entry entries[NAME_SLOTS];
 static struct name_entry *_Atomic slots[NAME_SLOTS];
@@ -188,10 +189,8 @@ MOESCOPE_API void moescope_mute(int on) { muted = on; }
 
 MOESCOPE_API uint64_t moescope_thread_operators(void) { return thread_operators; }
 
-/* The calling thread has seen to torch's ranges: they are on. */
-MOESCOPE_API void moescope_settle(void) {
-    settled_state = atomic_load(&ranges_state);
-}
+/* The calling thread has seen to torch's ranges: on as of when it asked, or off. */
+MOESCOPE_API void moescope_settle(int on) { settled_state = on ? asked_state : 0; }
 
 /* Windows have opened or closed, or the target profiles: every thread has to see to its ranges again. */
 MOESCOPE_API void moescope_unsettle(void) { atomic_fetch_add(&ranges_state, 1); }
@@ -201,8 +200,8 @@ MOESCOPE_API void moescope_unsettle(void) { atomic_fetch_add(&ranges_state, 1); 
 MOESCOPE_API int moescope_settled(uint64_t operators) {
     int many = thread_operators - settled_operators > operators;
     settled_operators = thread_operators;
-    if (many) return -1;
-    return settled_state == atomic_load_explicit(&ranges_state, memory_order_acquire);
+    asked_state = atomic_load_explicit(&ranges_state, memory_order_acquire);
+    return many ? -1 : settled_state == asked_state;
 }
 
 MOESCOPE_API void moescope_context(uint64_t context) { atomic_store(&process_context, context); }
