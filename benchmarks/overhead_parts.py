@@ -7,6 +7,9 @@ off in both ranks (its first step is left out): operators' windows, calls of tor
 all three, and the recorder besides, which stands still meanwhile and catches up in the block after. What cannot be
 switched off within a run stays in all of them: the kernel's context-switch records, and wrappers that look whether they
 are on. So this attributes; what it all costs beside a run without moescope `benchmarks.overhead` tells, less sharply.
+
+Blocks differ, whatever is on: each ratio of means has a standard error, from the spread of its blocks. Parts that lie
+within twice that of each other are not told apart.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from math import hypot
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 from benchmarks.report import save
@@ -126,14 +130,16 @@ def main() -> None:
     steps = {part: [ns for ns, _ in taken[0][part]] for part in PARTS}
     cpu = {part: median(ns for rank in taken for _, ns in rank[part]) for part in PARTS}
     least = list(PARTS)[-1]
+    means = {part: _of_blocks(steps[part]) for part in PARTS}
     rows = [
         {
             "part": part,
             "steps": len(steps[part]),
             "median_step_ms": median(steps[part]) / 1e6,
-            "mean_step_ms": _trimmed(steps[part]) / 1e6,
+            "mean_step_ms": means[part][0] / 1e6,
             "median_over_least": median(steps[part]) / median(steps[least]),
-            "mean_over_least": _trimmed(steps[part]) / _trimmed(steps[least]),
+            "mean_over_least": means[part][0] / means[least][0],
+            "standard_error": 0.0 if part == least else _error(means[part], means[least]),
             "main_thread_cpu_ms": cpu[part] / 1e6,
         }
         for part in PARTS
@@ -141,7 +147,7 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['part']:<36} median step {row['median_step_ms']:7.2f} ms ({row['median_over_least']:.4f}), mean "
-            f"{row['mean_step_ms']:7.2f} ms ({row['mean_over_least']:.4f}), "
+            f"{row['mean_step_ms']:7.2f} ms ({row['mean_over_least']:.4f} ± {row['standard_error']:.4f}), "
             f"computing thread {row['main_thread_cpu_ms']:6.2f} ms"
         )
     lasted_s = (meta["ended_ns"] - meta["started_ns"]) / 1e9
@@ -150,10 +156,18 @@ def main() -> None:
     save("overhead_parts", "python -m benchmarks.overhead_parts", result)
 
 
-def _trimmed(values: list[int]) -> float:
-    """Mean without the twentieth at either end."""
-    cut = len(values) // 20
-    return mean(sorted(values)[cut : len(values) - cut])
+def _of_blocks(values: list[int]) -> tuple[float, float]:
+    """Mean over the blocks, without the twentieth of them at either end, and its standard error."""
+    one = BLOCK - 1
+    blocks = sorted(mean(values[i : i + one]) for i in range(0, len(values) - one + 1, one))
+    cut = len(blocks) // 20
+    kept = blocks[cut : len(blocks) - cut]
+    return mean(kept), stdev(kept) / len(kept) ** 0.5
+
+
+def _error(value: tuple[float, float], base: tuple[float, float]) -> float:
+    """Standard error of value over base; each a mean and its standard error."""
+    return value[0] / base[0] * hypot(value[1] / value[0], base[1] / base[0])
 
 
 if __name__ == "__main__":

@@ -73,6 +73,25 @@ def test_gpu_check_keeps_a_recording_that_can_ship(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "large.zip").exists()
 
 
+@pytest.mark.parametrize(
+    ("ranks", "devices"),
+    [
+        ([], ("cpu",)),
+        ([{"device": "cpu", "device_properties": {}}], ("cpu",)),
+        ([{"device": "cuda:0", "device_properties": {"cuda:0": {"name": "NVIDIA H200"}}}] * 2, ("NVIDIA H200",)),
+        ([{"device": "cuda:1", "device_properties": None}], ("cuda:1",)),
+        ([{"device": "cuda:0", "device_properties": {"cuda:0": {}}}], ("cuda:0",)),
+    ],
+)
+def test_a_recording_tells_which_devices_it_is_of(
+    ranks: list[dict[str, object]], devices: tuple[str, ...], tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as packed:
+        packed.writestr("meta.json", json.dumps({"state": "finished", "ranks": ranks}))
+    assert shipped(tmp_path)[0].devices == devices
+    assert chosen("", tmp_path).name == "one"
+
+
 @pytest.mark.parametrize("one", shipped(), ids=lambda one: one.name)
 def test_what_ships_is_small_told_of_and_answers(one: archive.Recorded, tmp_path: Path) -> None:
     assert one.path.stat().st_size <= LIMIT_BYTES
