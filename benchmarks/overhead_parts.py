@@ -18,6 +18,7 @@ import argparse
 import gc
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -56,9 +57,13 @@ class Switches:
 
         changed, self._off = set(off) ^ set(self._off), off
         if "w" in changed:
+            # Not paused: calls would lose their ranges with that, and be told by callbacks, which cost more.
             windows = self._session.windows
-            windows._paused += 1 if "w" in off else -1
-            windows.close_window()
+            if "w" in off:
+                windows._open_on_main = lambda: None
+                windows.close_window()
+            else:
+                del windows._open_on_main
         self._calls._failed = "c" in off
         if "e" in changed:
             emit._recorder = emit._NULL_RECORDER if "e" in off else self._session.recorder
@@ -80,8 +85,13 @@ def _recorder() -> int:
     return pid
 
 
+def _used() -> tuple[int, int]:
+    """CPU of this thread so far, ns, and how often it has gone to sleep."""
+    return time.thread_time_ns(), resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
 def target(output: Path, steps: int) -> None:
-    """A rank: trains, switches, and writes by part the ns of the steps and of the computing thread's CPU in them."""
+    """A rank: trains, switches, and writes by part of each step its ns, the computing thread's CPU and its sleeps."""
     from moescope.instrumented_model.config import size
     from moescope.instrumented_model.layers.model import Model
     from moescope.instrumented_model.parallel.link import DEFAULT_LINK, parse_link
@@ -91,20 +101,21 @@ def target(output: Path, steps: int) -> None:
 
     train.SAMPLE_EVERY = 10**9  # a sampled step takes longer by itself
     ranks, switches, order = world(), Switches(), list(PARTS)
-    taken: dict[str, list[tuple[int, int]]] = {part: [] for part in PARTS}
+    taken: dict[str, list[tuple[int, int, int]]] = {part: [] for part in PARTS}
     with joined(ranks, 120.0):
         c = size("tiny")
         exchange = open_exchange(c, ranks, parse_link(DEFAULT_LINK))
         model = Model(c, rank=ranks.rank, ranks=ranks.count, seed=0)
-        part, cpu_ns = order[0], time.thread_time_ns()
+        part, (cpu_ns, sleeps) = order[0], _used()
         for i, step in enumerate(train.train(model, exchange, steps=steps, schedule="overlapped", seed=0)):
             if i >= WARM_UP and i % BLOCK:
-                taken[part].append((step.dur_ns, time.thread_time_ns() - cpu_ns))
+                now_ns, now_sleeps = _used()
+                taken[part].append((step.dur_ns, now_ns - cpu_ns, now_sleeps - sleeps))
             if (i + 1) % BLOCK == 0:
                 turn, place = divmod((i + 1) // BLOCK, len(order))
                 part = order[place] if turn % 2 == 0 else order[-1 - place]
                 switches.set(PARTS[part], ranks.rank)
-            cpu_ns = time.thread_time_ns()
+            cpu_ns, sleeps = _used()
         switches.set("", ranks.rank)
         exchange.close()
         del model
@@ -127,10 +138,10 @@ def main() -> None:
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         meta = json.loads(Path(name, "rec/meta.json").read_text())
         taken = [json.loads(Path(name, f"steps.{rank}").read_text()) for rank in (0, 1)]
-    steps = {part: [ns for ns, _ in taken[0][part]] for part in PARTS}
-    cpu = {part: median(ns for rank in taken for _, ns in rank[part]) for part in PARTS}
+    steps = {part: [ns for ns, _, _ in taken[0][part]] for part in PARTS}
     least = list(PARTS)[-1]
     means = {part: _of_blocks(steps[part]) for part in PARTS}
+    cpu = {part: _of_blocks([ns for rank in taken for _, ns, _ in rank[part]]) for part in PARTS}
     rows = [
         {
             "part": part,
@@ -140,7 +151,9 @@ def main() -> None:
             "median_over_least": median(steps[part]) / median(steps[least]),
             "mean_over_least": means[part][0] / means[least][0],
             "standard_error": 0.0 if part == least else _error(means[part], means[least]),
-            "main_thread_cpu_ms": cpu[part] / 1e6,
+            "main_thread_cpu_ms": cpu[part][0] / 1e6,
+            "main_thread_cpu_error_ms": cpu[part][1] / 1e6,
+            "main_thread_sleeps": mean(count for rank in taken for _, _, count in rank[part]),
         }
         for part in PARTS
     ]
@@ -148,7 +161,8 @@ def main() -> None:
         print(
             f"{row['part']:<36} median step {row['median_step_ms']:7.2f} ms ({row['median_over_least']:.4f}), mean "
             f"{row['mean_step_ms']:7.2f} ms ({row['mean_over_least']:.4f} ± {row['standard_error']:.4f}), "
-            f"computing thread {row['main_thread_cpu_ms']:6.2f} ms"
+            f"computing thread {row['main_thread_cpu_ms']:6.2f} ± {row['main_thread_cpu_error_ms']:.2f} ms, "
+            f"asleep {row['main_thread_sleeps']:.0f} times"
         )
     lasted_s = (meta["ended_ns"] - meta["started_ns"]) / 1e9
     print(f"the recorder: {meta['sidecar_cpu_s'] / lasted_s:.2%} of a core")
