@@ -4,7 +4,9 @@ The methods of `ProcessGroup` are wrapped: `torch.distributed`'s functions and m
 there. C++ callers (DDP's reducer, functional collectives) do not: their execution ranges show them inside windows.
 Gloo tells when it executes a call that was issued with torch's ranges on, and the library gives its range the call's
 number as it begins: inside windows they are on, outside they are switched on for the call alone (under a microsecond).
-Where they cannot be (another backend, the target's own profiler) completion comes from the returned work's future, on
+What NCCL launches while a call is issued bears the call's number as CUPTI tells it: its kernel is when the call was
+executed. Calls between `_start_coalescing` and `_end_coalescing` are launched together at the end, as one.
+Where neither can be (another backend, the target's own profiler) completion comes from the returned work's future, on
 the thread that completed it: a moment late and at a price, as that thread waits for the interpreter. Where a work has
 no future it comes from `wait`.
 """
@@ -138,18 +140,26 @@ def install(session: Session) -> None:
         original = getattr(group_class, method, None)
         if original is not None:
             setattr(group_class, method, calls.wrap(original, op, bytes_of))
+    if hasattr(group_class, "_start_coalescing") and hasattr(group_class, "_end_coalescing"):
+        group_class._start_coalescing = calls.wrap_start(group_class._start_coalescing)
+        group_class._end_coalescing = calls.wrap_end(group_class._end_coalescing)
     work_class = session.torch._C._distributed_c10d.Work
     work_class.wait = calls.wrap_wait(work_class.wait)
 
 
 class _Group:
-    """A group as this process sees it; me: its own place among the group's `n` ranks; kinds: `comm_kind` by dtype."""
+    """A group as this process sees it.
 
-    __slots__ = ("gloo", "kinds", "me", "n", "name")
+    me: its own place among the group's `n` ranks; gloo, nccl: whether they serve its tensors of the host and of GPUs
+    kinds: `comm_kind` by dtype; together: calls that are to be launched as one, None outside of such
+    """
 
-    def __init__(self, name: str, me: int, n: int, gloo: bool) -> None:
-        self.name, self.me, self.n, self.gloo = name, me, n, gloo
+    __slots__ = ("gloo", "kinds", "me", "n", "name", "nccl", "together")
+
+    def __init__(self, name: str, me: int, n: int, gloo: bool, nccl: bool) -> None:
+        self.name, self.me, self.n, self.gloo, self.nccl = name, me, n, gloo, nccl
         self.kinds: dict[Any, bytes] = {}
+        self.together: list[int] | None = None
 
 
 class _Calls:
@@ -181,16 +191,25 @@ class _Calls:
                 self._give_up(op, error)
                 return original(group, *args, **kwargs)
             number = next(numbers)
-            if not title or not known.gloo or ring.expect(title, number):
+            gpu = known.nccl and _on_gpu(args, kwargs, known.gloo)
+            if gpu or not title or not known.gloo or ring.expect(title, number):
                 # Told before it is made: it may block, and what never ends is what somebody will look for.
                 if not self._issued(number, issue_ns, known, op, bytes_of, args, kwargs):
                     return original(group, *args, **kwargs)
+                together = known.together if gpu else None
+                marked = gpu and together is None and self._mark(known, number)
                 try:
                     work = original(group, *args, **kwargs)
                 except BaseException:
                     ring.blob("comm_failed", [number])
                     raise
-                self._follow(work, number)
+                finally:
+                    if marked:
+                        ring.call_end()
+                if together is not None:
+                    together.append(number)
+                elif not marked:
+                    self._follow(work, number)
                 return work
             found = settled(COMMUNICATES)
             here = found > 0 or self._ranges_on(many=found < 0)
@@ -212,6 +231,61 @@ class _Calls:
             return work
 
         return call
+
+    def wrap_start(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def start(group: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(group, *args, **kwargs)
+            if not self._failed:
+                try:
+                    known = self._groups.get(group.group_name) or self._learn(group, group.group_name)
+                    known.together = [] if known.nccl else None
+                except Exception as error:  # noqa: BLE001  fail open: the call itself has been made
+                    self._give_up("_start_coalescing", error)
+            return result
+
+        return start
+
+    def wrap_end(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What was issued since the start is launched by `original`, under a number of its own."""
+        ring = self._session.ring
+
+        def end(group: Any, *args: Any, **kwargs: Any) -> Any:
+            known = self._groups.get(group.group_name)
+            calls = None if known is None else known.together
+            if known is None or not calls:
+                return original(group, *args, **kwargs)
+            known.together = None
+            number = next(self._numbers)
+            ring.blob("comm_together", [number, *calls])
+            marked = self._mark(known, number)
+            try:
+                work = original(group, *args, **kwargs)
+            except BaseException:
+                for call in calls:
+                    ring.blob("comm_failed", [call])
+                raise
+            finally:
+                if marked:
+                    ring.call_end()
+            if not marked:
+                for call in calls:
+                    self._follow(work, call)
+            return work
+
+        return end
+
+    def _mark(self, group: _Group, number: int) -> bool:
+        """Has what is launched from now on told with the call's number; False where that cannot be.
+
+        A group of one launches no kernel of NCCL's, and what a CUDA graph captures runs later, if at all.
+        """
+        try:
+            cuda = self._session.torch.cuda
+            capturing = cuda.is_initialized() and cuda.is_current_stream_capturing()
+            return group.n > 1 and not capturing and self._session.ring.call_begin(number) > 0
+        except Exception as error:  # noqa: BLE001  fail open: the kernel is in `kernels` all the same
+            self._tell(error)
+            return False
 
     def _give_up(self, op: str, error: Exception) -> None:
         self._failed = True
@@ -280,11 +354,11 @@ class _Calls:
         ranks = distributed.get_process_group_ranks(group)
         me, n = distributed.get_group_rank(group, distributed.get_rank()), len(ranks)
         self._session.learn_rank(distributed.get_rank(), distributed.get_world_size())
-        backend = str(distributed.get_backend(group))
+        backend, gloo, nccl = _backends(distributed, group)
         # A group that was made for one hop of an exchange carries the hop's name as its description.
         hop = group.group_desc if group.group_desc in HOPS else "direct"
         self._session.ring.blob("group", {"name": name, "ranks": ranks, "backend": backend, "hop": hop})
-        known = self._groups[name] = _Group(name, me, n, backend == "gloo")
+        known = self._groups[name] = _Group(name, me, n, gloo, nccl)
         return known
 
     def _follow(self, work: Any, number: int) -> None:
@@ -301,16 +375,49 @@ class _Calls:
                 self._waited.clear()
 
 
-def _dtype(args: Any) -> str:
-    """Element type of the first tensor among the arguments."""
+def _backends(distributed: Any, group: Any) -> tuple[str, bool, bool]:
+    """The group's backend as it is told, and whether gloo serves tensors of the host and NCCL those of GPUs.
+
+    A group that was made without a backend says `undefined` of itself: it has one for each kind of device.
+    """
+    backend = str(distributed.get_backend(group))
+    if backend in ("gloo", "nccl"):
+        return backend, backend == "gloo", backend == "nccl"
+    pairs = [pair.partition(":") for pair in str(distributed.get_backend_config(group)).split(",")]
+    found = {device: name for device, _, name in pairs if name}
+    if not found:
+        return backend, False, False
+    names = set(found.values())
+    text = names.pop() if len(names) == 1 else ",".join(f"{device}:{name}" for device, name in sorted(found.items()))
+    return text, found.get("cpu") == "gloo", found.get("cuda") == "nccl"
+
+
+def _first(args: Any) -> Any:
+    """The first tensor among the arguments, or None."""
     for arg in args:
         item = arg
         while isinstance(item, list | tuple) and item:
             item = item[0]
-        dtype = getattr(item, "dtype", None)
-        if dtype is not None:
-            return _DTYPES.get(dtype) or _DTYPES.setdefault(dtype, str(dtype).removeprefix("torch."))
-    return ""
+        if getattr(item, "dtype", None) is not None:
+            return item
+    return None
+
+
+def _on_gpu(args: Any, kwargs: Any, host_too: bool) -> bool:
+    """Whether a call runs on a GPU: its tensors lie there, or a barrier's options say so; else the host's backend's."""
+    tensor = _first(args)
+    if tensor is not None:
+        return bool(tensor.is_cuda)
+    device = getattr(kwargs.get("opts"), "device", None)
+    return not host_too if device is None else device.type == "cuda"
+
+
+def _dtype(args: Any) -> str:
+    """Element type of the first tensor among the arguments."""
+    tensor = _first(args)
+    if tensor is None:
+        return ""
+    return _DTYPES.get(tensor.dtype) or _DTYPES.setdefault(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
 
 
 _DTYPES: dict[Any, str] = {}

@@ -95,6 +95,15 @@ class Ring(Protocol):
     def comm_kind(self, op: str, group: str, dtype: str) -> bytes:
         """What `uneven` takes for this kind of call; nothing where it has no name short enough."""
 
+    def call_begin(self, call: int, /) -> int:
+        """What this thread launches on a GPU from now on is told with the call's number; 0 where nothing is recorded.
+
+        Else `call_end` has to follow.
+        """
+
+    def call_end(self) -> None:
+        """The call that began last on this thread has been issued."""
+
     def settle(self, on: int, /) -> None:
         """Whether torch's ranges are on, on the calling thread, as they should be since it asked by `settled`."""
 
@@ -170,6 +179,8 @@ class NativeRing:
             self._comm = fast.comm
             self.uneven = fast.uneven
             self.settled = fast.settled
+            self.call_begin = fast.call_begin
+            self.call_end = fast.call_end
             for kind, (_, integers, floats, names) in FORMATS.items():
                 counts = len(integers), len(floats), len(names)
                 self._rows[kind] = fast.row((PREFIX + kind).encode(), integers + floats + names, *counts)
@@ -183,6 +194,9 @@ class NativeRing:
             self.thread_operators = lib.moescope_thread_operators
             self._comm = self._slow_comm
             self.uneven = _not_told
+            lib.moescope_call_begin.argtypes, lib.moescope_call_end.restype = (u64,), None
+            self.call_begin = lib.moescope_call_begin
+            self.call_end = lib.moescope_call_end
             lib.moescope_settled.argtypes = (u64,)
             self.settled = lib.moescope_settled
 
@@ -372,6 +386,10 @@ class FileRing:
 
     uneven = staticmethod(_not_told)
 
+    def call_begin(self, call: int, /) -> int:
+        return 0
+
+    def call_end(self) -> None: ...
     def settle(self, on: int, /) -> None: ...
     def unsettle(self) -> None: ...
     def settled(self, operators: int, /) -> int:

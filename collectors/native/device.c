@@ -1,7 +1,7 @@
 /* Decodes CUPTI's buffers into the ring: names, phases and graph nodes are looked up here, so that a record stands alone.
  *
- * A launch is known by its API record, which the external correlation (the innermost phase of the launching thread)
- * precedes. Buffers of one thread or context come whole, those of others later: what a device did waits for its launch in
+ * A launch is known by its API record, which the external correlation (the innermost phase of the launching thread, or the
+ * collective that it is issuing) precedes. Buffers of one thread or context come whole, those of others later: what a device did waits for its launch in
  * a list of its own, up to two rounds of `device_write`. All under the caller's lock. Not yet run on a GPU. */
 #define _GNU_SOURCE
 #include "device.h"
@@ -18,12 +18,12 @@
 #define WAITING 8192u
 #define NAMES 4096u
 #define CONTEXTS 64u
-#define AT_ONCE 160u /* records in a blob: 15 KB of a chunk's 64 */
+#define AT_ONCE 160u /* records in a blob: 16 KB of a chunk's 64 */
 
 struct launch {
     uint32_t correlation;
     uint32_t known;
-    uint64_t phase;
+    uint64_t phase, call;
 };
 
 struct waiting {
@@ -84,15 +84,18 @@ static int join(struct device_record *record) {
     const struct launch *launch = &launches[record->correlation % LAUNCHES];
     if (!launch->known || launch->correlation != record->correlation) return 0;
     record->phase = launch->phase;
+    record->call = launch->call;
     record->joined = 1;
     return 1;
 }
 
-static void launched(uint32_t correlation, uint64_t phase, int external) {
+/* external: whether `id` tells a phase, or a collective, around the launch */
+static void launched(uint32_t correlation, uint64_t id, int external) {
     struct launch *launch = &launches[correlation % LAUNCHES];
     /* The API record itself tells no phase: the external correlation before it has. */
     if (!external && launch->known && launch->correlation == correlation) return;
-    *launch = (struct launch){.correlation = correlation, .known = 1, .phase = phase};
+    uint64_t call = id & CALL_MARK ? id & ~CALL_MARK : 0;
+    *launch = (struct launch){.correlation = correlation, .known = 1, .phase = call ? moescope_call_phase(call) : id, .call = call};
 }
 
 /* Writes what waits and has its launch now; what has waited two rounds, or everything where `all`, as it is. */

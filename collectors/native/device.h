@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DEVICE_KIND "=device 1"
+#define DEVICE_KIND "=device 2"
 
 enum device_work { DEVICE_KERNEL = 1, DEVICE_COPY = 2, DEVICE_SET = 3, DEVICE_SYNC = 4 };
 
@@ -15,6 +15,7 @@ struct device_record {
     uint64_t phase;           /* innermost phase around the launch, on the launching thread; 0: none */
     uint64_t graph_node;      /* 0: launched by itself */
     uint64_t bytes;           /* copied or set */
+    uint64_t call;            /* the collective that launched it; 0: none, or not known */
     uint32_t name;
     uint32_t correlation; /* the launch; one of a CUDA graph has all of its kernels */
     uint32_t device;      /* DEVICE_UNKNOWN: a synchronisation of a context that has run nothing yet */

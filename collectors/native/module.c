@@ -297,6 +297,19 @@ static PyObject *expect(PyObject *module, PyObject *args) {
     return PyLong_FromLong(moescope_expect(name, call));
 }
 
+static PyObject *call_begin(PyObject *module, PyObject *call) {
+    (void)module;
+    unsigned long long number = PyLong_AsUnsignedLongLong(call);
+    if (PyErr_Occurred()) return NULL;
+    return PyLong_FromLong(moescope_call_begin(number));
+}
+
+static PyObject *call_end(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    moescope_call_end();
+    Py_RETURN_NONE;
+}
+
 static PyObject *mute(PyObject *module, PyObject *on) {
     (void)module;
     long value = PyLong_AsLong(on);
@@ -315,6 +328,7 @@ static PyMethodDef functions[] = {
     {"phase_end", phase_end, METH_O, NULL}, {"expect", expect, METH_VARARGS, NULL},
     {"mute", mute, METH_O, NULL},           {"thread_operators", thread_operators, METH_NOARGS, NULL},
     {"uneven", uneven, METH_VARARGS, NULL}, {"settled", settled, METH_O, NULL},
+    {"call_begin", call_begin, METH_O, NULL}, {"call_end", call_end, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_moescope_ring", NULL, -1, functions, NULL, NULL, NULL, NULL};

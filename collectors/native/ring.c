@@ -36,7 +36,8 @@ struct thread_state {
     uint32_t operators_open;
     uint32_t phases_open;
     uint64_t heard;  /* state of the listener that `pushed` belongs to */
-    uint32_t pushed; /* phases of this thread that the listener knows */
+    uint32_t pushed; /* phases of this thread that the listener knows, and the call that is being issued */
+    uint64_t call_heard; /* state of the listener that this call was pushed in, 0 for none */
     struct frame frames[STACK_FRAMES];
 };
 
@@ -63,6 +64,11 @@ static struct {
 } expected[EXPECTED_MAX];
 static _Atomic uint32_t expected_count;
 static pthread_mutex_t expected_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Phases around the last calls that were pushed to the listener. */
+#define CALLS 16384u
+static struct {
+    _Atomic uint64_t call, phase;
+} calls[CALLS];
 static pthread_key_t thread_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static __thread struct thread_state self;
@@ -420,6 +426,37 @@ static void tell_closed(struct thread_state *t) {
         atomic_load(&phase_listener)->pop();
         t->pushed--;
     }
+}
+
+/* A call is about to be issued on this thread: what it launches meanwhile is told with its number. 1 where the listener
+ * is on; only then is it to be ended. */
+MOESCOPE_API int moescope_call_begin(uint64_t call) {
+    uint64_t state = atomic_load_explicit(&listening, memory_order_acquire);
+    if (self.heard != state) catch_up(&self, state);
+    if (!(state & 1)) return 0;
+    atomic_store_explicit(&calls[call % CALLS].phase, self.phase, memory_order_relaxed);
+    atomic_store_explicit(&calls[call % CALLS].call, call, memory_order_release);
+    atomic_load(&phase_listener)->push(CALL_MARK | call);
+    self.pushed++;
+    self.call_heard = state;
+    return 1;
+}
+
+MOESCOPE_API void moescope_call_end(void) {
+    uint64_t state = atomic_load_explicit(&listening, memory_order_acquire);
+    if (self.heard != state) {
+        catch_up(&self, state);
+    } else if (self.call_heard == state && self.pushed) { /* else it went with the others when the listener was switched */
+        atomic_load(&phase_listener)->pop();
+        self.pushed--;
+    }
+    self.call_heard = 0;
+}
+
+/* The innermost phase around a call that was pushed lately; 0 for none. */
+uint64_t moescope_call_phase(uint64_t call) {
+    if (atomic_load_explicit(&calls[call % CALLS].call, memory_order_acquire) != call) return 0;
+    return atomic_load_explicit(&calls[call % CALLS].phase, memory_order_relaxed);
 }
 
 /* Switches `listener` on, or with NULL the one there is off; other threads notice at their next phase. */

@@ -92,10 +92,12 @@ void moescope_range_begin(struct name_entry *name);
 void moescope_range_end(void);
 
 /* Used by device.c and cupti.c. */
+#define CALL_MARK (1ull << 63) /* in an id: it is the number of a collective, not a phase */
 struct phase_listener {
-    void (*push)(uint64_t id); /* a phase of the calling thread began */
+    void (*push)(uint64_t id); /* a phase of the calling thread began, or a collective is being issued there */
     void (*pop)(void);         /* the innermost one pushed there ended */
 };
+uint64_t moescope_call_phase(uint64_t call);
 void moescope_listen(const struct phase_listener *listener);
 void moescope_add_dropped(uint64_t records);
 void moescope_add_overhead(uint64_t ns);
@@ -111,5 +113,7 @@ int moescope_expect(const char *name, uint64_t call);
 void moescope_mute(int on);
 uint64_t moescope_thread_operators(void);
 int moescope_settled(uint64_t operators);
+int moescope_call_begin(uint64_t call);
+void moescope_call_end(void);
 
 #endif

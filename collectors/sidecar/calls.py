@@ -59,6 +59,7 @@ class Calls:
         self._ranges: list[Range] = []
         self._packed: list[Packed] = []
         self._told: list[tuple[int, Records, Names]] = []
+        self._seen_on_gpu = False
         self.seen = _Seen()
         self.threads: set[int] = set()
         """Threads that execute calls."""
@@ -109,6 +110,12 @@ class Calls:
         if tid != self._origin.pid:
             self.threads.add(tid)
         self._told.append((tid, records, names))
+
+    def executed_on_gpu(self, records: Records, names: Names) -> None:
+        """Execution ranges that a GPU's kernels tell; records: EXECUTION alone, each with the number of its call"""
+        if len(records):
+            self._seen_on_gpu = True
+            self._told.append((self._origin.pid, records, names))
 
     def _meet(self) -> list[tuple[Packed, Executed, Names]]:
         """Brings together what was issued and what was executed: what meets plainly is returned, row by row.
@@ -210,12 +217,15 @@ class Calls:
                 batch.add_columns(table, count, columns)
 
     def _ends_on_gpu(self, one: Ended) -> bool:
-        """Whether the host cannot tell when the call ended: it saw NCCL's kernel put into the queue, no more.
+        """Whether the host alone tells of the call, which put NCCL's kernel into the queue: not when that ended.
 
-        The kernel itself is in `kernels`; beside it a call of the wrong length would count twice.
+        The kernel itself is in `kernels`; beside it a call of the wrong length would count twice. Nor can a call that
+        had no kernel so far be said never to have ended where no call of the process was ever seen to have one.
         """
-        told = self._origin.kernels_told or bool(self._origin.devices)
-        return told and one.dur_ns is not None and self._group(one.call.group).backend == "nccl"
+        if one.measured or not (self._origin.kernels_told or self._origin.devices):
+            return False
+        known = one.dur_ns is not None or not self._seen_on_gpu
+        return known and "nccl" in (self._group(one.call.group).backend or "")
 
     def _complete(self, number: int, done_ns: int, span: tuple[int, int] | None, tid: int, name: str) -> None:
         call = self._open.pop(number, None)

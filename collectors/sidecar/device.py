@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from moescope.collectors.ring_reader import EXECUTION, Records
+from moescope.collectors.ring_reader import RECORD as RING_RECORD
 from moescope.collectors.sidecar.batch import Batch, Origin
-from moescope.collectors.sidecar.names import Names
+from moescope.collectors.sidecar.names import NCCL, Names
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _FIELDS: Final = (
-    *(("start_ns", "<i8"), ("dur_ns", "<i8"), ("phase", "<u8"), ("graph_node", "<u8"), ("bytes", "<u8")),
+    *(
+        ("start_ns", "<i8"),
+        ("dur_ns", "<i8"),
+        ("phase", "<u8"),
+        ("graph_node", "<u8"),
+        ("bytes", "<u8"),
+        ("call", "<u8"),
+    ),
     *(("name", "<u4"), ("correlation", "<u4"), ("device", "<u4"), ("context", "<u4"), ("stream", "<u4")),
     *(("grid", "<u4", (3,)), ("block", "<u4", (3,)), ("registers", "<u4"), ("shared_bytes", "<u4")),
     *(("work", "u1"), ("copy_kind", "u1"), ("joined", "u1"), ("reserved", "u1")),
@@ -28,12 +38,72 @@ _BETWEEN_DEVICES: Final = 10
 _UNKNOWN: Final = 2**32 - 1
 
 
-def device_records(origin: Origin, payloads: list[bytes], names: Names, batch: Batch) -> None:
-    """Rows of `kernels` and `synchronisations` from blobs of records.
+def _none(dtype: str = "<i8") -> npt.NDArray[Any]:
+    return np.empty(0, dtype)
 
-    payloads: each a row of RECORD, times on CLOCK_MONOTONIC
+
+@dataclass(frozen=True)
+class Launched:
+    """Calls that kernels of NCCL's execute, a row for each call of a kernel.
+
+    calls: numbers of the calls; at: where the kernel was told; start_ns, end_ns, name: of the kernel; [rows] each
     """
-    records = np.frombuffer(b"".join(payloads), RECORD)
+
+    calls: npt.NDArray[np.int64] = field(default_factory=_none)
+    at: npt.NDArray[np.intp] = field(default_factory=_none)
+    start_ns: npt.NDArray[np.int64] = field(default_factory=_none)
+    end_ns: npt.NDArray[np.int64] = field(default_factory=_none)
+    name: npt.NDArray[np.uint32] = field(default_factory=_none)
+
+    def before(self, count: int) -> Launched:
+        """What was told before a place."""
+        if not len(self.at) or self.at[-1] < count:
+            return self
+        return self.where(self.at < count)
+
+    def where(self, rows: npt.NDArray[Any]) -> Launched:
+        return Launched(self.calls[rows], self.at[rows], self.start_ns[rows], self.end_ns[rows], self.name[rows])
+
+    def executions(self) -> Records:
+        """An execution range for each call, over all of its kernels."""
+        numbers, first, which = np.unique(self.calls, return_index=True, return_inverse=True)
+        ranges = np.zeros(len(numbers), RING_RECORD)
+        start_ns, end_ns = self.start_ns[first], self.end_ns[first]
+        np.minimum.at(start_ns, which, self.start_ns)
+        np.maximum.at(end_ns, which, self.end_ns)
+        ranges["type"], ranges["b"], ranges["name"] = EXECUTION, numbers, self.name[first]
+        ranges["start_ns"], ranges["dur_ns"] = start_ns, end_ns - start_ns
+        return ranges
+
+
+def launched(
+    records: npt.NDArray[np.void], at: npt.NDArray[np.intp], names: Names, together: dict[int, list[int]]
+) -> Launched:
+    """The calls whose kernels are among the records.
+
+    records: RECORD; at: [records], rising, where each was told; together: calls that one kernel executes, by its number
+    """
+    of_calls = (records["call"] > 0) & (records["work"] == KERNEL)
+    of_calls[of_calls] = names.kinds[records["name"][of_calls]] == NCCL
+    some = records[of_calls]
+    rows = Launched(
+        some["call"].astype(np.int64), at[of_calls], some["start_ns"], some["start_ns"] + some["dur_ns"], some["name"]
+    )
+    if not together:
+        return rows
+    members = [together.get(number, [number]) for number in rows.calls.tolist()]
+    repeated = rows.where(np.repeat(np.arange(len(members)), [len(one) for one in members]))
+    return Launched(
+        np.array([number for one in members for number in one], np.int64),
+        *(repeated.at, repeated.start_ns, repeated.end_ns, repeated.name),
+    )
+
+
+def device_records(origin: Origin, records: npt.NDArray[np.void], names: Names, batch: Batch) -> None:
+    """Rows of `kernels` and `synchronisations`.
+
+    records: RECORD, times on CLOCK_MONOTONIC
+    """
     origin.devices.update(f"cuda:{number}" for number in np.unique(records["device"]).tolist() if number != _UNKNOWN)
     waits = records["work"] == SYNC
     for table, part in (("kernels", records[~waits]), ("synchronisations", records[waits])):

@@ -29,9 +29,19 @@ from moescope.collectors.ring_reader import (
 from moescope.collectors.sidecar.batch import Batch, Origin
 from moescope.collectors.sidecar.call_columns import Call
 from moescope.collectors.sidecar.calls import Calls
-from moescope.collectors.sidecar.device import device_records, told_kernels
+from moescope.collectors.sidecar.device import RECORD as DEVICE_RECORD
+from moescope.collectors.sidecar.device import Launched, device_records, launched, told_kernels
 from moescope.collectors.sidecar.file_reader import FileRing
-from moescope.collectors.sidecar.names import ANYONES, COMM_FAILED, COMM_JSON, COMM_PACKED, DEVICE, ROW_PACKED, Names
+from moescope.collectors.sidecar.names import (
+    ANYONES,
+    COMM_FAILED,
+    COMM_JSON,
+    COMM_PACKED,
+    DEVICE,
+    ROW_PACKED,
+    TOGETHER,
+    Names,
+)
 from moescope.collectors.sidecar.operators import whole_trees
 from moescope.collectors.sidecar.rows import experts, operators, packed, ranges, told, where
 
@@ -41,7 +51,7 @@ HOLD_NS: Final = 2_000_000_000
 IDLE_FILL: Final = 0.2
 """What a process has left before it shows work of its own waits in its ring, up to this share of it."""
 
-_IN_BULK: Final = (COMM_PACKED, ROW_PACKED, DEVICE)
+_IN_BULK: Final = (COMM_PACKED, ROW_PACKED, DEVICE, TOGETHER)
 _WORK: Final = (OPERATOR, PHASE, EXECUTION, DONE, STEP)
 _NO_NUMBERS: Final = np.empty(0, np.int64)
 
@@ -51,6 +61,7 @@ class _Taken:
     """A thread's new records.
 
     heads: where blobs begin; kinds: of these, as in `Names`; is_record: which are no blob's payload
+    device: what a GPU did, of all its blobs; device_at: the head of each
     """
 
     thread: ThreadRecords
@@ -62,6 +73,9 @@ class _Taken:
     numbers: npt.NDArray[np.int64]
     """The number of each."""
     failures: list[int]
+    device: npt.NDArray[np.void]
+    device_at: npt.NDArray[np.intp]
+    launched: Launched
 
 
 class ProcessDrain:
@@ -76,6 +90,8 @@ class ProcessDrain:
         self.last_ns = 0
         self.events_cost_ns = 0
         self._names = Names(ring.names)
+        self._together: dict[int, list[int]] = {}
+        """Calls that were launched as one, by the number of that one."""
 
     def drain(self, now_ns: int, *, final: bool = False) -> Batch:
         """What is new and whole; everything there is where `final`. now_ns: CLOCK_MONOTONIC.
@@ -86,6 +102,9 @@ class ProcessDrain:
         taken = self.ring.take()
         self._names.update()
         threads = [self._view(thread) for thread in taken]
+        for t in threads:
+            if len(t.device):
+                t.launched = launched(t.device, t.device_at, self._names, self._together)
         self.at_work = self.at_work or any(_shows_work(t) for t in threads)
         if not self.at_work and not final and self.ring.fill() < IDLE_FILL:
             return batch
@@ -102,6 +121,7 @@ class ProcessDrain:
             self._count(types, records["start_ns"])
             operators(self.origin, tid, where(records, types == OPERATOR), self._names, batch)
             self.calls.executed(tid, records[(types == EXECUTION) | (types == DONE)], self._names)
+            self.calls.executed_on_gpu(t.launched.before(count).executions(), self._names)
             ranges(self.origin, tid, records, self._names, batch)
         self.calls.store(batch, final=final)
         return batch
@@ -125,7 +145,14 @@ class ProcessDrain:
             order = np.argsort(issues)
             issues, numbers = issues[order], numbers[order]
         failures = [int(blob_payload(records, i)[0]) for i in heads[kinds == COMM_FAILED]]
-        return _Taken(thread, heads, kinds, is_record, issues, numbers, failures)
+        for i in heads[kinds == TOGETHER]:
+            number, *members = blob_payload(records, i)
+            self._together[number] = members
+        of_device = heads[kinds == DEVICE]
+        payloads = [blob_payload(records, i, raw=True) for i in of_device]
+        device = np.frombuffer(b"".join(payloads), DEVICE_RECORD)
+        at = np.repeat(of_device, [len(payload) // DEVICE_RECORD.itemsize for payload in payloads])
+        return _Taken(thread, heads, kinds, is_record, issues, numbers, failures, device, at, Launched())
 
     def _whole(self, threads: list[_Taken], now_ns: int) -> list[int]:
         """How many records of each thread can be turned into rows now."""
@@ -163,11 +190,17 @@ class ProcessDrain:
         return count
 
     def _completions(self, t: _Taken, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-        """Places of completions and execution ranges among the first `count` records, and their calls' numbers."""
+        """Places of what completes calls among the first `count` records, rising, and these calls' numbers."""
         records, is_record = t.thread.records[:count], t.is_record[:count]
         done = records["type"] == DONE
         places = np.flatnonzero(is_record & (done | ((records["type"] == EXECUTION) & (records["b"] > 0))))
-        return places, np.where(done, records["a"], records["b"])[places].astype(np.int64)
+        numbers = np.where(done, records["a"], records["b"])[places].astype(np.int64)
+        on_gpu = t.launched.before(count)
+        if not len(on_gpu.calls):
+            return places, numbers
+        places, numbers = np.append(places, on_gpu.at), np.append(numbers, on_gpu.calls)
+        order = np.argsort(places, kind="stable")
+        return places[order], numbers[order]
 
     def _count(self, types: npt.NDArray[np.uint8], starts_ns: npt.NDArray[np.int64]) -> None:
         """Counts what phases and rows have cost the process, and notes when it did the last."""
@@ -207,10 +240,9 @@ class ProcessDrain:
         if routed and not experts(self.origin, records[[at for at, _ in routed]], [one for _, one in routed], batch):
             for at, payload in routed:
                 self._told(tid, "experts", records[at], payload, batch)
-        device = t.heads[inside & (t.kinds == DEVICE)].tolist()
-        if device:
-            payloads = [blob_payload(records, at, raw=True) for at in device]
-            device_records(self.origin, payloads, self._names, batch)
+        device = t.device[t.device_at < count]
+        if len(device):
+            device_records(self.origin, device, self._names, batch)
         rows = t.heads[inside & (t.kinds == ROW_PACKED)]
         if len(rows) and packed(self.origin, tid, records, rows, self._names, batch):
             self.calls.threads.add(tid)

@@ -14,16 +14,22 @@ from moescope.collectors.agent.packed import COMM, PREFIX
 if TYPE_CHECKING:
     import pyarrow as pa
 
-OTHER, COMM_PACKED, COMM_JSON, COMM_FAILED, ROW_PACKED, ISSUES, DEVICE, ANYONES = range(8)
+OTHER, COMM_PACKED, COMM_JSON, COMM_FAILED, ROW_PACKED, ISSUES, DEVICE, ANYONES, TOGETHER, NCCL = range(10)
 """What a name is: the kind of a blob, or an operator of c10d that only issues calls, which stand in `collectives`.
 
-ANYONES: blobs that any process which imports torch may leave, at work or not
+ANYONES: blobs that any process which imports torch may leave, at work or not; NCCL: a kernel of NCCL's
 """
 
-_DEVICE: Final = "=device 1"
+_DEVICE: Final = "=device 2"
 """Kind of the blobs that hold a GPU's records (collectors/native/device.h); the number changes with their layout."""
 
-_BLOBS: Final = {"comm": COMM_JSON, "comm_failed": COMM_FAILED, "log": ANYONES, "group": ANYONES}
+_BLOBS: Final = {
+    "comm": COMM_JSON,
+    "comm_failed": COMM_FAILED,
+    "comm_together": TOGETHER,
+    "log": ANYONES,
+    "group": ANYONES,
+}
 _DIRECTION: Final = re.compile(r"\(([FBW])\)$")
 
 
@@ -78,4 +84,6 @@ def _kind(text: str) -> int:
         return ROW_PACKED
     if text.startswith("c10d::"):
         return ISSUES
+    if text.startswith("nccl"):
+        return NCCL
     return _BLOBS.get(text, OTHER)
