@@ -278,15 +278,20 @@ struct name_entry *moescope_intern(const char *text) {
 
 int moescope_is_entry(const struct name_entry *entry) { return entry >= entries && entry < entries + NAME_SLOTS; }
 
+/* The calling thread, ready for the ring that is open. */
+static struct thread_state *this_thread(void) {
+    uint64_t epoch = atomic_load_explicit(&ring_epoch, memory_order_acquire);
+    if (self.epoch != epoch) {
+        memset(&self, 0, offsetof(struct thread_state, frames));
+        self.epoch = epoch;
+        pthread_setspecific(thread_key, &self);
+    }
+    return &self;
+}
+
 /* `slot_count` record slots in a row in this thread's chunk, or NULL: dropped and counted. */
 static struct record *reserve(struct ring_header *h, uint32_t slot_count) {
-    struct thread_state *t = &self;
-    uint64_t epoch = atomic_load_explicit(&ring_epoch, memory_order_acquire);
-    if (t->epoch != epoch) {
-        memset(t, 0, offsetof(struct thread_state, frames));
-        t->epoch = epoch;
-        pthread_setspecific(thread_key, t);
-    }
+    struct thread_state *t = this_thread();
     const uint64_t capacity = sizeof t->chunk->records;
     uint64_t used = t->chunk ? atomic_load_explicit(&t->chunk->used, memory_order_relaxed) : capacity;
     if (used + slot_count * sizeof(struct record) > capacity) {
@@ -377,13 +382,7 @@ MOESCOPE_API int moescope_withdraw(uint64_t call) {
 }
 
 static struct frame *push(struct name_entry *name) {
-    struct thread_state *t = &self;
-    uint64_t epoch = atomic_load_explicit(&ring_epoch, memory_order_acquire);
-    if (t->epoch != epoch) {
-        memset(t, 0, offsetof(struct thread_state, frames));
-        t->epoch = epoch;
-        pthread_setspecific(thread_key, t);
-    }
+    struct thread_state *t = this_thread();
     if (t->depth >= STACK_FRAMES) {
         t->depth++;
         return NULL;
@@ -432,7 +431,8 @@ static void tell_closed(struct thread_state *t) {
  * is on; only then is it to be ended. */
 MOESCOPE_API int moescope_call_begin(uint64_t call) {
     uint64_t state = atomic_load_explicit(&listening, memory_order_acquire);
-    if (self.heard != state) catch_up(&self, state);
+    struct thread_state *t = this_thread();
+    if (t->heard != state) catch_up(t, state);
     if (!(state & 1)) return 0;
     atomic_store_explicit(&calls[call % CALLS].phase, self.phase, memory_order_relaxed);
     atomic_store_explicit(&calls[call % CALLS].call, call, memory_order_release);
