@@ -22,6 +22,7 @@ MERGE_GAP_NS: Final = 20_000
 """A thread that leaves its core for less than this has not given it up."""
 
 PERIOD_S: Final = 1.0
+UNWATCHED_S: Final = 3.0
 FULL: Final = 0.4
 """Share of a core's buffer from which on it is read without waiting for the period to be over."""
 
@@ -100,6 +101,11 @@ class UnitSampler:
     def period_s(self) -> float:
         """Seconds between two polls: none where a buffer fills up."""
         return 0.0 if any(buffer.fill() > FULL for buffer in self._buffers) else PERIOD_S
+
+    @property
+    def unwatched_s(self) -> float:
+        """The same while nobody looks."""
+        return max(UNWATCHED_S, self.period_s) if self.period_s else 0.0
 
     def open(self) -> None:
         """Tries on this process; raises SamplerUnavailable."""

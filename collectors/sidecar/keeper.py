@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moescope.collectors.sidecar.run import RunOptions
 
 WATCHED_S: Final = 0.5
-UNWATCHED_S: Final = 3.0
+UNWATCHED_S: Final = 6.0
 """How often rings are drained, while somebody looks at the recording and else: a batch has a price of its own, for the
 recorder, which takes its time from the target where cores are scarce, and for every reader."""
 
@@ -60,6 +60,8 @@ class Keeper:
         self._gpu_period_s = options.gpu_period_s
         self._gpus_seen: dict[int, dict[str, str] | None] = {}
         self._sampled_at_s: dict[int, float] = {}
+        self._samples: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        """Rows that are not stored yet, by sampler, folder and table."""
         self._log: list[dict[str, Any]] = []
         self._errors: list[str] = []
         self._retry_at_s = 0.0
@@ -162,7 +164,8 @@ class Keeper:
         for problem in self._ranks.problems:
             self.log("warning", "ranks", problem)
         self._ranks.problems.clear()
-        period_s = WATCHED_S if self._audience.looks() else self._calm_s
+        watched = self._audience.looks()
+        period_s = WATCHED_S if watched else self._calm_s
         due = final or now_s - self._drained_s >= period_s - EARLY_S
         if due:
             self._drained_s = now_s
@@ -171,7 +174,9 @@ class Keeper:
                 self._take_in(process, now_ns, final=final)
             elif not process.ended and process.drain.origin.rank < 0:
                 self._ranks.settle(process, now_ns, final=False)  # samplers wait for it
-        self._sample(now_s, final=final)
+        self._sample(now_s, watched=watched, final=final)
+        if due:
+            self._store_samples()
         self._store_log()
         if final or now_s - self._meta_s >= max(META_S, period_s):
             self._meta_s = now_s
@@ -261,32 +266,40 @@ class Keeper:
         if problem:
             self.log("error", "emit", f"{folder}: {problem}")
 
-    def _write_samples(self, folder: str, table: str, rows: list[dict[str, Any]]) -> None:
+    def _write_samples(self, name: str, folder: str, table: str, rows: list[dict[str, Any]]) -> None:
         problem = self._writer.write_rows(folder, table, rows)
         if problem:
-            raise ValueError(problem)
+            self._switch_off(name, problem)
 
-    def _sample(self, now_s: float, *, final: bool) -> None:
+    def _sample(self, now_s: float, *, watched: bool, final: bool) -> None:
         for sampler in list(self._samplers):
             period_s = getattr(sampler, "period_s", SAMPLE_S)
+            if not watched:
+                period_s = getattr(sampler, "unwatched_s", period_s)
             # A tick that comes a little early is that poll's: the next one would be a whole tick late.
             if not final and now_s - self._sampled_at_s.get(id(sampler), 0.0) < period_s - EARLY_S:
                 continue
             self._sampled_at_s[id(sampler)] = now_s
             try:
                 rows = sampler.close() if final else sampler.poll()
-                by_file: dict[tuple[str, str], list[dict[str, Any]]] = {}
                 for table, rank, row in rows:
                     folder = host_folder(self._host) if rank is None else rank_folder(rank)
                     if isinstance(row, dict):
-                        by_file.setdefault((folder, table), []).append(row)
+                        self._samples.setdefault((sampler.name, folder, table), []).append(row)
                     else:
                         self._store(partial(self._writer.write, folder, table, [row]))
-                for (folder, table), some in by_file.items():
-                    self._store(partial(self._write_samples, folder, table, some))
             except Exception as error:  # noqa: BLE001  a sampler that breaks is switched off, the run goes on
-                self._samplers.remove(sampler)
-                self.log("error", sampler.name, f"switched off: {error!r}")
+                self._switch_off(sampler.name, repr(error))
+
+    def _store_samples(self) -> None:
+        """A few rows a second each: a batch has a price of its own."""
+        samples, self._samples = self._samples, {}
+        for (name, folder, table), rows in samples.items():
+            self._store(partial(self._write_samples, name, folder, table, rows))
+
+    def _switch_off(self, name: str, problem: str) -> None:
+        self._samplers = [sampler for sampler in self._samplers if sampler.name != name]
+        self.log("error", name, f"switched off: {problem}")
 
     def _store_log(self) -> None:
         if self._log and self._store(partial(self._writer.write_rows, host_folder(self._host), "log", self._log)):
