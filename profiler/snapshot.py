@@ -281,9 +281,9 @@ class LogRow:
 class Snapshot:
     """Everything that one frame shows, for the chosen ranks and window.
 
-    time_note: which time all of it is of; shares_note: what the shares are of; words_of: the stage whose words and
-    advice are used; steps_ns: the newest steps, the oldest of them first; step_median, step_p99: of every step of the
-    window
+    peaks_note: what shares of engines are of, empty for the usual peak; time_note: which time all of it is of;
+    shares_note: what the shares are of; words_of: the stage whose words and advice are used; steps_ns: the newest
+    steps, the oldest of them first; step_median, step_p99: of every step of the window
     """
 
     target: str
@@ -304,6 +304,7 @@ class Snapshot:
     straggler: str
     ranks: tuple[RankRow, ...]
     engines: tuple[Engine, ...]
+    peaks_note: str
     time_note: str
     phases: tuple[PhaseRow, ...]
     kernels: tuple[KernelRow, ...]
@@ -325,13 +326,15 @@ class Snapshot:
 class View:
     """What the dashboard asks for: ranks, window and size; the analysis answers with a `Snapshot`.
 
-    stage: whose words and advice to use; empty for the run's own
+    stage: whose words and advice to use; empty for the run's own; other_peaks: a GPU's peaks from the other place, its
+    maker's document or `moescope calibrate`, than was asked for at the start
     """
 
     rank: int | None = None
     window: tuple[int, int] | None = None
     scrubber_cells: int = 60
     stage: str = ""
+    other_peaks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

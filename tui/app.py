@@ -183,7 +183,9 @@ class MoescopeApp(App[int], inherit_bindings=False):
                 cursor=self.view.cursor,
                 filter=self.view.filter if self.view.screen == "timeline" else "",
             )
-        look = View(self.view.rank, self.view.window, frame.scrubber_cells(width), self.view.stage)
+        look = View(
+            self.view.rank, self.view.window, frame.scrubber_cells(width), self.view.stage, self.view.other_peaks
+        )
         return Wish(look, asked, self.view.frozen)
 
     def _seek_exposed(self, found: Timeline | None) -> None:

@@ -101,6 +101,7 @@ COMMANDS: Final = (
         "freeze", "Freeze or resume the view", ("space",), "space", "freeze", "freeze the view (recording goes on)"
     ),
     Command("units", "Absolute figures or shares", ("u",), "u", "units", "ms or %, GB/s or % of peak"),
+    Command("peaks", "Peaks of the data sheet or as measured", ("P",), "P", "", "GPU peaks: data sheet or measured"),
     Command("layout", "Advice for training or decoding", ("d",), "d", "", "advice and order for training or decoding"),
     Command("mark", "Mark this time", ("m",), "m '", "", "mark this time; back to marks"),
     Command("to_mark", "Back to the marks in turn", ("apostrophe",)),

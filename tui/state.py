@@ -40,6 +40,7 @@ class ViewState:
     frozen: bool = False
     filters: dict[str, str] = field(default_factory=dict)
     relative: bool = False
+    other_peaks: bool = False
     layout: Literal["auto", "train", "decode"] = "auto"
     theme: str = "dark"
     fps: float = 4.0

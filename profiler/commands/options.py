@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
+
+if TYPE_CHECKING:
+    from moescope.profiler.hardware.table import PeaksFrom
 
 RULES: Final = click.option(
     "--rules",
@@ -13,6 +16,20 @@ RULES: Final = click.option(
     type=click.Path(path_type=Path),
     help="TOML file of classifier rules that go before ours.",
 )
+
+PEAKS: Final = click.option(
+    "--peaks",
+    type=click.Choice(["data-sheet", "measured"]),
+    help="Peaks of a GPU: its maker's, or as `moescope calibrate` measured them before the run.  [default: data-sheet]",
+)
+
+
+def take_peaks(which: PeaksFrom | None) -> None:
+    """Take a GPU's peaks from there."""
+    if which is not None:
+        from moescope.profiler.hardware.table import use_peaks
+
+        use_peaks(which)
 
 
 def take_rules(rules: Path | None) -> None:

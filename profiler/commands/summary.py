@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from moescope.profiler.commands.options import RULES, take_rules
+from moescope.profiler.commands.options import PEAKS, RULES, take_peaks, take_rules
+
+if TYPE_CHECKING:
+    from moescope.profiler.hardware.table import PeaksFrom
 
 
 @click.command()
@@ -16,9 +20,15 @@ from moescope.profiler.commands.options import RULES, take_rules
     "-j", "--jobs", type=click.IntRange(1), metavar="N", help="Processes.  [default: one a core for much work]"
 )
 @click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler to analyse ranks on, tcp://HOST:PORT.")
+@PEAKS
 @RULES
 def command(
-    sources: tuple[Path, ...], as_json: bool, jobs: int | None, scheduler: str | None, rules: Path | None
+    sources: tuple[Path, ...],
+    as_json: bool,
+    jobs: int | None,
+    scheduler: str | None,
+    peaks: PeaksFrom | None,
+    rules: Path | None,
 ) -> None:
     """Say where the time of a run goes: compute, communication, what hides it, what lies exposed, and what to try.
 
@@ -31,6 +41,7 @@ def command(
     from moescope.profiler.summary.driver import divide, executor_for, summarise_over
 
     take_rules(rules)
+    take_peaks(peaks)
     prepare(sources)
     work = divide(sources)
     with executor_for(work, jobs, scheduler) as executor, shown_progress("ranks") as progress:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from moescope.profiler.commands.following import say_next, words
-from moescope.profiler.commands.options import RULES, take_rules
+from moescope.profiler.commands.options import PEAKS, RULES, take_peaks, take_rules
 from moescope.profiler.commands.watched import exporter, has_terminal
 from moescope.profiler.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from moescope.profiler.hardware.table import PeaksFrom
 
 
 @click.command()
@@ -18,8 +22,11 @@ from moescope.profiler.errors import UsageProblem
 @click.option(
     "--fps", type=click.FloatRange(0.1, 60), default=4.0, show_default=True, metavar="N", help="Frames a second."
 )
+@PEAKS
 @RULES
-def command(sources: tuple[Path, ...], rank: int | None, fps: float, rules: Path | None) -> None:
+def command(
+    sources: tuple[Path, ...], rank: int | None, fps: float, peaks: PeaksFrom | None, rules: Path | None
+) -> None:
     """Open the dashboard over a run, while it goes on or afterwards.
 
     SOURCE is a recording, or traces: PyTorch's (`*.json`, `*.json.gz`), Nsight Systems' (`*.sqlite`, by `nsys export`),
@@ -35,6 +42,7 @@ def command(sources: tuple[Path, ...], rank: int | None, fps: float, rules: Path
     from moescope.tui.app import run
 
     take_rules(rules)
+    take_peaks(peaks)
     source = open_for_reading(sources)
     code = run(LiveFeed(source), fps=fps, rank=rank, export=exporter(source, _csv_folder(sources[0])))
     if not code:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from moescope.collectors.schema import EVIDENCE
 
@@ -108,24 +108,47 @@ def hardware_named(name: str, units: int | None = None) -> Hardware | None:
     return next((one for one in family if one.units == units), family[0] if family else None)
 
 
-def hardware_of(meta: Mapping[str, Any], rank: int, device: str, ranks: int = 1) -> Hardware:
+PeaksFrom = Literal["data-sheet", "measured"]
+"""Where peaks of a GPU come from where both are known: its maker's document, or `moescope calibrate` on it."""
+
+_chosen: PeaksFrom = "data-sheet"
+
+
+def use_peaks(which: PeaksFrom) -> None:
+    """Which peaks are taken from now on, in this process."""
+    global _chosen
+    _chosen = which
+
+
+def peaks_from(*, other: bool = False) -> PeaksFrom:
+    """Which peaks are taken, or which are not."""
+    return _chosen if not other else "measured" if _chosen == "data-sheet" else "data-sheet"
+
+
+def hardware_of(
+    meta: Mapping[str, Any], rank: int, device: str, ranks: int = 1, peaks: PeaksFrom | None = None
+) -> Hardware:
     """The device that a rank ran on: what the source tells of it, over what the table knows of its name.
 
-    meta: of a recording or trace; ranks: of the run, who share a host's peaks on the CPU backend
+    meta: of a recording or trace; ranks: of the run, who share a host's peaks on the CPU backend; peaks: which of a
+    GPU's to take where both are known, None for what `use_peaks` says. What was not measured is the document's
     """
     if device.startswith("cpu"):
         return _this_cpu(meta, ranks)
     properties = _properties(meta, rank, device)
     told = _count(properties.get("numSms", _hardware(meta).get("sms")), _MOST_UNITS)
     name = _name(meta, properties, device)
-    known = hardware_named(name, told)
+    known, measured = hardware_named(name, told), _measured(meta, name)
     if known is None:
-        known = _measured(meta, name) or unknown_hardware(name or device, _not_known(name))
+        known = measured or unknown_hardware(name or device, _not_known(name))
+    elif measured is not None and (peaks or _chosen) == "measured":
+        memory = measured.memory_bytes_per_s or known.memory_bytes_per_s
+        known = replace(known, flops={**known.flops, **measured.flops}, memory_bytes_per_s=memory)
     return replace(known, units=told or known.units, unit_limits=_limits_told(properties, known.unit_limits))
 
 
 def _measured(meta: Mapping[str, Any], name: str) -> Hardware | None:
-    """A GPU that no document tells peaks of, as `moescope calibrate` measured it; None where it did not."""
+    """A GPU as `moescope calibrate` measured it; None where it did not."""
     listed = _hardware(meta).get("gpu_peaks")
     for entry in listed if isinstance(listed, list) else ():
         if not name or not isinstance(entry, Mapping) or entry.get("name") != name:

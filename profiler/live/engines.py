@@ -13,7 +13,7 @@ from moescope.collectors.schema import EVIDENCE, THROTTLED
 from moescope.profiler.growing.columns import NULL, Columns
 from moescope.profiler.growing.kernels import NOT_RECORDED
 from moescope.profiler.hardware.table import Peak as DevicePeak
-from moescope.profiler.hardware.table import hardware_of
+from moescope.profiler.hardware.table import hardware_of, peaks_from
 from moescope.profiler.live.state import LiveState
 from moescope.profiler.snapshot import Engine, Evidence, Figure, LinkRow, Units
 
@@ -53,8 +53,8 @@ def peaks(meta: Mapping[str, Any]) -> dict[str, Peak]:
 def known_peaks(state: LiveState) -> dict[str, Peak]:
     """Peaks of the devices that the ranks run on.
 
-    On the CPU backend those that were measured there. On GPUs those of the hardware table: what `calibrate` measures is
-    the host's processor; limits of power and clock are taken as they stand in `meta.json`.
+    On the CPU backend those that were measured there. On GPUs those of the hardware table, or as `calibrate` measured
+    them, as the view asks; limits of power and clock are taken as they stand in `meta.json`.
     """
     told = peaks(state.source.meta)
     if state.unit_kind == "core":
@@ -63,13 +63,21 @@ def known_peaks(state: LiveState) -> dict[str, Peak]:
         held = state.ranks.get(rank)
         if held is not None and held.devices:
             device = state.names.text(state.first_device(held), "")
-            hardware = hardware_of(state.source.meta, rank, device)
+            hardware = hardware_of(state.source.meta, rank, device, peaks=peaks_from(other=state.other_peaks))
             found = {name: Peak(name, peak.value, _label(peak), peak.source) for name, peak in hardware.flops.items()}
             memory = hardware.memory_bytes_per_s
             if memory is not None:
                 found["hbm"] = Peak("hbm", memory.value, _label(memory), memory.source)
             return _limits(state.source.meta, told) | found
     return _limits(state.source.meta, told)
+
+
+def peaks_note(state: LiveState) -> str:
+    """What shares are of, where it is not what it says on a GPU's data sheet."""
+    if state.unit_kind == "core" or peaks_from(other=state.other_peaks) == "data-sheet":
+        return ""
+    measured = any(peak.evidence == "measured" and name not in _LIMITS for name, peak in known_peaks(state).items())
+    return "peak as measured" if measured else "data sheet's peak (run `moescope calibrate`)"
 
 
 def _limits(meta: Mapping[str, Any], told: Mapping[str, Peak]) -> dict[str, Peak]:

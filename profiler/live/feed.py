@@ -13,7 +13,7 @@ from moescope.profiler.findings.rules import findings
 from moescope.profiler.growing.columns import NULL
 from moescope.profiler.growing.track import EVER, Times
 from moescope.profiler.live import timeline
-from moescope.profiler.live.engines import engine_rows, matrix_use
+from moescope.profiler.live.engines import engine_rows, matrix_use, peaks_note
 from moescope.profiler.live.figures import (
     kernel_counts,
     kernel_rows,
@@ -261,6 +261,7 @@ class _Window:
 
 
 def _snapshot(state: LiveState, view: View) -> Snapshot:
+    state.other_peaks = view.other_peaks
     seen = _Window(state, view)
     meta = state.source.meta
     ranks = tuple(seen.rank_row(rank) for rank in seen.everyone)
@@ -297,6 +298,7 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
         straggler=f"rank {slowest[0]} computes +{slowest[1]:.1%} of the time" if slowest else "",
         ranks=ranks,
         engines=engines,
+        peaks_note=peaks_note(state),
         time_note=seen.period or f"all {seen.which}steps",
         phases=seen.phases,
         kernels=seen.kernels,

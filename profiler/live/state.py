@@ -78,6 +78,8 @@ class LiveState:
         self.ranks: dict[int, RankState] = {}
         self.classes: list[Known] = []
         self.version = 0
+        self.other_peaks = False
+        """As the view that is being answered has it."""
         self._listed: list[int] = []
         self._codes: dict[Known, int] = {}
         self._kinds: NDArray[np.int8] = np.empty(0, np.int8)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from moescope.collectors.schema import host_folder, rank_folder
 from moescope.profiler.classify.classifier import stored_rules, use_rules, user_rules
 from moescope.profiler.classify.rules import Rule
+from moescope.profiler.hardware.table import PeaksFrom, peaks_from, use_peaks
 from moescope.profiler.ranks.part import Part, merge
 from moescope.profiler.ranks.view import HOST
 from moescope.profiler.sources.columns import Origin
@@ -35,6 +36,7 @@ class Item:
     size: int
     rules: tuple[Rule, ...]
     stored: tuple[Rule, ...]
+    peaks: PeaksFrom
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def trace_items(files: Sequence[Path]) -> list[Item]:
     """An item a file."""
     rules, stored = user_rules(), stored_rules()
     return [
-        Item(path.resolve(), place * IN_A_FILE, None, path.stat().st_size, rules, stored)
+        Item(path.resolve(), place * IN_A_FILE, None, path.stat().st_size, rules, stored, peaks_from())
         for place, path in enumerate(files)
     ]
 
@@ -66,7 +68,7 @@ def recording_items(recording: Recording) -> list[Item]:
     rules, stored = user_rules(), stored_rules()
     folder = recording.folder.resolve()
     return [
-        Item(folder, place, rank, _size(folder / rank_folder(rank)) if rank != HOST else 0, rules, stored)
+        Item(folder, place, rank, _size(folder / rank_folder(rank)) if rank != HOST else 0, rules, stored, peaks_from())
         for place, rank in enumerate([HOST, *recording.ranks()])
     ]
 
@@ -82,6 +84,7 @@ def analyse(item: Item) -> Analysed:
     """
     if (user_rules(), stored_rules()) != (item.rules, item.stored):
         use_rules(item.rules, stored=item.stored)
+    use_peaks(item.peaks)
     return _of_recording(item, item.rank) if item.rank is not None else _of_traces(item)
 
 

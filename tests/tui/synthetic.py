@@ -123,6 +123,7 @@ def snapshot(**more: Any) -> Snapshot:
             engine("mlx5_0 tx", 39e9, 50e9, "B/s", "link counter"),
             Engine("Power", UNKNOWN, UNKNOWN, "W", UNKNOWN, "NVML"),
         ),
+        peaks_note="",
         time_note="last 10 s",
         phases=(
             PhaseRow("combine(F)", 1856, 3100 * MS, 318 * MS, 118 * MS),

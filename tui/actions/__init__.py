@@ -34,6 +34,7 @@ ACTIONS: Final[dict[str, Callable[..., Any]]] = {
     "all_ranks": looks.all_ranks,
     "freeze": looks.freeze,
     "units": looks.units,
+    "peaks": looks.peaks,
     "layout": looks.layout,
     "theme": looks.theme,
     "rate": looks.rate,

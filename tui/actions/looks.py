@@ -38,6 +38,14 @@ def units(app: MoescopeApp) -> None:
     app.view.relative = not app.view.relative
 
 
+def peaks(app: MoescopeApp) -> None:
+    """A GPU's peaks from the other place: its data sheet, or as measured here."""
+    if app.seen is not None and all(row.units.kind == "core" for row in app.seen.ranks):
+        app.say("a processor's peaks are always those that were measured on it (`moescope calibrate`)")
+        return
+    app.view.other_peaks = not app.view.other_peaks
+
+
 def layout(app: MoescopeApp) -> None:
     """Words and order for training, or for decoding."""
     if app.seen is not None:

@@ -21,7 +21,7 @@ SIGNS = (
 WORDS = (
     ("exp%", "exposed communication ÷ recorded time"),
     ("hid%", "hidden ÷ all communication"),
-    ("MU%", "matrix units: FLOPs done ÷ (time × measured peak)"),
+    ("MU%", "matrix units: FLOPs done ÷ (time × peak)"),
     ("comm cores", "cores, or SMs, that ran communication: typical/all"),
     ("measured", "a counter or a timestamp"),
     ("derived", "arithmetic on measured figures"),

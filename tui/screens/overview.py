@@ -234,7 +234,7 @@ def engines_panel(seen: Snapshot, view: ViewState, width: int, height: int) -> l
     if len(engines) > height - 2:
         hidden = len(engines) - (height - 3)
         body[-1] = [(f"… {hidden} more: a taller terminal shows them", "dim")]
-    return box("Engines", f"% of peak · {seen.time_note}", body, width, height)
+    return box("Engines", f"% of {seen.peaks_note or 'peak'} · {seen.time_note}", body, width, height)
 
 
 def _engine(engine: Engine, view: ViewState, name_room: int, width: int) -> list[Line]:
