@@ -13,6 +13,7 @@ no future it comes from `wait`.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -171,6 +172,7 @@ class _Calls:
         self._numbers = count(1)
         self._groups: dict[str, _Group] = {}
         self._waited: dict[int, int] = {}
+        self._elsewhere = os.environ.get("TORCH_NCCL_USE_COMM_NONBLOCKING", "0").lower() in ("1", "y", "yes", "true")
         self._failed = False
         self._told = False
 
@@ -277,12 +279,15 @@ class _Calls:
     def _mark(self, group: _Group, number: int) -> bool:
         """Has what is launched from now on told with the call's number; False where that cannot be.
 
-        A group of one launches no kernel of NCCL's, and what a CUDA graph captures runs later, if at all.
+        A group of one launches no kernel of NCCL's, what a CUDA graph captures runs later, if at all, and a
+        communicator that does not block launches on a thread of its own.
         """
         try:
+            if group.n < 2 or self._elsewhere:
+                return False
             cuda = self._session.torch.cuda
             capturing = cuda.is_initialized() and cuda.is_current_stream_capturing()
-            return group.n > 1 and not capturing and self._session.ring.call_begin(number) > 0
+            return not capturing and self._session.ring.call_begin(number) > 0
         except Exception as error:  # noqa: BLE001  fail open: the kernel is in `kernels` all the same
             self._tell(error)
             return False

@@ -26,6 +26,9 @@ from moescope.collectors.sidecar.call_columns import (
 )
 from moescope.collectors.sidecar.names import Names
 
+LOST_NS: Final = 60_000_000_000
+"""A call whose kernel was not told, this long before one that a later call of the group had: the record was lost."""
+
 
 class _Seen:
     """Numbers of calls that were taken in. They rise, a little out of order: old ones are known by their size."""
@@ -59,7 +62,6 @@ class Calls:
         self._ranges: list[Range] = []
         self._packed: list[Packed] = []
         self._told: list[tuple[int, Records, Names]] = []
-        self._seen_on_gpu = False
         self.seen = _Seen()
         self.threads: set[int] = set()
         """Threads that execute calls."""
@@ -114,7 +116,6 @@ class Calls:
     def executed_on_gpu(self, records: Records, names: Names) -> None:
         """Execution ranges that a GPU's kernels tell; records: EXECUTION alone, each with the number of its call"""
         if len(records):
-            self._seen_on_gpu = True
             self._told.append((self._origin.pid, records, names))
 
     def _meet(self) -> list[tuple[Packed, Executed, Names]]:
@@ -189,6 +190,8 @@ class Calls:
             for number, call in sorted(self._open.items()):
                 self._ended.append(Ended(number, call, call.issue_ns, None, measured=False))
             self._open.clear()
+        elif self._open:
+            self._give_up_lost(met)
         ended, self._ended = self._ended, []
         ranges, self._ranges = self._ranges, []
         of_kernels = [kernels(ranges)] if ranges else []
@@ -216,16 +219,27 @@ class Calls:
             if count:
                 batch.add_columns(table, count, columns)
 
+    def _give_up_lost(self, met: list[tuple[Packed, Executed, Names]]) -> None:
+        """Ends calls whose kernels will not be told any more, so that nobody takes them for calls that hang."""
+        latest = {packed.group: int(executed.records["start_ns"].max()) for packed, executed, _ in met}
+        for one in self._ended:
+            if one.measured:
+                latest[one.call.group] = max(one.start_ns, latest.get(one.call.group, 0))
+        for number, call in list(self._open.items()):
+            if call.issue_ns + LOST_NS < latest.get(call.group, 0) and self._of_nccl(call):
+                del self._open[number]
+                self._ended.append(Ended(number, call, call.issue_ns, 0, measured=False))
+
     def _ends_on_gpu(self, one: Ended) -> bool:
         """Whether the host alone tells of the call, which put NCCL's kernel into the queue: not when that ended.
 
-        The kernel itself is in `kernels`; beside it a call of the wrong length would count twice. Nor can a call that
-        had no kernel so far be said never to have ended where no call of the process was ever seen to have one.
+        The kernel itself is in `kernels`; beside it a call of the wrong length would count twice.
         """
-        if one.measured or not (self._origin.kernels_told or self._origin.devices):
-            return False
-        known = one.dur_ns is not None or not self._seen_on_gpu
-        return known and "nccl" in (self._group(one.call.group).backend or "")
+        told = self._origin.kernels_told or bool(self._origin.devices)
+        return told and not one.measured and one.dur_ns is not None and self._of_nccl(one.call)
+
+    def _of_nccl(self, call: Call) -> bool:
+        return "nccl" in (self._group(call.group).backend or "")
 
     def _complete(self, number: int, done_ns: int, span: tuple[int, int] | None, tid: int, name: str) -> None:
         call = self._open.pop(number, None)

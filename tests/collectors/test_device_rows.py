@@ -11,10 +11,10 @@ import pytest
 from moescope.collectors.agent.kineto import write_device_events
 from moescope.collectors.agent.ring import FileRing as Writer
 from moescope.collectors.clock import Clock
-from moescope.collectors.ring_reader import DONE, RECORD
+from moescope.collectors.ring_reader import DONE, EXECUTION, RECORD
 from moescope.collectors.sidecar.batch import Batch, Origin
 from moescope.collectors.sidecar.call_columns import Call
-from moescope.collectors.sidecar.calls import Calls
+from moescope.collectors.sidecar.calls import LOST_NS, Calls
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing as Reader
 from moescope.collectors.sidecar.names import Names
@@ -47,6 +47,31 @@ def test_a_call_that_ends_on_the_gpu_is_told_by_its_kernel_alone(backend: str, k
         (64, None),
     ]
     assert stored(batch, "kernels") == []
+
+
+def test_a_call_whose_kernels_record_was_lost_is_not_taken_for_one_that_hangs() -> None:
+    calls = Calls(Origin(1, Clock(0, 0), rank=0, kernels_told=True))
+    names = Names(lambda: ["", "ncclDevKernel_AllReduce"])
+    names.update()
+    for name in ("world", "pair"):
+        calls.group({"name": name, "ranks": [0, 1], "backend": "nccl"})
+    calls.issued(1, Call("all_to_all", "world", 0, [0, 64], [0, 64], "float32", 0))
+    calls.issued(2, Call("send", "pair", 0, [0, 32], [0, 0], "float32", 0))
+    calls.issued(3, Call("all_to_all", "world", LOST_NS - 10, [0, 16], [0, 16], "float32", 0))
+    calls.issued(4, Call("all_to_all", "world", LOST_NS, [0, 16], [0, 16], "float32", 0))
+    for number, start in ((3, LOST_NS), (4, LOST_NS + 5)):
+        span = np.zeros(1, RECORD)
+        span["type"], span["b"], span["start_ns"], span["dur_ns"], span["name"] = EXECUTION, number, start, 5, 1
+        calls.executed_on_gpu(span, names)
+        batch = Batch()
+        calls.store(batch)
+        assert [row["call"] for row in stored(batch, "collectives")] == [number]
+        # Of the first no more is known than its bytes, once a later call of its group is a minute past it.
+        untimed = [row["bytes"] for row in stored(batch, "transfers") if row["dur_ns"] is None]
+        assert untimed == ([] if number == 3 else [64])
+    last = Batch()
+    calls.store(last, final=True)
+    assert [(row["op"], row["dur_ns"]) for row in stored(last, "collectives")] == [("send", None)]
 
 
 def test_kernels_of_pytorchs_profiler_come_back_however_many_and_long(tmp_path: Path) -> None:
