@@ -252,14 +252,13 @@ class _Calls:
         ring = self._session.ring
 
         def end(group: Any, *args: Any, **kwargs: Any) -> Any:
-            known = self._groups.get(group.group_name)
+            known = None if self._failed else self._groups.get(group.group_name)
             calls = None if known is None else known.together
             if known is None or not calls:
                 return original(group, *args, **kwargs)
             known.together = None
             number = next(self._numbers)
-            ring.blob("comm_together", [number, *calls])
-            marked = self._mark(known, number)
+            marked = self._mark(known, number, calls)
             try:
                 work = original(group, *args, **kwargs)
             except BaseException:
@@ -276,9 +275,10 @@ class _Calls:
 
         return end
 
-    def _mark(self, group: _Group, number: int) -> bool:
+    def _mark(self, group: _Group, number: int, together: Sequence[int] = ()) -> bool:
         """Has what is launched from now on told with the call's number; False where that cannot be.
 
+        together: calls that are launched as this one
         A group of one launches no kernel of NCCL's, what a CUDA graph captures runs later, if at all, and a
         communicator that does not block launches on a thread of its own.
         """
@@ -287,6 +287,8 @@ class _Calls:
                 return False
             cuda = self._session.torch.cuda
             capturing = cuda.is_initialized() and cuda.is_current_stream_capturing()
+            if together and not capturing:
+                self._session.ring.blob("comm_together", [number, *together])
             return not capturing and self._session.ring.call_begin(number) > 0
         except Exception as error:  # noqa: BLE001  fail open: the kernel is in `kernels` all the same
             self._tell(error)

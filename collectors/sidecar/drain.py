@@ -51,6 +51,9 @@ HOLD_NS: Final = 2_000_000_000
 IDLE_FILL: Final = 0.2
 """What a process has left before it shows work of its own waits in its ring, up to this share of it."""
 
+TOGETHER_KEPT: Final = 4096
+"""Of how many launches it is known that they are several calls: their kernels come within moments, or not at all."""
+
 _IN_BULK: Final = (COMM_PACKED, ROW_PACKED, DEVICE, TOGETHER)
 _WORK: Final = (OPERATOR, PHASE, EXECUTION, DONE, STEP)
 _NO_NUMBERS: Final = np.empty(0, np.int64)
@@ -148,6 +151,8 @@ class ProcessDrain:
         for i in heads[kinds == TOGETHER]:
             number, *members = blob_payload(records, i)
             self._together[number] = members
+            if len(self._together) > TOGETHER_KEPT:
+                del self._together[next(iter(self._together))]
         of_device = heads[kinds == DEVICE]
         payloads = [blob_payload(records, i, raw=True) for i in of_device]
         device = np.frombuffer(b"".join(payloads), DEVICE_RECORD)
