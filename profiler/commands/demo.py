@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,7 @@ def command(
 
     if tui and not has_terminal():
         raise click.UsageError("--tui needs a terminal: leave it out, and open `moescope top` elsewhere")
+    _require_torch()
     folder, _ = recording_folder(chosen_folder(output, ("demo",), force))
     _calibrate_once()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -124,6 +126,19 @@ def command(
         click.echo(f"moescope: the demo's target failed with exit code {code}; see {folder}", err=True)
         sys.exit(code)
     _answer(folder)
+
+
+def _require_torch() -> None:
+    """Raises UsageError where this Python has no PyTorch, before anything is recorded."""
+    try:
+        there = find_spec("torch") is not None
+    except ImportError:
+        there = False
+    if not there:
+        raise click.UsageError(
+            "the demo runs a model in PyTorch, which this Python does not have: `pip install 'moescope[model]'` brings "
+            "it, and `moescope demo --recorded` shows a recorded run without it"
+        )
 
 
 def _show_recorded(context: click.Context, name: str, tui: bool | None, output: Path | None, force: bool) -> None:

@@ -47,6 +47,14 @@ def test_a_recording_ships_and_is_shown_without_pytorch(tmp_path: Path) -> None:
     assert (again.returncode, "not empty" in again.stderr) == (2, True)
 
 
+def test_the_demo_says_what_it_needs_before_it_records_anything(tmp_path: Path) -> None:
+    done = without_torch(tmp_path)
+    assert done.returncode == 2
+    assert "moescope[model]" in done.stderr
+    assert "moescope demo --recorded" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_are_listed_and_unknown_ones_refused(tmp_path: Path) -> None:
     listed = without_torch(tmp_path, "--recorded", "list")
     assert listed.returncode == 0
