@@ -215,7 +215,7 @@ def _watch(
         now_s = time.monotonic()
         if info.si_signo == signal.SIGINT:
             if interrupted_s is not None and now_s - interrupted_s < TWICE_S:
-                target.signal(signal.SIGKILL)
+                target.kill()
                 recording.call(lambda keeper: keeper.kill_all(target.pid), None)
                 continue
             interrupted_s = now_s

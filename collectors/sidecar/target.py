@@ -128,9 +128,36 @@ class Target:
         code = os.waitstatus_to_exitcode(self.status)
         return code if code >= 0 else 128 - code
 
+    def kill(self) -> None:
+        """Ends the command and whatever it has started, at once."""
+        for pid in (self.pid, *descendants(self.pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+
     def signal(self, number: int) -> None:
         """Passes a signal on."""
         try:
             os.kill(self.pid, number)
         except ProcessLookupError:
             pass  # it has just ended
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` has started, and those that these have; not where one in between has ended."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                parent = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()[1]
+            except (OSError, IndexError):
+                continue  # it has just ended
+            children.setdefault(int(parent), []).append(int(entry))
+    found: list[int] = []
+    ahead = [pid]
+    while ahead:
+        new = children.get(ahead.pop(), [])
+        found += new
+        ahead += new
+    return found

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from moescope.collectors.calibrate import _machine
+from moescope.collectors.sidecar.ranks import alive
 from moescope.collectors.sidecar.run import TWICE_S
 from moescope.tui.commands import COMMANDS
 from tests.collectors.reading import meta, rows
@@ -376,6 +377,38 @@ def test_an_interrupt_long_after_another_is_the_command_s_own_and_two_in_a_row_a
             break
         process.send_signal(signal.SIGINT)
     assert process.wait(30) == 137
+
+
+DEAF = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if len(sys.argv) > 1:
+    child = subprocess.Popen([sys.executable, "-I", __file__, *sys.argv[2:]])
+    child.wait()
+print(os.getpid(), flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_two_interrupts_in_a_row_end_what_the_command_has_started_though_nothing_of_it_is_recorded(
+    start_moescope: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    target = script(tmp_path, DEAF)
+    process = start_moescope("run", "-o", "rec", "--", sys.executable, "-I", target, "child", "grandchild")
+    assert process.stdout is not None
+    innermost = int(process.stdout.readline())
+    assert alive(innermost)
+    for _ in range(100):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)  # two signals at once are one
+        if process.poll() is not None:
+            break
+    assert process.wait(30) == 137
+    until = time.monotonic() + 10
+    while alive(innermost) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive(innermost)
 
 
 def test_what_is_said_of_an_interrupt_is_what_it_does() -> None:
