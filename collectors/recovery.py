@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moescope.collectors.clock import Clock
 from moescope.collectors.schema import META_FILE, TABLES, host_folder, rank_folder
-from moescope.collectors.sidecar.ranks import RankTable, alive, started
+from moescope.collectors.sidecar.processes import alive, started
+from moescope.collectors.sidecar.ranks import RankTable
 from moescope.collectors.sidecar.writer import RecordingWriter
 
 if TYPE_CHECKING:

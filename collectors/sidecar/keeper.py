@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from moescope.collectors.samplers.nvml import GpuSampler
 from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
 from moescope.collectors.sidecar.audience import Audience
 from moescope.collectors.sidecar.batch import Batch
-from moescope.collectors.sidecar.ranks import RankProcess, RankTable, alive, started
+from moescope.collectors.sidecar.processes import alive, kill, started
+from moescope.collectors.sidecar.ranks import RankProcess, RankTable
 from moescope.collectors.sidecar.writer import RecordingWriter
 
 if TYPE_CHECKING:
@@ -344,13 +344,9 @@ class Keeper:
         self._ranks.scan(time.monotonic_ns())
         return [p.pid for p in self._ranks.processes if not p.ended and alive(p.pid)]
 
-    def kill_all(self, pid: int) -> None:
-        """Ends the target and every recorded process at once."""
-        for victim in {pid, *(p.pid for p in self._ranks.processes if not p.ended)}:
-            try:
-                os.kill(victim, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+    def kill_ranks(self) -> None:
+        """Ends every recorded process at once: one may have left the command that started it."""
+        kill(process.pid for process in self._ranks.processes if not process.ended)
 
     def finish(self, exit_code: int) -> None:
         """Stores what is left, and marks the recording as finished."""

@@ -13,6 +13,7 @@ from moescope.collectors.ring_reader import Ring, RingError
 from moescope.collectors.schema import DEVICE_SOURCE
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing
+from moescope.collectors.sidecar.processes import alive
 
 SETTLE_NS = 1_500_000_000
 """How long a process that tells no rank may still tell one before it is given a number."""
@@ -35,23 +36,6 @@ class RankProcess:
     @property
     def pid(self) -> int:
         return self.drain.ring.pid
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs (a zombie does not)."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    return status.rpartition(b")")[2].split()[0:1] not in ([b"Z"], [b"X"])
-
-
-def started(pid: int) -> int | None:
-    """When the process started, clock ticks since boot: with its number it names a process for good."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except OSError:
-        return None
 
 
 class RankTable:

@@ -216,7 +216,7 @@ def _watch(
         if info.si_signo == signal.SIGINT:
             if interrupted_s is not None and now_s - interrupted_s < TWICE_S:
                 target.kill()
-                recording.call(lambda keeper: keeper.kill_all(target.pid), None)
+                recording.call(lambda keeper: keeper.kill_ranks(), None)
                 continue
             interrupted_s = now_s
         if info.si_code != _FROM_TERMINAL:

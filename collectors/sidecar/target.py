@@ -12,6 +12,7 @@ from typing import Final
 
 import moescope.collectors as collectors
 from moescope.collectors.native import injection_path, library_path
+from moescope.collectors.sidecar.processes import descendants, kill
 
 ITT_VARIABLE: Final = "INTEL_LIBITTNOTIFY64"
 CUDA_VARIABLE: Final = "CUDA_INJECTION64_PATH"
@@ -130,11 +131,7 @@ class Target:
 
     def kill(self) -> None:
         """Ends the command and whatever it has started, at once."""
-        for pid in (self.pid, *descendants(self.pid)):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+        kill([self.pid, *descendants(self.pid)])
 
     def signal(self, number: int) -> None:
         """Passes a signal on."""
@@ -142,22 +139,3 @@ class Target:
             os.kill(self.pid, number)
         except ProcessLookupError:
             pass  # it has just ended
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that `pid` has started, and those that these have; not where one in between has ended."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                parent = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()[1]
-            except (OSError, IndexError):
-                continue  # it has just ended
-            children.setdefault(int(parent), []).append(int(entry))
-    found: list[int] = []
-    ahead = [pid]
-    while ahead:
-        new = children.get(ahead.pop(), [])
-        found += new
-        ahead += new
-    return found

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from moescope.collectors.calibrate import _machine
-from moescope.collectors.sidecar.ranks import alive
+from moescope.collectors.sidecar.processes import alive
 from moescope.collectors.sidecar.run import TWICE_S
 from moescope.tui.commands import COMMANDS
 from tests.collectors.reading import meta, rows
@@ -380,14 +380,13 @@ def test_an_interrupt_long_after_another_is_the_command_s_own_and_two_in_a_row_a
 
 
 DEAF = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 if len(sys.argv) > 1:
     child = subprocess.Popen([sys.executable, "-I", __file__, *sys.argv[2:]])
-    child.wait()
+    sys.exit(child.wait())
 print(os.getpid(), flush=True)
-while True:
-    signal.pause()
+time.sleep(60)
 """
 
 
