@@ -5,7 +5,8 @@ there. C++ callers (DDP's reducer, functional collectives) do not: their executi
 Gloo tells when it executes a call that was issued with torch's ranges on, and the library gives its range the call's
 number as it begins: inside windows they are on, outside they are switched on for the call alone (under a microsecond).
 What NCCL launches while a call is issued bears the call's number as CUPTI tells it: its kernel is when the call was
-executed. Calls between `_start_coalescing` and `_end_coalescing` are launched together at the end, as one.
+executed. Calls between `_start_coalescing` and `_end_coalescing` are launched together at the end, as one. (Not yet run
+on a GPU.)
 Where neither can be (another backend, the target's own profiler) completion comes from the returned work's future, on
 the thread that completed it: a moment late and at a price, as that thread waits for the interpreter. Where a work has
 no future it comes from `wait`.
@@ -198,27 +199,18 @@ class _Calls:
                 # Told before it is made: it may block, and what never ends is what somebody will look for.
                 if not self._issued(number, issue_ns, known, op, bytes_of, args, kwargs):
                     return original(group, *args, **kwargs)
-                together = known.together if gpu else None
-                marked = gpu and together is None and self._mark(known, number)
-                try:
-                    work = original(group, *args, **kwargs)
-                except BaseException:
-                    ring.blob("comm_failed", [number])
-                    raise
-                finally:
-                    if marked:
-                        ring.call_end()
-                if together is not None:
-                    together.append(number)
-                elif not marked:
-                    self._follow(work, number)
-                return work
+                if gpu and known.together is not None:
+                    work = self._launch(original, group, args, kwargs, [number], marked=None)
+                    known.together.append(number)
+                    return work
+                marked = gpu and self._mark(known, number)
+                return self._launch(original, group, args, kwargs, [number], marked=marked)
             found = settled(COMMUNICATES)
             here = found > 0 or self._ranges_on(many=found < 0)
             lent = None if here else self._lend()
             try:
                 work = original(group, *args, **kwargs)
-            except BaseException:
+            except BaseException:  # no range will come; raised again: the target's own
                 ring.withdraw(number)
                 raise
             finally:
@@ -249,7 +241,6 @@ class _Calls:
 
     def wrap_end(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """What was issued since the start is launched by `original`, under a number of its own."""
-        ring = self._session.ring
 
         def end(group: Any, *args: Any, **kwargs: Any) -> Any:
             known = None if self._failed else self._groups.get(group.group_name)
@@ -257,23 +248,39 @@ class _Calls:
             if known is None or not calls:
                 return original(group, *args, **kwargs)
             known.together = None
-            number = next(self._numbers)
-            marked = self._mark(known, number, calls)
-            try:
-                work = original(group, *args, **kwargs)
-            except BaseException:
-                for call in calls:
-                    ring.blob("comm_failed", [call])
-                raise
-            finally:
-                if marked:
-                    ring.call_end()
-            if not marked:
-                for call in calls:
-                    self._follow(work, call)
-            return work
+            marked = self._mark(known, next(self._numbers), calls)
+            return self._launch(original, group, args, kwargs, calls, marked=marked)
 
         return end
+
+    def _launch(
+        self,
+        original: Callable[..., Any],
+        group: Any,
+        args: Any,
+        kwargs: Any,
+        calls: Sequence[int],
+        *,
+        marked: bool | None,
+    ) -> Any:
+        """What `original` gives, which makes these calls.
+
+        marked: whether what it launches bears a number, so that kernels tell the rest; None where nothing is launched yet
+        """
+        ring = self._session.ring
+        try:
+            work = original(group, *args, **kwargs)
+        except BaseException:  # told, and raised again: the target's own
+            for call in calls:
+                ring.blob("comm_failed", [call])
+            raise
+        finally:
+            if marked:
+                ring.call_end()
+        if marked is False:
+            for call in calls:
+                self._follow(work, call)
+        return work
 
     def _mark(self, group: _Group, number: int, together: Sequence[int] = ()) -> bool:
         """Has what is launched from now on told with the call's number; False where that cannot be.
@@ -390,7 +397,11 @@ def _backends(distributed: Any, group: Any) -> tuple[str, bool, bool]:
     backend = str(distributed.get_backend(group))
     if backend in ("gloo", "nccl"):
         return backend, backend == "gloo", backend == "nccl"
-    pairs = [pair.partition(":") for pair in str(distributed.get_backend_config(group)).split(",")]
+    try:
+        config = str(distributed.get_backend_config(group))
+    except Exception:  # noqa: BLE001  fail open: a backend that has none is known by its name alone
+        config = ""
+    pairs = [pair.partition(":") for pair in config.split(",")]
     found = {device: name for device, _, name in pairs if name}
     if not found:
         return backend, False, False

@@ -153,3 +153,11 @@ def test_spans_of_calls_by_hand() -> None:
 def test_a_groups_backends(backend: str, config: str, found: tuple[str, bool, bool]) -> None:
     told = SimpleNamespace(get_backend=lambda _: backend, get_backend_config=lambda _: config)
     assert _backends(told, None) == found
+
+
+def test_a_backend_without_a_configuration_is_known_by_its_name() -> None:
+    def refused(_: object) -> str:
+        raise ValueError("not registered")
+
+    told = SimpleNamespace(get_backend=lambda _: "own", get_backend_config=refused)
+    assert _backends(told, None) == ("own", False, False)
