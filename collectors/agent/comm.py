@@ -265,7 +265,7 @@ class _Calls:
     ) -> Any:
         """What `original` gives, which makes these calls.
 
-        marked: whether what it launches bears a number, so that kernels tell the rest; None where nothing is launched yet
+        marked: whether what it launches bears a number, and kernels tell the rest; None where it launches nothing yet
         """
         ring = self._session.ring
         try:

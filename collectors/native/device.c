@@ -1,8 +1,9 @@
 /* Decodes CUPTI's buffers into the ring: names, phases and graph nodes are looked up here, so that a record stands alone.
  *
  * A launch is known by its API record, which the external correlation (the innermost phase of the launching thread, or the
- * collective that it is issuing) precedes. Buffers of one thread or context come whole, those of others later: what a device did waits for its launch in
- * a list of its own, up to two rounds of `device_write`. All under the caller's lock. Not yet run on a GPU. */
+ * collective that it is issuing) precedes. Buffers of one thread or context come whole, those of others later: what a
+ * device did waits for its launch in a list of its own, up to two rounds of `device_write`. All under the caller's lock.
+ * Not yet run on a GPU. */
 #define _GNU_SOURCE
 #include "device.h"
 

@@ -1,6 +1,7 @@
 /* The ring's frequent calls as a Python module: a row costs half of what it costs through ctypes, in a process whose
- * caches are busy with a model (14 us and 7 us of CPU, a collective 29 us and 18 us). Limited API, so that one file serves every CPython from 3.10 on; where it cannot be imported, or was built
- * without Python's headers, the agent goes through ctypes. Called with the GIL held, all are shorter than giving it up. */
+ * caches are busy with a model (14 us and 7 us of CPU, a collective 29 us and 18 us). Limited API, so that one file
+ * serves every CPython from 3.10 on; where it cannot be imported, or was built without Python's headers, the agent goes
+ * through ctypes. Called with the GIL held, all are shorter than giving it up. */
 #if __has_include(<Python.h>)
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030A0000
@@ -324,10 +325,10 @@ static PyObject *thread_operators(PyObject *module, PyObject *unused) {
 }
 
 static PyMethodDef functions[] = {
-    {"comm", comm, METH_VARARGS, NULL},     {"phase_begin", phase_begin, METH_VARARGS, NULL},
-    {"phase_end", phase_end, METH_O, NULL}, {"expect", expect, METH_VARARGS, NULL},
-    {"mute", mute, METH_O, NULL},           {"thread_operators", thread_operators, METH_NOARGS, NULL},
-    {"uneven", uneven, METH_VARARGS, NULL}, {"settled", settled, METH_O, NULL},
+    {"comm", comm, METH_VARARGS, NULL},       {"phase_begin", phase_begin, METH_VARARGS, NULL},
+    {"phase_end", phase_end, METH_O, NULL},   {"expect", expect, METH_VARARGS, NULL},
+    {"mute", mute, METH_O, NULL},             {"thread_operators", thread_operators, METH_NOARGS, NULL},
+    {"uneven", uneven, METH_VARARGS, NULL},   {"settled", settled, METH_O, NULL},
     {"call_begin", call_begin, METH_O, NULL}, {"call_end", call_end, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

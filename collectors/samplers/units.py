@@ -105,7 +105,7 @@ class UnitSampler:
     @property
     def unwatched_s(self) -> float:
         """The same while nobody looks."""
-        return max(UNWATCHED_S, self.period_s) if self.period_s else 0.0
+        return UNWATCHED_S if self.period_s else 0.0
 
     def open(self) -> None:
         """Tries on this process; raises SamplerUnavailable."""

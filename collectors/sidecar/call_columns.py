@@ -246,7 +246,10 @@ def finished(parts: Sequence[Columns], origin: Origin, constants: Columns) -> tu
     for name in {"start_ns", "issue_ns"} & found.keys():
         found[name] = np.array(found[name], np.int64) + origin.clock.offset_ns
     for name in {"call", "correlation"} & found.keys():
-        found[name] = [None if number is None else int(number) + origin.id_base for number in found[name]]
+        if isinstance(found[name], np.ndarray):
+            found[name] = found[name] + origin.id_base
+        else:
+            found[name] = [None if number is None else int(number) + origin.id_base for number in found[name]]
     if "phase_id" in found:
         found["phase_id"] = origin.ids(np.array(found["phase_id"], np.uint64))
     if "stream" in found:

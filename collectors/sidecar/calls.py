@@ -115,8 +115,7 @@ class Calls:
 
     def executed_on_gpu(self, records: Records, names: Names) -> None:
         """Execution ranges that a GPU's kernels tell; records: EXECUTION alone, each with the number of its call"""
-        if len(records):
-            self._told.append((self._origin.pid, records, names))
+        self._told.append((self._origin.pid, records, names))
 
     def _meet(self) -> list[tuple[Packed, Executed, Names]]:
         """Brings together what was issued and what was executed: what meets plainly is returned, row by row.

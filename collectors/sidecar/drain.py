@@ -57,6 +57,8 @@ TOGETHER_KEPT: Final = 4096
 _IN_BULK: Final = (COMM_PACKED, ROW_PACKED, DEVICE, TOGETHER)
 _WORK: Final = (OPERATOR, PHASE, EXECUTION, DONE, STEP)
 _NO_NUMBERS: Final = np.empty(0, np.int64)
+_NO_DEVICE: Final = np.empty(0, DEVICE_RECORD)
+_NO_CALLS: Final = Launched()
 
 
 @dataclass
@@ -124,7 +126,9 @@ class ProcessDrain:
             self._count(types, records["start_ns"])
             operators(self.origin, tid, where(records, types == OPERATOR), self._names, batch)
             self.calls.executed(tid, records[(types == EXECUTION) | (types == DONE)], self._names)
-            self.calls.executed_on_gpu(t.launched.before(count).executions(), self._names)
+            on_gpu = t.launched.before(count)
+            if len(on_gpu.calls):
+                self.calls.executed_on_gpu(on_gpu.executions(), self._names)
             ranges(self.origin, tid, records, self._names, batch)
         self.calls.store(batch, final=final)
         return batch
@@ -153,11 +157,13 @@ class ProcessDrain:
             self._together[number] = members
             if len(self._together) > TOGETHER_KEPT:
                 del self._together[next(iter(self._together))]
+        device, at = _NO_DEVICE, _NO_NUMBERS
         of_device = heads[kinds == DEVICE]
-        payloads = [blob_payload(records, i, raw=True) for i in of_device]
-        device = np.frombuffer(b"".join(payloads), DEVICE_RECORD)
-        at = np.repeat(of_device, [len(payload) // DEVICE_RECORD.itemsize for payload in payloads])
-        return _Taken(thread, heads, kinds, is_record, issues, numbers, failures, device, at, Launched())
+        if len(of_device):
+            payloads = [blob_payload(records, i, raw=True) for i in of_device]
+            device = np.frombuffer(b"".join(payloads), DEVICE_RECORD)
+            at = np.repeat(of_device, [len(payload) // DEVICE_RECORD.itemsize for payload in payloads])
+        return _Taken(thread, heads, kinds, is_record, issues, numbers, failures, device, at, _NO_CALLS)
 
     def _whole(self, threads: list[_Taken], now_ns: int) -> list[int]:
         """How many records of each thread can be turned into rows now."""
