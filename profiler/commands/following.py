@@ -18,6 +18,7 @@ def say_next(command: str) -> None:
     click.echo(f"moescope: next: {printable(command)}", err=True)
 
 
-def words(paths: Iterable[Path], rules: Path | None = None) -> str:
-    """Sources, and the rules they were read with, as a shell takes them."""
-    return shlex.join([*map(str, paths), *(("--rules", str(rules)) if rules is not None else ())])
+def words(paths: Iterable[Path], rules: Path | None = None, peaks: str | None = None) -> str:
+    """Sources, and the rules and peaks they were read with, as a shell takes them."""
+    options = (("--rules", rules), ("--peaks", peaks))
+    return shlex.join([*map(str, paths), *(str(w) for name, at in options if at is not None for w in (name, at))])

@@ -55,4 +55,4 @@ def command(
     from moescope.profiler.commands.following import say_next, words
 
     render_text(answer, PlainConsole())
-    say_next(f"moescope top {words(sources, rules)}")
+    say_next(f"moescope top {words(sources, rules, peaks)}")

@@ -34,7 +34,7 @@ def command(
 
     ? tells the keys; q leaves, and a run that goes on is left alone.
     """
-    again = words(sources, rules)
+    again = words(sources, rules, peaks)
     if not has_terminal():
         raise UsageProblem(f"the dashboard needs a terminal; use `moescope summary {again}` for plain text")
     from moescope.profiler.commands.opening import open_for_reading

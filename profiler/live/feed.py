@@ -128,6 +128,7 @@ class _Window:
 
     def __init__(self, state: LiveState, view: View) -> None:
         self.state = state
+        state.other_peaks = view.other_peaks
         self.everyone = state.rank_numbers()
         self.ranks = self.everyone if view.rank is None else [view.rank]
         self.filter = None if view.rank is None else self.ranks
@@ -261,7 +262,6 @@ class _Window:
 
 
 def _snapshot(state: LiveState, view: View) -> Snapshot:
-    state.other_peaks = view.other_peaks
     seen = _Window(state, view)
     meta = state.source.meta
     ranks = tuple(seen.rank_row(rank) for rank in seen.everyone)

@@ -90,6 +90,8 @@ def test_a_summary_takes_the_peaks_that_were_asked_for_on_any_process(jobs: str,
         return float(rank["matrix_use"]["achieved"])
 
     of_sheet, of_measured = achieved(), achieved("--peaks", "measured")
+    done = CliRunner().invoke(command, [str(tmp_path), "-j", jobs, "--peaks", "measured"])
+    assert f"moescope top {tmp_path} --peaks measured" in done.stderr
     assert of_sheet == pytest.approx(750 / 1979)
     assert of_measured == pytest.approx(750 / 1500)
 
@@ -105,6 +107,7 @@ def test_a_view_switches_between_both() -> None:
     sheet, measured = feed.snapshot(View()), feed.snapshot(View(other_peaks=True))
     assert (share(sheet), share(measured)) == (pytest.approx(750 / 1979), pytest.approx(0.5))
     assert (sheet.peaks_note, measured.peaks_note) == ("", "peak as measured")
+    assert share(feed.snapshot(View(scrubber_cells=7))) == pytest.approx(750 / 1979)
     source.meta["hardware"].pop("gpu_peaks")
     again = LiveFeed(source)
     again.poll()
