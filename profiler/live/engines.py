@@ -77,7 +77,7 @@ def peaks_note(state: LiveState) -> str:
     if state.unit_kind == "core" or peaks_from(other=state.other_peaks) == "data-sheet":
         return ""
     measured = any(peak.evidence == "measured" and name not in _LIMITS for name, peak in known_peaks(state).items())
-    return "peak as measured" if measured else "data sheet's peak (run `moescope calibrate`)"
+    return "measured peak" if measured else "peak, not measured"
 
 
 def _limits(meta: Mapping[str, Any], told: Mapping[str, Peak]) -> dict[str, Peak]:

@@ -106,19 +106,19 @@ def test_a_view_switches_between_both() -> None:
 
     sheet, measured = feed.snapshot(View()), feed.snapshot(View(other_peaks=True))
     assert (share(sheet), share(measured)) == (pytest.approx(750 / 1979), pytest.approx(0.5))
-    assert (sheet.peaks_note, measured.peaks_note) == ("", "peak as measured")
+    assert (sheet.peaks_note, measured.peaks_note) == ("", "measured peak")
     assert share(feed.snapshot(View(scrubber_cells=7))) == pytest.approx(750 / 1979)
     source.meta["hardware"].pop("gpu_peaks")
     again = LiveFeed(source)
     again.poll()
-    assert "moescope calibrate" in again.snapshot(View(other_peaks=True)).peaks_note
+    assert again.snapshot(View(other_peaks=True)).peaks_note == "peak, not measured"
 
 
 def test_a_key_asks_for_the_other_peaks_where_there_are_two() -> None:
     def feed(kind: str) -> SyntheticFeed:
         shown = snapshot()
         ranks = tuple(replace(row, units=replace(row.units, kind=kind)) for row in shown.ranks)
-        return SyntheticFeed(replace(shown, ranks=ranks, peaks_note="peak as measured"))
+        return SyntheticFeed(replace(shown, ranks=ranks, peaks_note="measured peak"))
 
     gpu, cpu = feed("sm"), feed("core")
     drive(["P"], feed=gpu)
@@ -127,4 +127,5 @@ def test_a_key_asks_for_the_other_peaks_where_there_are_two() -> None:
     assert not gpu.views[-1].other_peaks
     assert "always those that were measured" in screen(["P"], feed=cpu)
     assert not cpu.views[-1].other_peaks
-    assert "% of peak as measured" in screen([], feed=gpu)
+    for size in ((80, 24), (120, 40)):
+        assert "% of measured peak" in screen([], feed=gpu, size=size)

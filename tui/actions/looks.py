@@ -44,6 +44,7 @@ def peaks(app: MoescopeApp) -> None:
         app.say("a processor's peaks are always those that were measured on it (`moescope calibrate`)")
         return
     app.view.other_peaks = not app.view.other_peaks
+    app.say("GPU peaks switched: the data sheet's, or what `moescope calibrate` measured before the run")
 
 
 def layout(app: MoescopeApp) -> None:
