@@ -53,6 +53,9 @@ def streams(op: str) -> bool:
     return op in STREAMS
 
 
+SHAPES_MISSING: Final = "operand shapes were not recorded (torch.profiler does with record_shapes=True)"
+
+
 @lru_cache(maxsize=65536)
 def work_of_call(op: str, shapes: str | None, dtype: str | None, causal: bool | None = None) -> Work:
     """Work of a call.
@@ -64,7 +67,7 @@ def work_of_call(op: str, shapes: str | None, dtype: str | None, causal: bool | 
     if formula is None:
         return unknown(f"no rule tells what {op} computes from its operands", dtype)
     if not shapes:
-        return unknown("operand shapes were not recorded (record_shapes=True)", dtype)
+        return unknown(SHAPES_MISSING, dtype)
     operands = parse_operands(shapes)
     if operands is None:
         return unknown("the recorded shapes are not of the form `64,128;128,256`", dtype)

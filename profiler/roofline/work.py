@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moescope.profiler.labels import Labels, distinct_rows, labels_of
 from moescope.profiler.overlap.sweep import DeviceKernels
-from moescope.profiler.roofline.call import Work, knows, streams, unknown, work_of_call
+from moescope.profiler.roofline.call import SHAPES_MISSING, Work, knows, streams, unknown, work_of_call
 from moescope.profiler.roofline.names import causal_in, dtype_in, weight_in
 from moescope.profiler.roofline.operands import ITEM_BYTES, dtype_named
 from moescope.profiler.roofline.products import RESULT_FIRST
@@ -96,15 +96,22 @@ def _gathered(codes: NDArray[np.int64], values: Sequence[float | None]) -> Float
     return np.array([np.nan if value is None else value for value in values] or [np.nan], np.float64)[codes]
 
 
+def _is_operator(name: str) -> bool:
+    """Whether a kernel is the operator itself, `aten::copy_`, as on the host."""
+    return "::" in name and "<" not in name and "(" not in name
+
+
 def _work(name: str | None, shapes: str | None, dtype: str | None, op: str | None, operator: str) -> Work:
     """Work of the whole call that launched a kernel of this name."""
     name = name or ""
     if operator not in PRODUCTS:
         if op is not None and streams(op):
             return work_of_call(op, shapes, dtype_named(dtype))
-        return unknown("no rule tells the bytes of its operator" if op else _NO_OPERATOR)
+        if op is not None:
+            return unknown("no rule tells the bytes of its operator")
+        return unknown(SHAPES_MISSING if _is_operator(name) and not shapes else _NO_OPERATOR)
     named = dtype_in(name)
-    if op is None and "::" in name and "<" not in name and "(" not in name:
+    if op is None and _is_operator(name):
         op = name
     told = None if op in RESULT_FIRST else dtype_named(dtype)
     if op is not None and knows(op):
