@@ -18,6 +18,7 @@ from moescope.collectors.native import library_path
 from moescope.collectors.samplers import Sampler, SamplerUnavailable, make_samplers
 from moescope.collectors.samplers.nvml_check import gpu_counters
 from moescope.collectors.samplers.nvml_topology import describe_gpus
+from moescope.collectors.samplers.pm_sampling.check import pm_sampling
 from moescope.collectors.sidecar.target import CUDA_VARIABLE, ITT_VARIABLE, TargetSettings, environment
 
 State = Literal["ok", "fallback", "missing"]
@@ -44,6 +45,7 @@ def examine() -> list[Check]:
         _shared_memory(),
         _peaks(),
         Check("GPU counters, links", *gpu_counters()),
+        Check("GPU counters, finer", *pm_sampling()),
         _gpu(),
     ]
 

@@ -179,6 +179,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("fp32_active", "float64", "the same for float32"),
         ("fp16_active", "float64", "the same for float16"),
         ("integer_active", "float64", "the same for integers"),
+        ("fp8_ops_per_s", "float64", "operations of tensor cores on FP8, operations/s; null where no counter tells"),
         ("nvlink_tx_bytes_per_s", "float64", "sent over all NVLinks, bytes/s; null where not known"),
         ("nvlink_rx_bytes_per_s", "float64", "received over all NVLinks, bytes/s; null where not known"),
         ("pcie_tx_bytes_per_s", "float64", "sent over PCIe by the GPU, bytes/s; null where not known"),

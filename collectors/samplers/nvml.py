@@ -6,14 +6,14 @@ Not yet run on a GPU: held against a library of the same entry points in the tes
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.base import GPU_PERIOD_S, Row
 from moescope.collectors.samplers.nvml_devices import Gpu, all_uuids, gpus_of, gpus_seen
-from moescope.collectors.samplers.nvml_gpm import GpmReader
+from moescope.collectors.samplers.nvml_gpm import Gpm, GpmReader
 from moescope.collectors.samplers.nvml_library import Nvml
 from moescope.collectors.samplers.nvml_links import GpuLinks, active_links
 from moescope.collectors.samplers.nvml_state import state_columns
@@ -34,10 +34,19 @@ class GpuSampler:
     name = "gpu"
 
     def __init__(
-        self, clock: Clock, host: str, wanted: Collection[str] = ("device", "links"), period_s: float = GPU_PERIOD_S
+        self,
+        clock: Clock,
+        host: str,
+        wanted: Collection[str] = ("device", "links"),
+        period_s: float = GPU_PERIOD_S,
+        finer: Callable[[str], Collection[str]] | None = None,
     ) -> None:
-        """wanted: `device` for samples of the GPUs, `links` for those of their links; period_s: between two of them"""
+        """wanted: `device` for samples of the GPUs, `links` for those of their links; period_s: between two of them
+
+        finer: columns of a device that are sampled elsewhere, in shorter periods: a figure comes from one source
+        """
         self._clock, self._host, self._wanted = clock, host, wanted
+        self._finer = finer or (lambda device: ())
         self.period_s = max(period_s, LEAST_PERIOD_S)
         self.source = "NVML"
         self._nvml: Nvml | None = None
@@ -88,11 +97,17 @@ class GpuSampler:
             if "device" in self._wanted:
                 row = about | {"device": one.gpu.device, "uuid": one.gpu.uuid or None}
                 row |= state_columns(self._nvml, one.gpu)
-                row |= {"span_ns": gpm.span_ns} | gpm.columns if gpm is not None else {}
+                row |= self._counters(one, gpm)
                 rows.append(("device_samples", None, row))
             if one.links is not None:
                 rows += [("link_samples", None, about | link) for link in one.links.rows(gpm)]
         return rows + self._refusals(self._nvml)
+
+    def _counters(self, one: _Sampled, gpm: Gpm | None) -> dict[str, Any]:
+        """Columns of a GPU's counters; none where all of them are sampled elsewhere."""
+        elsewhere = self._finer(one.gpu.device)
+        left = {name: value for name, value in gpm.columns.items() if name not in elsewhere} if gpm is not None else {}
+        return {"span_ns": gpm.span_ns} | left if gpm is not None and left else {}
 
     def _refusals(self, nvml: Nvml) -> list[Row]:
         """A line of the log for each reason that was not told yet."""

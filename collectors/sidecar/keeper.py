@@ -57,7 +57,7 @@ class Keeper:
         self._audience = Audience(folder)
         self._samplers: list[Sampler] = []
         self._collect = collect
-        self._gpu_period_s = options.gpu_period_s
+        self._periods_s = options.gpu_period_s, options.pm_period_s
         self._gpus_seen: dict[int, dict[str, str] | None] = {}
         self._sampled_at_s: dict[int, float] = {}
         self._samples: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -123,7 +123,7 @@ class Keeper:
             return self._ranks.role_of(process, thread)
 
         signals = make_samplers(
-            self._clock, self._host, rank_of, role_of, self._ranks.pids, self._collect, self._gpu_period_s
+            self._clock, self._host, rank_of, role_of, self._ranks.pids, self._collect, *self._periods_s
         )
         for sources in signals:
             for sampler in sources:

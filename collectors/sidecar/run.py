@@ -57,6 +57,8 @@ class RunOptions:
     collect: str = ""
     keep_s: float | None = None
     gpu_period_s: float = GPU_PERIOD_S
+    pm_period_s: float | None = None
+    """Between two samples of a GPU's counters by PM sampling; None for none of these."""
     quiet: bool = False
 
 

@@ -123,6 +123,13 @@ def default_folder(command: tuple[str, ...], env: dict[str, str] | os._Environ[s
     show_default=True,
     help="Time between two samples of a GPU's counters, at least 100ms.",
 )
+@click.option(
+    "--pm-sampling",
+    metavar="TIME",
+    type=Duration(),
+    help="Sample a GPU's counters every TIME, at least 1ms, by CUPTI's PM sampling besides NVML's. It needs root or "
+    "CAP_PERFMON, keeps other profilers from the counters, and may keep kernels from being recorded.  [default: off]",
+)
 @click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND…")
 def command(
     output: Path | None,
@@ -134,6 +141,7 @@ def command(
     collect: str,
     keep: float | None,
     gpu_period: float,
+    pm_sampling: float | None,
     command_line: tuple[str, ...],
 ) -> None:
     """Run COMMAND and record what its processes do.
@@ -148,6 +156,7 @@ def command(
 
     Operators are recorded in short windows that keep to the budget; phases, steps and communication always.
     """
+    from moescope.collectors.samplers.pm_sampling.sampler import LEAST_PERIOD_S
     from moescope.collectors.sidecar.run import ALL_COLLECTORS, RunOptions
 
     if command_line[0].startswith("-"):
@@ -159,8 +168,10 @@ def command(
         )
     if gpu_period < 0.1:
         raise click.BadParameter("a GPU's counters need at least 100ms between two samples", param_hint="--gpu-period")
+    if pm_sampling is not None and pm_sampling < LEAST_PERIOD_S:
+        raise click.BadParameter("samples lie at least 1ms apart", param_hint="--pm-sampling")
     folder = chosen_folder(output, command_line, force)
-    options = RunOptions(command_line, folder, budget, steps, ranks, collect, keep, gpu_period)
+    options = RunOptions(command_line, folder, budget, steps, ranks, collect, keep, gpu_period, pm_sampling)
     if tui:
         from moescope.profiler.commands.watched import run_with_dashboard
 

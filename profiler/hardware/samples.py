@@ -23,6 +23,7 @@ SHARES: Final = (
     "tensor_active", "hmma_active", "imma_active", "dmma_active", "dfma_active", "sm_active", "occupancy",
     "dram_active", "gpu_busy",
 )  # fmt: skip
+RATES: Final = ("fp8_ops_per_s",)
 MEANS: Final = ("power_w", "clock_hz")
 MOSTS: Final = ("temperature_c", "memory_bytes", "memory_total_bytes")
 ERRORS: Final = ("ecc_corrected", "ecc_uncorrected")
@@ -78,12 +79,12 @@ def _grouped(samples: pa.Table, by: str) -> list[tuple[tuple[str, str], pa.Table
 
 
 def _gpu(host: str, device: str, rows: pa.Table) -> dict[str, Any] | None:
-    """One GPU. Shares are means over time; `throttled_share` and `throttle` are shares of the samples."""
+    """One GPU. Shares and rates are means over time; `throttled_share` and `throttle` are shares of the samples."""
     if device.startswith("cpu"):
         return None
     spans = _floats(rows, "span_ns")
     entry: dict[str, Any] = {"host": host, "device": device, "samples": rows.num_rows}
-    for column in SHARES:
+    for column in SHARES + RATES:
         entry |= _told(column, _mean(_floats(rows, column), spans))
     for column in MEANS:
         entry |= _told(column, _mean(_floats(rows, column), np.ones(rows.num_rows)))

@@ -249,7 +249,7 @@ def engine_rows(
     noun = "Cores" if on_cpu else "SM"
     for column, name, source in (
         ("tensor_active", "Tensor counter", "share of cycles with a matrix unit active"),
-        ("sm_active", f"{noun} busy", "host's CPU time" if on_cpu else "GPM SM activity"),
+        ("sm_active", f"{noun} busy", "host's CPU time" if on_cpu else "counter of SM activity"),
     ):
         share = _mean(state, samples, gpus if column == "tensor_active" else devices, column, window)
         if share is not None:

@@ -32,6 +32,8 @@ def _gpu_line(gpu: dict[str, Any], several: bool) -> str:
             if gpu[name]
         ]
         parts = [f"tensor cores {tensor:.1%} of the time by counter" + (f" ({', '.join(pipes)})" if pipes else "")]
+    if gpu["fp8_ops_per_s"]:
+        parts.append(f"{gpu['fp8_ops_per_s'] / 1e12:.0f} TFLOP/s of FP8 by counter")
     for key, name in (("sm_active", "SMs busy"), ("occupancy", "occupancy"), ("dram_active", "DRAM bandwidth")):
         if gpu[key] is not None:
             parts.append(f"{name} {gpu[key]:.1%}")

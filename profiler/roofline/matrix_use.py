@@ -109,7 +109,7 @@ def _counter(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, A
     times = np.array([time for time, _ in values], np.int64)
     inside = covered_within(swept.recorded, times, times + 1) > 0
     if not inside.any():
-        return {"counter": None, "counter_reason": "no samples of the device's counter of its matrix units (NVML GPM)"}
+        return {"counter": None, "counter_reason": "no samples of a counter of the device's matrix units"}
     used = np.array([value for _, value in values], np.float64)[inside]
     return {"counter": float(used.mean()), "counter_evidence": "measured", "counter_samples": len(used)}
 

@@ -26,6 +26,7 @@ SIGNALS = {
     "rings",
     "peaks",
     "GPU counters, links",
+    "GPU counters, finer",
     "GPU kernels",
     "GPU SMs",
 }
