@@ -221,6 +221,14 @@ def stack(b: Bench) -> Iterator[Figure]:
     yield Figure(f"decode step, {c.name}", median(taken[steps // 3 :]) / 1e6, "ms")
 
 
+def counters(b: Bench) -> Iterator[Figure]:
+    """Tensor cores by the GPU's counters beside what is achieved: a product, and a copy."""
+    from benchmarks.gpu_counters import figures
+
+    for name, value, unit in figures(b):
+        yield Figure(name, value, unit)
+
+
 def accumulation(b: Bench) -> Iterator[Figure]:
     """How many results of an unscaled product have the emulator's very bits."""
     import torch
@@ -241,7 +249,7 @@ def accumulation(b: Bench) -> Iterator[Figure]:
 
 SECTIONS: dict[str, Section] = {
     section.__name__: section
-    for section in (peaks, products, decode, quantisers, exchange, records, accumulation, stack)
+    for section in (peaks, products, decode, quantisers, exchange, records, accumulation, stack, counters)
 }
 
 
