@@ -30,6 +30,7 @@ Told = tuple[str, float | None, str]
 
 SECONDS, SETTLED_S = 2.0, 0.5
 """How long work goes on, and from when on samples count."""
+REHEARSED_S = 0.8
 
 TARGET = """
 import torch
@@ -59,10 +60,14 @@ def figures(b: Bench) -> Iterator[Told]:
             ("PM sampling", PmSampler(Clock(0, 0), "", 0.01)),
         ):
             used, times_s, why = _used(b, sampler, work)
+            why = f"needs a GPU: {why}" if b.rehearsal else why
             yield f"{name}, tensor cores active by {how}", used, "of cycles" if used is not None else why
             if flops and how == "GPM":
                 yield f"{name}, achieved", *_achieved(b, flops / times_s)
-    yield "kernels recorded with PM sampling beside", *_recorded_beside()
+        if b.rehearsal:
+            break
+    beside = (None, "needs a GPU") if b.rehearsal else _recorded_beside()
+    yield "kernels recorded with PM sampling beside", *beside
 
 
 def _used(b: Bench, sampler: Sampler, work: Callable[[], Any]) -> tuple[float | None, float, str]:
@@ -78,7 +83,7 @@ def _used(b: Bench, sampler: Sampler, work: Callable[[], Any]) -> tuple[float | 
     work()
     b.wait()
     began, done = time.monotonic_ns(), 0
-    while time.monotonic_ns() - began < SECONDS * 1e9:
+    while time.monotonic_ns() - began < (REHEARSED_S if b.rehearsal else SECONDS) * 1e9:
         for _ in range(b.size(20, 1)):
             work()
         b.wait()
@@ -115,7 +120,7 @@ def _achieved(b: Bench, flops_per_s: float) -> tuple[float | None, str]:
     known = hardware_named(name)
     peak = known.peaks.get("bf16") if known is not None else None
     if peak is None:
-        return None, f"no peak of {name or 'this device'} is known"
+        return None, "needs a GPU" if b.rehearsal else f"no peak of {name} is known"
     return flops_per_s / peak.value, "of the data sheet's peak"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.gpu_timing import Bench
@@ -28,6 +28,10 @@ SHAPES = {
     "dense gate, up": (36864, 7168),
 }
 """(n, k) of the V3 model's products (arXiv 2412.19437 section 4.2)."""
+
+
+SPLITS = (4, 8, 12, 16, 20, 24, 32)
+"""SMs that are set aside for the exchange."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def exchange(b: Bench) -> Iterator[Figure]:
     m, n, k = b.size(8192, 64), b.size(4096, 128), b.size(7168, 128)
     x, xs, w, ws = b.e4m3(m, k), b.scales(k // 128, m).T, b.e4m3(n, k), b.scales(n // 128, k // 128)
     (alone,) = b.seconds(lambda: gemm(x, xs, w, ws))
-    for sms in (4, 8, 12, 16, 20, 24, 32):
+    for sms in SPLITS:
         limit, rest = (1, 2) if b.rehearsal else (sms, there - sms)
         there_s, back_s, limited = b.seconds(
             lambda limit=limit: dispatch(q, s, source, sms=limit),
@@ -151,6 +155,54 @@ def exchange(b: Bench) -> Iterator[Figure]:
         yield Figure(f"dispatch on {sms} SMs, read and write", 2 * moved / there_s / 1e9, "GB/s", sms == 20)
         yield Figure(f"combine on {sms} SMs, read", 2 * moved / back_s / 1e9, "GB/s", sms == 20)
         yield Figure(f"product on the {there - sms} others, alone there", limited / alone - 1, "longer", sms == 20)
+    serial, beside = _serial_and_beside(b, q, s, source, rows, slot, (x, xs, w, ws))
+    best = min(beside, key=lambda sms: beside[sms])
+    for sms, seconds in beside.items():
+        text = f"exchange on {sms} SMs beside the products that take as long"
+        yield Figure(text, seconds / serial, "of one after the other", sms in (20, best))
+    yield Figure("SMs for the exchange that make both shortest", best, "SMs")
+
+
+def _serial_and_beside(
+    b: Bench, q: Any, s: Any, source: Any, rows: Any, slot: Any, product: tuple[Any, ...]
+) -> tuple[float, dict[int, float]]:
+    """Seconds of a dispatch, a combine and products as long as they, after one another on all SMs, and side by side.
+
+    returns: both one after the other; by SMs that the exchange may use, both at once, products on the others
+    """
+    import torch
+
+    from moescope.instrumented_model.kernels.check import sm_count
+    from moescope.instrumented_model.kernels.exchange import combine, dispatch
+    from moescope.instrumented_model.kernels.gemm import gemm
+
+    there, aside = sm_count(b.device), None if b.rehearsal else torch.cuda.Stream(b.device)
+
+    def exchanged(sms: int | None) -> None:
+        dispatch(q, s, source, sms=sms)
+        combine(rows, slot, sms=sms)
+
+    def multiplied(times: int, sms: int | None) -> None:
+        for _ in range(times):
+            gemm(*product, sms=sms)
+
+    def at_once(times: int, limit: int) -> None:
+        if aside is None:
+            exchanged(1)
+            multiplied(times, 2)
+            return
+        here = torch.cuda.current_stream(b.device)
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            exchanged(limit)
+        multiplied(times, there - limit)
+        here.wait_stream(aside)
+
+    one, other = b.seconds(lambda: exchanged(20 if aside else 1), lambda: multiplied(1, None), times=5)
+    times = b.size(max(round(one / other), 1), 1)
+    (serial,) = b.seconds(lambda: (exchanged(None), multiplied(times, None)), times=5)
+    limits = (20,) if b.rehearsal else SPLITS
+    return serial, {sms: b.seconds(lambda sms=sms: at_once(times, sms), times=5)[0] for sms in limits}
 
 
 def records(b: Bench) -> Iterator[Figure]:
@@ -225,8 +277,21 @@ def counters(b: Bench) -> Iterator[Figure]:
     """Tensor cores by the GPU's counters beside what is achieved: a product, and a copy."""
     from benchmarks.gpu_counters import figures
 
-    for name, value, unit in figures(b):
-        yield Figure(name, value, unit)
+    yield from (Figure(*told) for told in figures(b))
+
+
+def overlap(b: Bench) -> Iterator[Figure]:
+    """Exposed communication of whole runs, serial against overlapped, as their recordings tell."""
+    from benchmarks import gpu_runs
+
+    yield from (Figure(*told) for told in gpu_runs.overlap(b))
+
+
+def recorder(b: Bench) -> Iterator[Figure]:
+    """What recording costs a training step."""
+    from benchmarks import gpu_runs
+
+    yield from (Figure(*told) for told in gpu_runs.recorder(b))
 
 
 def accumulation(b: Bench) -> Iterator[Figure]:
@@ -243,13 +308,37 @@ def accumulation(b: Bench) -> Iterator[Figure]:
     want = accumulate(x.cpu(), w.cpu(), interval=128)
     yield Figure(f"results with the emulator's bits, {m}x{n}x{k}", float((got == want).float().mean()), "of all")
     exact = x.cpu().double() @ w.cpu().double().T
-    for name, result in (("tensor core", got), ("emulator", want)):
+    never = gemm(x, ones[0], w, ones[1], out_dtype=torch.float32, promote=False).cpu()
+    same = float((never == accumulate(x.cpu(), w.cpu(), interval=None)).float().mean())
+    yield Figure("results with the emulator's bits, never promoted", same, "of all")
+    for name, result in (("tensor core", got), ("emulator", want), ("tensor core, never promoted", never)):
         yield Figure(f"relative error, {name}", float((result - exact).norm() / exact.norm()), "of FP64")
+    for n, k, few in ((4096, 7168, 256), (7168, 2048, 128)):
+        m, n, k = b.size(4096, 40), b.size(n, 130), b.size(k, few)
+        x, w = b.e4m3(m, k), b.e4m3(n, k)
+        xs, ws = torch.ones(k // 128, m, device=b.device).T, torch.ones(-(-n // 128), k // 128, device=b.device)
+        cost = b.apart(
+            lambda x=x, xs=xs, w=w, ws=ws: gemm(x, xs, w, ws),
+            lambda x=x, xs=xs, w=w, ws=ws: gemm(x, xs, w, ws, promote=False),
+        )
+        yield Figure(f"promotion every 128 against never, {m}x{n}x{k}", cost, "longer")
 
 
 SECTIONS: dict[str, Section] = {
     section.__name__: section
-    for section in (peaks, products, decode, quantisers, exchange, records, accumulation, stack, counters)
+    for section in (
+        peaks,
+        products,
+        decode,
+        quantisers,
+        exchange,
+        records,
+        accumulation,
+        counters,
+        overlap,
+        recorder,
+        stack,
+    )
 }
 
 

@@ -51,11 +51,18 @@ class Variant:
 
 
 def _gemm(
-    name: str, shape: Shape, *, tma: bool = True, blocks: bool = True, out: str = _BF16, add: bool = False
+    name: str,
+    shape: Shape,
+    *,
+    tma: bool = True,
+    blocks: bool = True,
+    out: str = _BF16,
+    add: bool = False,
+    promote: bool = True,
 ) -> Variant:
     x, w = (f"tensordesc<fp8e4nv[{rows},128]>" if tma else _FP8 for rows in (shape.rows, shape.columns))
     constants: dict[str, Any] = {
-        "stride_xs_row": 1, "ACCUMULATE": add, "TMA": tma, "BLOCKS": blocks,
+        "stride_xs_row": 1, "ACCUMULATE": add, "TMA": tma, "BLOCKS": blocks, "PROMOTE": promote,
         "ROWS": shape.rows, "COLUMNS": shape.columns, "STAGES": shape.stages, "BAND": gemm.BAND,
     }  # fmt: skip
     constants["stride_ws_tile" if blocks else "stride_ws_row"] = 1
@@ -124,6 +131,7 @@ VARIANTS = (
     _gemm("GEMM 128x128, pointers", LARGE, tma=False),
     _gemm("GEMM 64x128, pointers", SMALL, tma=False),
     _gemm("GEMM 128x128, Wgrad, adds to FP32", LARGE, blocks=False, out=_F32, add=True),
+    _gemm("GEMM 128x128, never promoted", LARGE, promote=False),
     _grouped_m("grouped M 128x128", LARGE),
     _grouped_m("grouped M 64x128", SMALL),
     _grouped_m("grouped M 128x128, pointers", LARGE, tma=False),

@@ -24,7 +24,7 @@ def gemm_kernel(
     x, xs, w, ws, y, m, n, k,
     stride_x, stride_xs_row, stride_xs_tile, stride_w, stride_ws_row, stride_ws_tile, stride_y,
     trace,
-    ACCUMULATE: tl.constexpr, TMA: tl.constexpr, BLOCKS: tl.constexpr,
+    ACCUMULATE: tl.constexpr, TMA: tl.constexpr, BLOCKS: tl.constexpr, PROMOTE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """x: [m, k], w: [n, k] E4M3, pointers or descriptors; y: [m, n]; one program takes every so many-th tile"""
@@ -46,7 +46,7 @@ def gemm_kernel(
         sums = product_tile(
             x, w, xs + row * stride_xs_row, ws_at,
             x_row, m, w_row, n, row < m, column < n, 0, tiles, k,
-            stride_x, stride_w, stride_xs_tile, stride_ws_tile, TMA, BLOCKS, ROWS, COLUMNS, STAGES,
+            stride_x, stride_w, stride_xs_tile, stride_ws_tile, TMA, BLOCKS, ROWS, COLUMNS, STAGES, PROMOTE,
         )  # fmt: skip
         store_tile(y, sums, row, column, row < m, column < n, stride_y, ACCUMULATE)
         record_end(trace, start, written + tile // programs, tile, COMPUTE)
@@ -63,6 +63,7 @@ def gemm(
     accumulate: bool = False,
     sms: int | None = None,
     trace: Trace | None = None,
+    promote: bool = True,
 ) -> torch.Tensor:
     """Y = X W^T with promotion to FP32 every 128 elements.
 
@@ -72,6 +73,8 @@ def gemm(
     out_dtype: bfloat16 or float32
     out: where the result goes, [m, n] of `out_dtype`; accumulate: add to what it holds
     sms: the most SMs it may use, None for all
+    promote: False never promotes, to see what promotion costs and what it is for: sums run on in the tensor core's 14
+        bits or so, and the first tile's scales, which must be those of all, are applied at the end
     returns: [m, n] `out_dtype`
     raises: ValueError on a shape, dtype or device that does not fit
     """
@@ -94,7 +97,7 @@ def gemm(
             operand(xq, shape.rows, tma), xs, operand(wq, shape.columns, tma), ws, y, m, n, k,
             xq.stride(0), *xs.stride(), wq.stride(0), *ws.stride(), y.stride(0),
             trace and trace.launched("gemm", programs),
-            ACCUMULATE=accumulate, TMA=tma, BLOCKS=blocks,
+            ACCUMULATE=accumulate, TMA=tma, BLOCKS=blocks, PROMOTE=promote,
             ROWS=shape.rows, COLUMNS=shape.columns, STAGES=shape.stages, BAND=BAND,
             num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip

@@ -52,6 +52,7 @@ def product_tile(
     x_row, x_rows, w_row, w_rows, row_inside, column_inside, first, last, k,
     stride_x, stride_w, stride_xs_tile, stride_ws_tile,
     TMA: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+    PROMOTE: tl.constexpr = True,
 ):  # fmt: skip
     """Sum over tiles `first` to `last` of 128 elements. returns: [ROWS, COLUMNS] float32
 
@@ -59,18 +60,28 @@ def product_tile(
     xs: pointers to scales [ROWS] of tile 0
     ws: the same [COLUMNS] for tiles, or [ROWS] times the one scale of these columns for BLOCKS: then it is folded into
         the row's scale, 1 multiplication a row in place of 1 an element
+    PROMOTE: else the sum runs on in the tensor core over all tiles, and the scales of the first hold for all
     """
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     for tile in tl.range(first, last, num_stages=STAGES):
         a = load_tile(x, x_row, tile * WIDTH, x_rows, k, stride_x, ROWS, WIDTH, TMA)
         b = load_tile(w, w_row, tile * WIDTH, w_rows, k, stride_w, COLUMNS, WIDTH, TMA)
-        a_scale = tl.load(xs + tile * stride_xs_tile, mask=row_inside, other=0.0)
-        if BLOCKS:
-            b_scale = tl.load(ws + tile * stride_ws_tile)
-            sums += tl.dot(a, b.T) * (a_scale * b_scale)[:, None]
+        if PROMOTE:
+            a_scale = tl.load(xs + tile * stride_xs_tile, mask=row_inside, other=0.0)
+            if BLOCKS:
+                b_scale = tl.load(ws + tile * stride_ws_tile)
+                sums += tl.dot(a, b.T) * (a_scale * b_scale)[:, None]
+            else:
+                b_scale = tl.load(ws + tile * stride_ws_tile, mask=column_inside, other=0.0)
+                sums += tl.dot(a, b.T) * a_scale[:, None] * b_scale[None, :]
         else:
-            b_scale = tl.load(ws + tile * stride_ws_tile, mask=column_inside, other=0.0)
-            sums += tl.dot(a, b.T) * a_scale[:, None] * b_scale[None, :]
+            sums = tl.dot(a, b.T, sums)
+    if not PROMOTE:
+        sums *= tl.load(xs + first * stride_xs_tile, mask=row_inside, other=0.0)[:, None]
+        if BLOCKS:
+            sums *= tl.load(ws + first * stride_ws_tile)[:, None]
+        else:
+            sums *= tl.load(ws + first * stride_ws_tile, mask=column_inside, other=0.0)[None, :]
     return sums
 
 

@@ -51,6 +51,19 @@ def test_tiles_by_tiles_added_to_what_is_there(device) -> None:
     _close(out, plain.values(xq, xs), plain.values(wq, ws), there.double())
 
 
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_sum_that_is_never_promoted_takes_one_scale_for_all_of_k(blocks: bool, device) -> None:
+    from moescope.instrumented_model.kernels.gemm import gemm
+
+    (xq, xs), (wq, ws) = (
+        plain.quantised(130, 300, 6),
+        plain.blocks(260, 300, 7) if blocks else plain.quantised(260, 300, 7),
+    )
+    xs, ws = xs[:, :1].expand_as(xs).contiguous(), ws[:, :1].expand_as(ws).contiguous()
+    got = gemm(*(t.to(device) for t in (xq, xs, wq, ws)), out_dtype=torch.float32, promote=False)
+    _close(got, plain.values(xq, xs), plain.values(wq, ws, 128) if blocks else plain.values(wq, ws))
+
+
 @pytest.mark.parametrize("rows", [[1, 0, 3, 70], [200, 129, 0, 5]])
 def test_experts_with_any_number_of_tokens(rows: list[int], device) -> None:
     from moescope.instrumented_model.kernels.grouped_gemm import grouped_gemm

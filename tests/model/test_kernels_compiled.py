@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(interpreted(), reason="TRITON_INTERPRET is set: 
 
 BY_NAME = {variant.name: variant for variant in ahead.VARIANTS}
 PRODUCTS = [name for name in BY_NAME if name.startswith(("GEMM", "grouped"))]
+PROMOTED = [name for name in PRODUCTS if "never promoted" not in name]
 QUANTISERS = [name for name in BY_NAME if "quantise" in name]
 FIRST_OF_EACH_KERNEL = list({v.kernel.__name__: v.name for v in reversed(ahead.VARIANTS)}.values())
 EXCHANGES = ["dispatch", "combine", "combine, plain sum"]
@@ -124,7 +125,7 @@ def test_the_reason_why_kernels_cannot_run_here_is_one_line() -> None:
     assert reason is None or (reason and "\n" not in reason)
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("name", PROMOTED)
 def test_products_are_four_fp8_tensor_core_steps_between_promotions(name: str) -> None:
     machine = _machine(name)
     steps = [i for i, operation in enumerate(_operations(machine)) if operation == "QGMMA"]
@@ -144,7 +145,15 @@ def test_a_record_begins_before_the_product_and_ends_after_it(name: str) -> None
     assert clock[0] < steps[0] < steps[-1] < clock[1]
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_sum_that_is_never_promoted_runs_on_in_the_tensor_core() -> None:
+    machine = _machine("GEMM 128x128, never promoted")
+    steps = [rest for i, rest in zip(machine.instructions, machine.operands, strict=True) if i.startswith("QGMMA")]
+    assert len(steps) == 4
+    assert not any("!UPT" in rest for rest in steps), "each step adds to what is there"
+    assert ahead.promotions(machine) == 0
+
+
+@pytest.mark.parametrize("name", PROMOTED)
 def test_each_block_starts_from_zero_and_is_added_outside_the_tensor_core(name: str) -> None:
     """The first of four steps ignores its accumulator (`!UPT`): nothing runs on in 14 bits past 128 elements."""
     machine = _machine(name)

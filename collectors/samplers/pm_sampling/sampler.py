@@ -123,8 +123,7 @@ class PmSampler:
             process.wait(0.5)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-        self._process = None
+        self._let_go()
         for gpu in self._gpus.values():
             error_ns = gpu.clock.error_ns if gpu.clock is not None else None
             if error_ns is not None:
@@ -183,13 +182,19 @@ class PmSampler:
     def _ended(self) -> None:
         """The process has ended by itself."""
         assert self._process is not None
-        code = self._process.wait()
-        self._process = None
+        code = self._let_go()
         for gpu in self._gpus.values():
             gpu.gone = True
         if code or not self._heard:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
             self._tell("error", f"the process that samples {how}: no samples from here on")
+
+    def _let_go(self) -> int:
+        """The process has ended, or is about to; its exit code."""
+        assert self._process is not None
+        with self._process as process:  # closes what led to and from it, and waits
+            self._process = None
+        return process.returncode
 
     def _tell(self, level: str, message: str, dropped: int = 0) -> None:
         row = {"t_ns": self._clock.epoch_ns(time.monotonic_ns()), "rank": None, "level": level, "source": self.name}
