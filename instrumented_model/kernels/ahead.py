@@ -307,6 +307,11 @@ def promotions(machine: Machine) -> int:
     names = [i.split(".")[0] for i in machine.instructions]
     if "QGMMA" not in names:
         return 0
-    last = len(names) - 1 - names[::-1].index("QGMMA")
-    turn = next((i for i in range(last, len(names)) if names[i] == "BRA"), len(names))
-    return sum(name in ("FFMA", "FADD") for name in names[last:turn])
+    # Branches that come before the first of them wait for operands, as Triton 3.6 has it.
+    after = names[len(names) - names[::-1].index("QGMMA") :]
+    first = next((i for i, name in enumerate(after) if name in _ADDITIONS), len(after))
+    turn = next((i for i in range(first, len(after)) if after[i] == "BRA"), len(after))
+    return sum(name in _ADDITIONS for name in after[first:turn])
+
+
+_ADDITIONS = ("FFMA", "FADD")
