@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -30,6 +31,17 @@ LONGEST_NS: Final = 2**50
 """Nothing lasts longer than this, 13 days: sums of what is longer could leave 64 bits."""
 LARGEST_BYTES: Final = 2**50
 """No launch moves or holds more than this."""
+
+
+def integer(value: object, bits: int = 64) -> int | None:
+    """A whole number from what an argument holds; None for anything else, and for what the column cannot hold."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and len(value) < 20 and value.strip().removeprefix("-").isdecimal():
+        value = int(value)
+    if isinstance(value, float):
+        value = int(value) if isfinite(value) else None
+    return value if isinstance(value, int) and -(2 ** (bits - 1)) < value < 2 ** (bits - 1) else None
 
 
 def sizes(values: Ints) -> Ints:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from moescope.profiler.errors import MoescopeError
-from moescope.profiler.sources.columns import FARTHEST_NS, Origin, TraceFile, groups_of
-from moescope.profiler.sources.kineto_columns import KinetoColumns, integer
+from moescope.profiler.sources.columns import FARTHEST_NS, Origin, TraceFile, groups_of, integer
+from moescope.profiler.sources.kineto_columns import KinetoColumns
 from moescope.profiler.sources.kineto_events import Envelope
 from moescope.profiler.sources.kineto_scan import Uncertain, scan
 from moescope.profiler.sources.kineto_whole import read_whole

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import compress, repeat
-from math import isfinite
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
@@ -30,6 +29,7 @@ from moescope.profiler.sources.columns import (
     Texts,
     Thread,
     TraceColumns,
+    integer,
     sizes,
 )
 from moescope.profiler.sources.decimals import all_to_ns
@@ -112,17 +112,6 @@ _WORK_ARGS: Final = msgspec.json.Decoder(list[_WorkArgs])
 _LAUNCH_ARGS: Final = msgspec.json.Decoder(list[_LaunchArgs])
 _OPERATOR_ARGS: Final = msgspec.json.Decoder(list[_OperatorArgs])
 Args = TypeVar("Args", bound=msgspec.Struct)
-
-
-def integer(value: object, bits: int = 64) -> int | None:
-    """A whole number from what an argument holds; None for anything else, and for what the column cannot hold."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str) and len(value) < 20 and value.strip().removeprefix("-").isdecimal():
-        value = int(value)
-    if isinstance(value, float):
-        value = int(value) if isfinite(value) else None
-    return value if isinstance(value, int) and -(2 ** (bits - 1)) < value < 2 ** (bits - 1) else None
 
 
 def _integers(values: Iterable[object], bits: int = 64) -> Ints:

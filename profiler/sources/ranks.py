@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from moescope.profiler.errors import MoescopeError
-from moescope.profiler.sources.columns import Origin
-from moescope.profiler.sources.kineto_columns import integer
+from moescope.profiler.sources.columns import Origin, integer
 
 _RANK_IN_NAME: Final = re.compile(
     r"rank[-_]?(\d+)|worker[-_]?(\d+)|(?:^|[-_.])TP[-_]?(\d+)|(?:^|[-_])r(\d+)(?=[-_.]|$)", re.I

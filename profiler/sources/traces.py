@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from moescope.collectors.schema import arrow_schema
 from moescope.profiler.errors import MoescopeError, NoData, UsageProblem
 from moescope.profiler.sources.columns import Origin, TraceFile, count
-from moescope.profiler.sources.kineto import read_kineto
 from moescope.profiler.sources.lanes import with_few_lanes
 from moescope.profiler.sources.nsight import read_nsight
 from moescope.profiler.sources.ranks import odd_worlds, ranks_of, sure_rank
@@ -133,7 +132,15 @@ def _read(path: Path) -> list[TraceFile]:
             is_sqlite = file.read(len(MAGIC)) == MAGIC
     except OSError as problem:
         raise MoescopeError(f"{path}: cannot be read: {problem.strerror or problem}") from problem
-    return read_nsight(path) if is_sqlite else read_kineto(path)
+    if is_sqlite:
+        return read_nsight(path)
+    try:
+        # Recordings are read without it: a machine that has no msgspec can still tell of its own runs.
+        from moescope.profiler.sources.kineto import read_kineto
+    except ModuleNotFoundError as problem:
+        name = problem.name
+        raise MoescopeError(f"{path}: PyTorch traces are read with {name}: pip install {name}") from problem
+    return read_kineto(path)
 
 
 def _of_rank(table: pa.Table, rank: int) -> pa.Table:

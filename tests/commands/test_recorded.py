@@ -18,13 +18,13 @@ from moescope.profiler.recorded.archive import LIMIT_BYTES, chosen, pack, shippe
 from moescope.profiler.source import open_source
 from moescope.profiler.summary.answer import summarise
 
-# A process in which importing torch fails, as where it is not installed.
+# A process in which importing these fails, as where they are not installed: on a machine that only runs a model, or none.
 WITHOUT_TORCH = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "triton"):
-            raise ModuleNotFoundError(name)
+        if name.partition(".")[0] in ("torch", "triton", "textual", "msgspec", "pandas"):
+            raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Blocked())
 from moescope.profiler.commands.main import main
 sys.argv[0] = "moescope"
@@ -33,7 +33,11 @@ main()
 
 
 def without_torch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT_TORCH, "demo", *arguments]
+    return without(folder, "demo", *arguments)
+
+
+def without(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, check=False)
 
 
@@ -45,6 +49,13 @@ def test_a_recording_ships_and_is_shown_without_pytorch(tmp_path: Path) -> None:
     assert (tmp_path / "rec/csv/kernels.csv").stat().st_size > 10_000
     again = without_torch(tmp_path, "--recorded", "-o", "rec")
     assert (again.returncode, "not empty" in again.stderr) == (2, True)
+
+
+def test_a_trace_says_what_it_is_read_with_where_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "trace.json").write_text('{"traceEvents": []}')
+    done = without(tmp_path, "summary", "trace.json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "trace.json: PyTorch traces are read with msgspec: pip install msgspec" in done.stderr
 
 
 def test_the_demo_says_what_it_needs_before_it_records_anything(tmp_path: Path) -> None:
