@@ -18,7 +18,7 @@ from moescope.profiler.recorded.archive import LIMIT_BYTES, chosen, pack, shippe
 from moescope.profiler.source import open_source
 from moescope.profiler.summary.answer import summarise
 
-# A process in which importing these fails, as where they are not installed: on a machine that only runs a model, or none.
+# A process in which importing these fails, as on a machine that has only what its model needs, or not even that.
 WITHOUT_TORCH = """
 import sys
 class Blocked:
