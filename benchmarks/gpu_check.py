@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_process import run
 from benchmarks.gpu_sections import SECTIONS
 from benchmarks.report import RESULTS, save
 
@@ -50,10 +51,7 @@ def _ran(part: str, command: list[str], limit_s: float, outcome: Outcome) -> str
         return ""
     env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "8"}
     try:
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=ROOT, env=env, capture_output=True, text=True, timeout=min(limit_s, LIMIT_S), check=False,
-        )  # fmt: skip
+        done = run([sys.executable, *command], min(limit_s, LIMIT_S), env=env, cwd=ROOT)
     except subprocess.TimeoutExpired as error:
         outcome.failures[part] = f"took longer than {error.timeout:.0f} s"
         return error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
@@ -156,9 +154,9 @@ def main(argv: list[str]) -> int:
         for section in SECTIONS
     }
     parts["recording"] = lambda left: recorded(RESULTS / f"{name}.zip", "cuda", left, outcome)
-    for part, run in parts.items():
+    for part, check in parts.items():
         print(f"{part} …", file=sys.stderr)
-        run(until - time.monotonic())
+        check(until - time.monotonic())
         kept = {"tests": outcome.tests, "figures": outcome.figures, "failures": outcome.failures}
         save(name, "make gpu-check", {"device": device, "evidence": "measured"} | kept)
     print(f"{device['name']}, {device['sms']} SMs, torch {device['torch']}, Triton {device['triton']}")

@@ -1,14 +1,12 @@
 """Use of the tensor cores by a GPU's counters, beside what was achieved: of a known product, and of a known copy.
 
-Part of `make gpu-check` (`benchmarks.gpu_sections counters`). The product's counter is to lie within 5 points of what
-it achieves of the peak at the clock it had; the copy's near 0. Whether kernels are still recorded while PM sampling
+Part of `make gpu-check` (`benchmarks.gpu_sections counters`). A product's counter is to lie within 5 points of what it
+achieves of the peak at the clock that it had; a copy's near 0. Whether kernels are still recorded while PM sampling
 runs is told besides. Not yet run on a GPU.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.gpu_process import run
 from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.base import Sampler, SamplerUnavailable
 from moescope.collectors.samplers.nvml import GpuSampler
@@ -28,14 +27,18 @@ if TYPE_CHECKING:
 Told = tuple[str, float | None, str]
 """What, its value, and the unit, or why there is none."""
 
-SECONDS, SETTLED_S = 2.0, 0.5
-"""How long work goes on, and from when on samples count."""
-REHEARSED_S = 0.8
+SECONDS, REHEARSED_S = 2.0, 0.8
+"""How long work goes on."""
+AWAIT_S = 15.0
+"""How long a first sample is waited for."""
+BF16_OF_AN_SM = 4096
+"""Dense BF16 operations of a Hopper SM in a cycle: 989.4 TFLOP/s on 132 of them at 1830 MHz (H100 data sheet)."""
 
 TARGET = """
-import torch
+import time, torch
 a = torch.randn(1024, 1024, device="cuda")
-for _ in range(40):
+until = time.monotonic() + 6
+while time.monotonic() < until:
     for _ in range(25):
         torch.mm(a, a)
     torch.cuda.synchronize()
@@ -59,91 +62,115 @@ def figures(b: Bench) -> Iterator[Told]:
             ("GPM", GpuSampler(Clock(0, 0), "", ("device",), 0.2)),
             ("PM sampling", PmSampler(Clock(0, 0), "", 0.01)),
         ):
-            used, times_s, why = _used(b, sampler, work)
+            rows, times_s, why = _sampled(b, sampler, work)
+            used = _mean(rows, "tensor_active")
             why = f"needs a GPU: {why}" if b.rehearsal else why
             yield f"{name}, tensor cores active by {how}", used, "of cycles" if used is not None else why
             if flops and how == "GPM":
-                yield f"{name}, achieved", *_achieved(b, flops / times_s)
+                share, unit = achieved(b, flops / times_s, _mean(rows, "clock_hz"))
+                yield f"{name}, achieved", share, unit
         if b.rehearsal:
             break
-    beside = (None, "needs a GPU") if b.rehearsal else _recorded_beside()
+    beside = (None, "needs a GPU") if b.rehearsal else recorded_beside()
     yield "kernels recorded with PM sampling beside", *beside
 
 
-def _used(b: Bench, sampler: Sampler, work: Callable[[], Any]) -> tuple[float | None, float, str]:
-    """The counter's mean while `work` is done over and over, the seconds of one, and why there is no mean."""
-    why, found = "no sample of it", []
+def _sampled(b: Bench, sampler: Sampler, work: Callable[[], Any]) -> tuple[list[dict[str, Any]], float, str]:
+    """Samples within the time in which `work` is done over and over, the seconds of one, and what was refused."""
+    why = "no sample of it"
+    found: list[Any] = []
+    opened = True
     try:
         sampler.open()
         sampler.attach(0)
     except SamplerUnavailable as error:
         why, opened = str(error), False
-    else:
-        opened = True
     work()
     b.wait()
+    until = time.monotonic() + AWAIT_S
+    while opened and not found and time.monotonic() < until:
+        time.sleep(0.15)
+        found += [row for table, _, row in sampler.poll() if table == "device_samples" or row["level"] != "info"]
     began, done = time.monotonic_ns(), 0
     while time.monotonic_ns() - began < (REHEARSED_S if b.rehearsal else SECONDS) * 1e9:
         for _ in range(b.size(20, 1)):
             work()
         b.wait()
         done += b.size(20, 1)
-        found += sampler.poll() if opened else []
+        found += [row for _, _, row in sampler.poll()] if opened else []
     ended = time.monotonic_ns()
-    found += sampler.close() if opened else []
+    found += [row for _, _, row in sampler.close()] if opened else []
     rows: list[dict[str, Any]] = []
-    for table, _, row in found:
-        if table == "log" and isinstance(row, dict) and row["level"] != "info":
-            why = row["message"]
-        if table == "device_samples":
-            rows += [row] if isinstance(row, dict) else row.to_pylist()
-    first = f"cuda:{b.device.index or 0}"
-    used = [
-        (row["tensor_active"], row["span_ns"])
-        for row in rows
-        if row["device"] == first
-        and row.get("tensor_active") is not None
-        and began + SETTLED_S * 1e9 <= row["t_ns"] - row["span_ns"]
-        and row["t_ns"] <= ended
-    ]
-    whole = sum(span for _, span in used)
-    mean = sum(share * span for share, span in used) / whole if whole else None
-    return mean, (ended - began) / 1e9 / done, why
+    for row in found:
+        for one in [row] if isinstance(row, dict) else row.to_pylist():
+            if one.get("level") == "warning":
+                why = one["message"]
+            span_ns = one.get("span_ns") or 0
+            inside = "device" in one and began <= one["t_ns"] - span_ns and one["t_ns"] <= ended
+            if inside and one["device"] == f"cuda:{b.device.index or 0}":
+                rows.append(one)
+    return rows, (ended - began) / 1e9 / done, why
 
 
-def _achieved(b: Bench, flops_per_s: float) -> tuple[float | None, str]:
+def _mean(rows: list[dict[str, Any]], column: str) -> float | None:
+    """By the time that each sample stands for, where it tells."""
+    known = [(row[column], row.get("span_ns") or 1) for row in rows if row.get(column) is not None]
+    whole = sum(span for _, span in known)
+    return sum(value * span for value, span in known) / whole if whole else None
+
+
+def achieved(b: Bench, flops_per_s: float, clock_hz: float | None) -> tuple[float | None, str]:
+    """Share of what the tensor cores can do at the clock they had."""
     import torch
 
-    from moescope.profiler.hardware.table import hardware_named
+    if b.rehearsal:
+        return None, "needs a GPU"
+    if clock_hz is None:
+        return None, "its clock was not told"
+    if torch.cuda.get_device_capability(b.device) != (9, 0):
+        return None, "operations a cycle are known for Hopper alone"
+    sms = torch.cuda.get_device_properties(b.device).multi_processor_count
+    return flops_per_s / (BF16_OF_AN_SM * sms * clock_hz), f"of the peak at {clock_hz / 1e6:.0f} MHz"
 
-    name = "" if b.rehearsal else torch.cuda.get_device_name(b.device)
-    known = hardware_named(name)
-    peak = known.peaks.get("bf16") if known is not None else None
-    if peak is None:
-        return None, "needs a GPU" if b.rehearsal else f"no peak of {name} is known"
-    return flops_per_s / peak.value, "of the data sheet's peak"
 
-
-def _recorded_beside() -> tuple[float | None, str]:
-    counts = []
+def recorded_beside() -> tuple[float | None, str]:
+    """Kernels a second while PM sampling ran, against those of a run without."""
+    rates = []
     for options in ((), ("--pm-sampling", "10ms")):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "moescope", "run", *options, "-o", f"{folder}/rec", "--"]
-            done = subprocess.run(
-                [*command, sys.executable, "-c", TARGET], capture_output=True, text=True, timeout=60, check=False,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            try:
+                done = run([*command, sys.executable, "-c", TARGET], 60)
+            except subprocess.TimeoutExpired:
+                return None, "a run took longer than a minute"
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if line and not line.startswith("moescope:")]
                 return None, (lines or ["nothing was said"])[-1]
-            counts.append(_kernels(Path(folder, "rec")))
-    without, beside = counts
-    return (beside / without, f"of {without:,} without") if without else (None, "no kernels are recorded here")
+            rate, why = kernel_rate(Path(folder, "rec"), sampled=bool(options))
+        if rate is None:
+            return None, why
+        rates.append(rate)
+    without, beside = rates
+    return beside / without if without else None, f"of {without:,.0f} a second without"
 
 
-def _kernels(recording: Path) -> int:
-    command = [sys.executable, "-m", "moescope", "summary", str(recording), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        return 0
-    return sum(int(rank["kernels"]) for rank in json.loads(done.stdout)["ranks"] if rank["device"] != "cpu")
+def kernel_rate(recording: Path, *, sampled: bool) -> tuple[float | None, str]:
+    """Kernels a second between the first and the last; sampled: within the samples of PM sampling, if there are any."""
+    from moescope.profiler.source import open_source
+
+    source = open_source(recording)
+    starts = source.table("kernels").column("start_ns").to_numpy()
+    if not sampled:
+        if len(starts) < 2:
+            return None, "no kernels are recorded here, with or without"
+        return len(starts) / ((starts.max() - starts.min()) / 1e9), ""
+    times = [
+        row["t_ns"]
+        for row in source.table("device_samples").select(["t_ns", "span_ns"]).to_pylist()
+        if row["span_ns"] and row["span_ns"] < 50_000_000
+    ]
+    if len(times) < 2:
+        said = [row["message"] for row in source.table("log").to_pylist() if row["source"] == "gpu_pm"]
+        return None, said[-1] if said else "there was no sample"
+    inside = (starts >= min(times)) & (starts < max(times))
+    return float(inside.sum()) / ((max(times) - min(times)) / 1e9), ""

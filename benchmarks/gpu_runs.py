@@ -7,7 +7,6 @@ recording's summary or of the target's own clock. Not yet run on a GPU.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu_process import run
 
 if TYPE_CHECKING:
     from benchmarks.gpu_timing import Bench
@@ -96,7 +97,7 @@ def _step_ms(said: str) -> float:
 
 def _ran(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ))
+        done = run(command, 120)
     except subprocess.TimeoutExpired as error:
         raise _Failed("a run took longer than two minutes") from error
     if done.returncode:

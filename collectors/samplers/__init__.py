@@ -44,9 +44,9 @@ def make_samplers(
     }
     found = [sources for name, sources in all_samplers.items() if name in wanted]
     finely = PmSampler(clock, host, pm_period_s) if pm_period_s is not None and "device" in wanted else None
-    if finely is not None:
-        found.append([finely])
     if "device" in wanted or "links" in wanted:
         finer = finely.columns if finely is not None else None
         found.append([GpuSampler(clock, host, wanted, gpu_period_s, finer)])
+    if finely is not None:
+        found.append([finely])  # after what leaves its columns to it, at the end too
     return found

@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -298,6 +299,10 @@ class Keeper:
             self._store(partial(self._write_samples, name, folder, table, rows))
 
     def _switch_off(self, name: str, problem: str) -> None:
+        for sampler in self._samplers:
+            if sampler.name == name:
+                with suppress(Exception):  # it is broken already, and what it holds is let go of as far as can be
+                    sampler.close()
         self._samplers = [sampler for sampler in self._samplers if sampler.name != name]
         self.log("error", name, f"switched off: {problem}")
 

@@ -307,11 +307,17 @@ def promotions(machine: Machine) -> int:
     names = [i.split(".")[0] for i in machine.instructions]
     if "QGMMA" not in names:
         return 0
-    # Branches that come before the first of them wait for operands, as Triton 3.6 has it.
-    after = names[len(names) - names[::-1].index("QGMMA") :]
-    first = next((i for i, name in enumerate(after) if name in _ADDITIONS), len(after))
-    turn = next((i for i in range(first, len(after)) if after[i] == "BRA"), len(after))
-    return sum(name in _ADDITIONS for name in after[first:turn])
+    last = len(names) - 1 - names[::-1].index("QGMMA")
+    # Branches ahead wait for operands, as Triton 3.6 has it; the loop turns at the one that leads back.
+    turn = next((i for i in range(last, len(names)) if names[i] == "BRA" and _leads_to(machine, i) <= last), len(names))
+    return sum(name in ("FFMA", "FADD") for name in names[last:turn])
 
 
-_ADDITIONS = ("FFMA", "FADD")
+def _leads_to(machine: Machine, branch: int) -> int:
+    """The instruction that a branch leads to; one past all where that is not told."""
+    found = re.search(r"0x([0-9a-f]+)", machine.operands[branch])
+    return int(found[1], 16) // _INSTRUCTION_BYTES if found is not None else len(machine.instructions)
+
+
+_INSTRUCTION_BYTES = 16
+"""Of Volta and everything since."""

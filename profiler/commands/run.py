@@ -170,6 +170,8 @@ def command(
         raise click.BadParameter("a GPU's counters need at least 100ms between two samples", param_hint="--gpu-period")
     if pm_sampling is not None and pm_sampling < LEAST_PERIOD_S:
         raise click.BadParameter("samples lie at least 1ms apart", param_hint="--pm-sampling")
+    if pm_sampling is not None and collect and "device" not in collect.split(","):
+        raise click.BadParameter("--collect leaves out `device`, which it belongs to", param_hint="--pm-sampling")
     folder = chosen_folder(output, command_line, force)
     options = RunOptions(command_line, folder, budget, steps, ranks, collect, keep, gpu_period, pm_sampling)
     if tui:

@@ -38,6 +38,14 @@ TIME_COLUMNS: Final = {
 }
 """Every table but `kernels` (and `gauges`, which no view reads), and a time column of it that is never null."""
 
+_READ: Final = {
+    "device_samples": (
+        "host", "device", "t_ns", "tensor_active", "sm_active", "gpu_busy", "dram_active", "throttle", "memory_bytes",
+        "memory_total_bytes", "power_w", "clock_hz",
+    ),
+}  # fmt: skip
+"""Of tables that may have a thousand rows a second: the columns that views read. Of others all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -72,7 +80,7 @@ class LiveState:
         self.source = source
         self.names = Names()
         self.tables = {
-            table: Columns(table, time, [column.name for column in TABLES[table]], self.names)
+            table: Columns(table, time, _READ.get(table) or [column.name for column in TABLES[table]], self.names)
             for table, time in TIME_COLUMNS.items()
         }
         self.ranks: dict[int, RankState] = {}

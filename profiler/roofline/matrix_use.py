@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from moescope.profiler.hardware.table import Hardware
 from moescope.profiler.labels import Labels
 from moescope.profiler.overlap.intervals import covered_within
@@ -97,20 +95,21 @@ def _no_peak(hardware: Hardware, dtype: str) -> str:
 
 def _counter(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
     """Mean of the device's samples of its matrix units' counter inside the counted time."""
+    import pyarrow.compute as pc
+
     rows = source.table("device_samples").select(["host", "device", "t_ns", "tensor_active", "uuid"])
     host, uuid = _host(source.meta, device.rank), _uuid(source.meta, device.rank, device.device)
-    values = [
-        (row["t_ns"], row["tensor_active"])
-        for row in rows.filter(rows.column("tensor_active").is_valid()).to_pylist()
-        if (row["uuid"] == uuid if uuid else row["device"] == device.device)
-        and host in (None, row["host"])
-        and 0 <= row["tensor_active"] <= 1
-    ]
-    times = np.array([time for time, _ in values], np.int64)
+    told = rows.column("tensor_active")
+    wanted = pc.and_(pc.greater_equal(told, 0), pc.less_equal(told, 1))
+    wanted = pc.and_(wanted, pc.equal(rows.column("uuid" if uuid else "device"), uuid or device.device))
+    if host is not None:
+        wanted = pc.and_(wanted, pc.equal(rows.column("host"), host))
+    rows = rows.filter(wanted)
+    times = rows.column("t_ns").to_numpy()
     inside = covered_within(swept.recorded, times, times + 1) > 0
     if not inside.any():
         return {"counter": None, "counter_reason": "no samples of a counter of the device's matrix units"}
-    used = np.array([value for _, value in values], np.float64)[inside]
+    used = rows.column("tensor_active").to_numpy()[inside]
     return {"counter": float(used.mean()), "counter_evidence": "measured", "counter_samples": len(used)}
 
 

@@ -2,16 +2,20 @@
  * for two GPUs that do not exist. What each metric tells stands here and again, as literals, in test_pm_sampling.py.
  *
  * PM_STAND_IN names the case: "" (default), "denied" (no permission), "overflow" (the hardware buffer is full at the third
- * reading, once), "crash" (the fourth reading ends the process), "small" (a pass holds two metrics), "none" (no GPU).
+ * reading, once), "flag" (the same, told by a flag, with samples), "late" (it is full at the end), "crash" (the fourth
+ * reading ends the process), "stuck" (it never ends), "held" (another profiler has the counters), "small" (a pass holds two
+ * metrics), "none" (no GPU), "talks" (the library prints), "slow" (the driver takes a minute to start).
  * The GPUs' clock is CLOCK_MONOTONIC and a million seconds. */
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 8, DENIED = 35, NO_DEVICE = 100 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 8, BUSY = 26, DENIED = 35, NO_DEVICE = 100 };
 enum { GPUS = 2, AHEAD_S = 1000000 };
 #define UP_TO(type, last) (offsetof(type, last) + sizeof(((type *)0)->last))
 #define TAKE(type, last) if (p->size != UP_TO(type, last)) return INVALID
@@ -66,7 +70,11 @@ static uint64_t gpu_ns(void) {
     return ((uint64_t)t.tv_sec + AHEAD_S) * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
-int cuInit(unsigned flags) { (void)flags; return is("none") ? NO_DEVICE : OK; }
+int cuInit(unsigned flags) {
+    (void)flags;
+    if (is("slow")) sleep(60);
+    return is("none") ? NO_DEVICE : OK;
+}
 int cuDriverGetVersion(int *version) { *version = 12090; return OK; }
 int cuDeviceGetCount(int *count) { *count = GPUS; return OK; }
 int cuDeviceGet(int *device, int index) { *device = index; return OK; }
@@ -135,6 +143,8 @@ int cuptiProfilerHostGetNumOfPasses(Passes *p) {
 
 int cuptiPmSamplingEnable(EnableParams *p) {
     TAKE(EnableParams, object);
+    if (is("held")) return BUSY;
+    if (is("talks")) printf("CUPTI says hello\n"), fflush(stdout);
     struct sampling *one = &samplings[p->device];
     if (one->interval) return INVALID; /* enabled twice */
     *one = (struct sampling){.device = p->device, .interval = 1};
@@ -175,11 +185,13 @@ int cuptiPmSamplingDecodeData(Decode *p) {
     if (!one->running || image->used) return INVALID; /* an image that was not emptied takes nothing */
     one->readings++;
     if (is("crash") && one->readings == 4) abort();
-    if (is("overflow") && one->readings == 3 && !overflows) one->full = 1;
+    if (is("stuck") && one->readings == 3) sleep(60);
+    if ((is("overflow") || is("flag")) && one->readings == 3 && !overflows) one->full = 1;
+    if (is("late") && one->stopped) one->full = 1;
     if (one->full) {
         overflows = 1;
         p->overflow = 1;
-        return OUT_OF_MEMORY;
+        if (!is("flag")) return OUT_OF_MEMORY;
     }
     uint64_t now = gpu_ns();
     for (; one->last + one->interval <= now && image->used < image->most; one->last += one->interval) {

@@ -1,4 +1,4 @@
-"""For `doctor`: what PM sampling would give here, by beginning it. Not yet run on a GPU."""
+"""For `doctor`: what PM sampling would give here, by asking, with nothing taken hold of. Not yet run on a GPU."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def pm_sampling() -> tuple[State, str, str]:
 
 
 def _begun() -> dict[str, Any]:
-    """What the process that samples says first; it ends at once, as it has no input."""
+    """What the process that would sample says."""
     try:
         done = subprocess.run(
-            command(_PERIOD_S),
+            [*command(_PERIOD_S), "--probe"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=environment(),

@@ -18,6 +18,8 @@ PM_SAMPLING: Final = 1
 GPU_TIME_INTERVAL: Final = 1
 """CUpti_PmSampling_TriggerMode: the interval is in ns."""
 KEEP_OLDEST: Final = 0
+IMAGE_FULL: Final = 1
+"""CUpti_PmSampling_DecodeStopReason: the image had no room for more."""
 OUT_OF_MEMORY: Final = 8
 """CUptiResult of a decode whose hardware buffer has overflowed: that of every later one, too."""
 NOT_SUPPORTED: Final = 27

@@ -32,20 +32,22 @@ class Taken:
     """One reading.
 
     samples: (start, end, value by column), in the GPU's time, ns, and the columns' units; lost: those that are missing
+    whole: whether all that there was has been read, so that the last sample was the newest
     read_ns: CLOCK_MONOTONIC after the reading; began_ns: before sampling began, which is anew after an overflow
     """
 
     samples: list[tuple[int, int, list[float | None]]] = field(default_factory=list)
     lost: int = 0
+    whole: bool = True
     read_ns: int = 0
     began_ns: int = 0
 
 
 class GpuCounters:
-    """The counters of one GPU while they are sampled."""
+    """The counters of one GPU: what can be sampled is known at once; `prepare` and `start` go before samples."""
 
     def __init__(self, cupti: Cupti, index: int, period_ns: int) -> None:
-        """index: as CUDA numbers GPUs. Raises Refused where nothing can be sampled; nothing is held then."""
+        """index: as CUDA numbers GPUs. Raises Refused where nothing can be sampled. Nothing of the GPU is held yet."""
         self._cupti, self._index, self._period_ns = cupti, index, period_ns
         named = abi.GetChipName(deviceIndex=index)
         cupti.call(named)
@@ -62,11 +64,7 @@ class GpuCounters:
         self._object = 0
         self._began_ns = self._read_ns = 0
         self._last_end = 0
-        try:
-            self._begin()
-        except BaseException:
-            self.close()
-            raise
+        self._full = False
 
     def _available(self) -> Any:
         """Which counters this machine leaves to be sampled, as CUPTI keeps it."""
@@ -84,7 +82,8 @@ class GpuCounters:
     def _passes(self, metrics: Sequence[str]) -> int:
         return passes(self._cupti, self.chip, metrics, self._availability)
 
-    def _begin(self) -> None:
+    def prepare(self) -> None:
+        """Takes hold of the counters. Raises Refused."""
         enabled = abi.Enable(deviceIndex=self._index)
         self._cupti.call(enabled)
         self._object = int(enabled.pPmSamplingObject or 0)
@@ -109,8 +108,12 @@ class GpuCounters:
             self._cupti.call(sized)
             self._image = (ctypes.c_uint8 * sized.counterDataSize)()
         self._empty_image()
+
+    def start(self) -> None:
+        """Samples from now on. Raises Refused."""
         self._began_ns = self._read_ns = time.monotonic_ns()
         self._last_end = 0
+        self._full = False
         self._cupti.call(abi.OnObject(pPmSamplingObject=self._object), "cuptiPmSamplingStart")
 
     def _empty_image(self) -> None:
@@ -123,7 +126,7 @@ class GpuCounters:
         )
 
     def take(self) -> Taken:
-        """What has been sampled since the last time. Raises Refused where sampling cannot go on."""
+        """What has been sampled since the last time; `renew` goes before the next. Raises Refused."""
         image = {"pCounterDataImage": ctypes.addressof(self._image), "counterDataImageSize": len(self._image)}
         decoded = abi.DecodeData(pPmSamplingObject=self._object, **image)
         try:
@@ -131,15 +134,16 @@ class GpuCounters:
         except Refused as error:
             if error.code != abi.OUT_OF_MEMORY:
                 raise
-            return self._anew(Taken(read_ns=time.monotonic_ns(), began_ns=self._began_ns), self._read_ns)
+            return self._overflowed(Taken(read_ns=time.monotonic_ns(), began_ns=self._began_ns), self._read_ns)
         before_ns, self._read_ns = self._read_ns, time.monotonic_ns()
         taken = Taken(read_ns=self._read_ns, began_ns=self._began_ns)
+        taken.whole = decoded.decodeStopReason != abi.IMAGE_FULL
         told = abi.GetCounterDataInfo(**image)
         self._cupti.call(told)
         for at in range(told.numCompletedSamples):
             self._take_one(at, image, taken)
         self._empty_image()
-        return self._anew(taken, before_ns) if decoded.overflow else taken
+        return self._overflowed(taken, before_ns) if decoded.overflow else taken
 
     def _take_one(self, at: int, image: dict[str, int], taken: Taken) -> None:
         when = abi.GetSampleInfo(pPmSamplingObject=self._object, sampleIndex=at, **image)
@@ -162,13 +166,19 @@ class GpuCounters:
         self._last_end = when.endTimestamp
         taken.samples.append((when.startTimestamp, when.endTimestamp, values))
 
-    def _anew(self, taken: Taken, before_ns: int) -> Taken:
-        """The hardware buffer was full, and gives nothing any more. before_ns: the reading before"""
+    def _overflowed(self, taken: Taken, before_ns: int) -> Taken:
+        """The hardware's buffer was full, and gives nothing any more. before_ns: the reading before"""
         expected = (time.monotonic_ns() - before_ns) / self._period_ns
         taken.lost = max(taken.lost, round(expected) - len(taken.samples), 1)
-        self._end()
-        self._begin()
+        self._full = True
         return taken
+
+    def renew(self) -> None:
+        """Begins anew where the hardware's buffer was full, with what it held lost. Raises Refused."""
+        if self._full:
+            self._end()
+            self.prepare()
+            self.start()
 
     def _end(self) -> None:
         for function in ("cuptiPmSamplingStop", "cuptiPmSamplingDisable"):
@@ -177,7 +187,7 @@ class GpuCounters:
         self._object = 0
 
     def stop(self) -> Taken:
-        """Stops sampling, and reads the last of it."""
+        """Stops sampling, and reads the last of it. Raises Refused."""
         self._cupti.call(abi.OnObject(pPmSamplingObject=self._object), "cuptiPmSamplingStop")
         return self.take()
 

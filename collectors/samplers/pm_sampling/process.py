@@ -1,14 +1,15 @@
 """Samples all GPUs' counters, and says so on standard output: a line of JSON for what it samples, then one a reading.
 
-python -m moescope.collectors.samplers.pm_sampling.process PERIOD_NS
+python -m moescope.collectors.samplers.pm_sampling.process PERIOD_NS [--probe]
 
-A process of its own, as CUPTI is a large library of another's, loads the driver, and may wait in it: what goes wrong
-here costs the samples, never the recording or the run. Ends when its standard input does. Lines are dropped and
-counted where nobody reads them. Not yet run on a GPU.
+With --probe it only says what it would sample, and takes hold of nothing. A process of its own, as CUPTI is a large
+library of another's, loads the driver, and may wait in it: what goes wrong here costs the samples, never the recording
+or the run. Ends when its standard input does. Lines are dropped and counted where nobody reads them. Not yet run on a
+GPU.
 
     {"gpus": [{"gpu": 0, "device": "cuda:0", "uuid": …, "chip": …, "columns": […], "refused": {column: why}}],
      "cupti": path, "problems": […]}
-    {"gpu": 0, "began_ns": …, "read_ns": …, "lost": 0, "samples": [[start, end, value, …], …]}
+    {"gpu": 0, "began_ns": …, "read_ns": …, "whole": true, "lost": 0, "samples": [[start, end, value, …], …]}
     {"problem": …}
 """
 
@@ -17,9 +18,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from moescope.collectors.samplers.pm_sampling.cupti import Cupti, Driver, Params, Refused, libraries
@@ -68,14 +71,17 @@ class Output:
                 return
 
     def drain(self, seconds: float) -> None:
-        """Writes the rest, waiting so long at most."""
+        """Writes the rest, what is missing of it too, waiting so long at most."""
+        for gpu, dropped in self._dropped.items():
+            if dropped:
+                self._waiting.append(json.dumps({"gpu": gpu, "lost": dropped, "samples": []}).encode() + b"\n")
         until_s = time.monotonic() + seconds
         while self._waiting and time.monotonic() < until_s:
             select.select([], [self._descriptor], [], 0.1)
             self.flush()
 
 
-def opened(period_ns: int, output: Output) -> dict[int, GpuCounters]:
+def examined(period_ns: int, output: Output) -> dict[int, GpuCounters]:
     """The GPUs that can be sampled, by number, said on `output`. Raises OSError or Refused where there is no driver."""
     driver = Driver()
     cupti, problems = _library(driver.major())
@@ -92,6 +98,38 @@ def opened(period_ns: int, output: Output) -> dict[int, GpuCounters]:
         told.append(about | {"columns": list(gpu.chosen.metrics), "refused": gpu.chosen.refused})
     output.say({"gpus": told, "cupti": cupti.path if cupti is not None else "", "problems": problems})
     return found
+
+
+def _each(sampled: dict[int, GpuCounters], output: Output, action: Callable[[int, GpuCounters], object]) -> None:
+    """Does something with every GPU; one that refuses is said, and not sampled any more."""
+    for gpu, counters in list(sampled.items()):
+        try:
+            action(gpu, counters)
+        except Refused as error:
+            output.say({"problem": f"cuda:{gpu} is not sampled any more: {error}", "gone": gpu})
+            sampled.pop(gpu).close()
+
+
+def sample(sampled: dict[int, GpuCounters], output: Output) -> None:
+    """Samples until standard input ends, and says the last of it. Raises BrokenPipeError where nobody reads."""
+    _each(sampled, output, lambda _, counters: counters.prepare())
+    if _over(0.0):
+        return
+    _each(sampled, output, lambda _, counters: counters.start())
+
+    def read(gpu: int, counters: GpuCounters) -> None:
+        output.say(_said(gpu, counters.take()))
+        counters.renew()
+
+    while sampled and not _over(READ_S):
+        _each(sampled, output, read)
+        output.flush()
+    _each(sampled, output, lambda gpu, counters: output.say(_said(gpu, counters.stop())))
+
+
+def _over(seconds: float) -> bool:
+    """Whether standard input has ended, or does within so long."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 def _library(major: str) -> tuple[Any, list[str]]:
@@ -113,7 +151,7 @@ def _library(major: str) -> tuple[Any, list[str]]:
 
 def _said(gpu: int, taken: Taken) -> dict[str, Any]:
     samples = [[start, end, *map(_short, values)] for start, end, values in taken.samples]
-    times = {"began_ns": taken.began_ns, "read_ns": taken.read_ns}
+    times = {"began_ns": taken.began_ns, "read_ns": taken.read_ns, "whole": taken.whole}
     return {"gpu": gpu, **times, "lost": taken.lost, "samples": samples}
 
 
@@ -123,38 +161,30 @@ def _short(value: float | None) -> float | None:
 
 def main(arguments: list[str]) -> int:
     """Samples until standard input ends; 0 also where nothing can be sampled, which is said."""
-    output = Output(sys.stdout.fileno())
+    # The recorder blocks what is for its target, and a child inherits that.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    # What libraries print is none of our lines.
+    output = Output(os.dup(sys.stdout.fileno()))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sampled: dict[int, GpuCounters] = {}
     try:
-        sampled = opened(int(arguments[0]), output)
-    except OSError as error:
-        output.say({"gpus": [], "cupti": "", "problems": [f"no NVIDIA driver on this machine ({error})"]})
-    except Refused as error:
-        output.say({"gpus": [], "cupti": "", "problems": [f"no PM sampling: {error}"]})
-    try:
-        while sampled and not select.select([sys.stdin], [], [], READ_S)[0]:
-            for gpu in list(sampled):
-                try:
-                    output.say(_said(gpu, sampled[gpu].take()))
-                except Refused as error:
-                    output.say({"problem": f"cuda:{gpu} is not sampled any more: {error}", "gone": gpu})
-                    sampled.pop(gpu).close()
-            output.flush()
-        for gpu, counters in sampled.items():
-            try:
-                output.say(_said(gpu, counters.stop()))
-            except Refused as error:
-                output.say({"problem": f"the last samples of cuda:{gpu} are missing: {error}"})
+        try:
+            sampled = examined(int(arguments[0]), output)
+        except OSError as error:
+            output.say({"gpus": [], "cupti": "", "problems": [f"no NVIDIA driver on this machine ({error})"]})
+        except Refused as error:
+            output.say({"gpus": [], "cupti": "", "problems": [f"no PM sampling: {error}"]})
+        if "--probe" not in arguments:
+            sample(sampled, output)
+        output.drain(2.0)
     except BrokenPipeError:
-        return 0
+        pass
     finally:
         for counters in sampled.values():
             counters.close()
-    output.drain(2.0)
     return 0
 
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
     os._exit(code)  # CUPTI's threads need not be waited for, nor the interpreter's own end

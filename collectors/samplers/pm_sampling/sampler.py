@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 LEAST_PERIOD_S: Final = 0.001
 """Between two samples: CUPTI reads them one by one."""
-CLOSE_S: Final = 5.0
-"""How long the last samples are waited for."""
+CLOSE_S, UNHEARD_S, ENDING_S = 5.0, 1.0, 0.5
+"""How long the last samples are waited for, the first word of a process, and its end."""
+UNWATCHED_S: Final = 3.0
+LOST_S: Final = 30.0
+"""Between two lines of the log about samples that are missing."""
 _PIPE_BYTES: Final = 1 << 20
 _SET_PIPE_SIZE: Final = 1031
 """F_SETPIPE_SZ, which Python names from 3.10 on, on Linux."""
@@ -39,9 +42,15 @@ class _Gpu:
     device: str
     uuid: str | None
     columns: list[str]
-    clock: GpuClock | None = None
+    clocks: list[GpuClock] = field(default_factory=list)
     waiting: list[list[Any]] = field(default_factory=list)
+    lost: int = 0
+    told_s: float = float("-inf")
     gone: bool = False
+
+    def error_ns(self) -> int | None:
+        """The largest of all clocks'."""
+        return max((clock.error_ns for clock in self.clocks if clock.error_ns is not None), default=None)
 
 
 def command(period_s: float) -> list[str]:
@@ -92,11 +101,18 @@ class PmSampler:
 
                 fcntl.fcntl(descriptor, _SET_PIPE_SIZE, _PIPE_BYTES)
 
+    @property
+    def unwatched_s(self) -> float:
+        """Seconds between two polls while nobody looks: a batch has a price of its own."""
+        return UNWATCHED_S if self._heard else 0.0
+
     def attach(self, pid: int) -> None:
         """GPUs are sampled whole."""
 
     def columns(self, device: str) -> Sequence[str]:
         """What is sampled of a device now."""
+        if self._process is None:
+            return []
         return next((gpu.columns for gpu in self._gpus.values() if gpu.device == device and not gpu.gone), [])
 
     def poll(self) -> list[Row | Rows]:
@@ -106,7 +122,8 @@ class PmSampler:
         ended = self._process.poll() is not None
         self._read()
         if ended:
-            self._ended()
+            self._let_go()
+        self._tell_lost(every_s=LOST_S)
         return self._rows()
 
     def close(self) -> list[Row | Rows]:
@@ -115,20 +132,24 @@ class PmSampler:
         if process is None:
             return self._rows()
         if process.stdin is not None:
-            process.stdin.close()
-        until_s = time.monotonic() + CLOSE_S
+            with suppress(OSError):
+                process.stdin.close()
+        # What has not begun to sample when the run is over has nothing to say.
+        until_s = time.monotonic() + (CLOSE_S if self._heard else UNHEARD_S)
         while self._read() and time.monotonic() < until_s:
             time.sleep(0.01)
-        try:
-            process.wait(0.5)
-        except subprocess.TimeoutExpired:
+        if not self._heard:
+            self._tell("info", "the run was over before sampling had begun")
             process.kill()
-        self._let_go()
+        self._let_go(expected=not self._heard)
+        self._tell_lost(every_s=0.0)
         for gpu in self._gpus.values():
-            error_ns = gpu.clock.error_ns if gpu.clock is not None else None
+            error_ns = gpu.error_ns()
             if error_ns is not None:
-                text = f"times of {gpu.device}'s samples are at most {error_ns / 1000:.0f} us too late [measured]"
-                self._tell("info", text)
+                text = (
+                    f"times of {gpu.device}'s samples were at most {error_ns / 1000:.0f} us too late at the beginning"
+                )
+                self._tell("info", f"{text} [measured]")
         return self._rows()
 
     def _read(self) -> bool:
@@ -167,34 +188,50 @@ class PmSampler:
             self._tell("info", f"{whole}{'; ' if left else ''}{left}")
 
     def _take(self, gpu: _Gpu, line: dict[str, Any]) -> None:
-        if line["lost"]:
-            text = f"{line['lost']} samples of {gpu.device} are missing: they were not read in time"
-            self._tell("warning", text, line["lost"])
+        gpu.lost += line["lost"]
         samples = line["samples"]
         if not samples:
             return
-        if gpu.clock is None or gpu.clock.began_ns != line["began_ns"]:
-            gpu.clock = GpuClock(line["began_ns"])
-        gpu.clock.read(samples[0][0], samples[-1][1], line["read_ns"])
-        shift = gpu.clock.offset_ns + self._clock.offset_ns
+        # Sampling has begun, or begun anew.
+        if not gpu.clocks or gpu.clocks[-1].began_ns != line["began_ns"]:
+            gpu.clocks.append(GpuClock(line["began_ns"]))
+        clock = gpu.clocks[-1]
+        if line["whole"]:
+            clock.read(samples[0][0], samples[-1][1], line["read_ns"])
+        if clock.error_ns is None:
+            gpu.lost += len(samples)  # when they were is not known
+            return
+        shift = clock.offset_ns + self._clock.offset_ns
         gpu.waiting += [[end + shift, end - start, *values] for start, end, *values in samples]
 
-    def _ended(self) -> None:
-        """The process has ended by itself."""
-        assert self._process is not None
-        code = self._let_go()
+    def _tell_lost(self, every_s: float) -> None:
+        now_s = time.monotonic()
         for gpu in self._gpus.values():
-            gpu.gone = True
-        if code or not self._heard:
-            how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
-            self._tell("error", f"the process that samples {how}: no samples from here on")
+            if gpu.lost and now_s - gpu.told_s >= every_s:
+                text = f"{gpu.lost} samples of {gpu.device} are missing: they were not read in time"
+                self._tell("warning", text, gpu.lost)
+                gpu.lost, gpu.told_s = 0, now_s
 
-    def _let_go(self) -> int:
-        """The process has ended, or is about to; its exit code."""
-        assert self._process is not None
-        with self._process as process:  # closes what led to and from it, and waits
-            self._process = None
-        return process.returncode
+    def _let_go(self, *, expected: bool = False) -> None:
+        """The process has ended, or ends now; says so where that was not by itself and in order, nor expected."""
+        process, self._process = self._process, None
+        assert process is not None
+        try:
+            process.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):  # stuck in the driver: it is left behind
+                process.wait(ENDING_S)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        code = process.returncode
+        if not expected and (code or code is None or not self._heard):
+            how = (
+                "does not end" if code is None else f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+            )
+            self._tell("error", f"the process that samples {how}: no samples from here on")
 
     def _tell(self, level: str, message: str, dropped: int = 0) -> None:
         row = {"t_ns": self._clock.epoch_ns(time.monotonic_ns()), "rank": None, "level": level, "source": self.name}
@@ -203,24 +240,24 @@ class PmSampler:
     def _rows(self) -> list[Row | Rows]:
         rows: list[Row | Rows] = [*self._log]
         self._log = []
-        for gpu in self._gpus.values():
-            if gpu.waiting:
-                rows.append(("device_samples", None, self._batch(gpu)))
-                gpu.waiting = []
+        ready = [gpu for gpu in self._gpus.values() if gpu.waiting]
+        if ready:
+            rows.append(("device_samples", None, self._batch(ready)))
+        for gpu in ready:
+            gpu.waiting = []
         return rows
 
-    def _batch(self, gpu: _Gpu) -> pa.RecordBatch:
+    def _batch(self, gpus: list[_Gpu]) -> pa.RecordBatch:
         import pyarrow as pa
 
         schema = arrow_schema("device_samples")
-        times, spans, *values = zip(*gpu.waiting, strict=True)
-        count = len(times)
-        fixed = {"host": self._host, "device": gpu.device, "uuid": gpu.uuid}
-        told = {"t_ns": times, "span_ns": spans, **dict(zip(gpu.columns, values, strict=True))}
-
-        def column(name: str, kind: pa.DataType) -> pa.Array:
-            if name in fixed:
-                return pa.repeat(pa.scalar(fixed[name], kind), count)
-            return pa.array(told[name], kind) if name in told else pa.nulls(count, kind)
-
-        return pa.RecordBatch.from_arrays([column(one.name, one.type) for one in schema], schema=schema)
+        parts = []
+        for gpu in gpus:
+            times, spans, *values = zip(*gpu.waiting, strict=True)
+            told: dict[str, Sequence[Any]] = {"t_ns": times, "span_ns": spans}
+            told |= dict(zip(gpu.columns, values, strict=True))
+            fixed = {"host": self._host, "device": gpu.device, "uuid": gpu.uuid}
+            told |= {name: [value] * len(times) for name, value in fixed.items()}
+            arrays = [pa.array(told.get(one.name, [None] * len(times)), one.type) for one in schema]
+            parts.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
