@@ -109,7 +109,7 @@ def declared_calls(api: str) -> set[int]:
 
 def check(folder: Path, includes: list[Path]) -> list[str]:
     """What differs. folder: where cupti_activity.h lies; includes: where cuda.h may lie"""
-    problems = []
+    problems: list[str] = []
     with tempfile.TemporaryDirectory() as made:
         source = Path(made) / "layout.c"
         source.write_text(assertions((folder / "cupti_activity.h").read_text(errors="replace")))

@@ -104,7 +104,7 @@ def main() -> None:
             file=sys.stderr,
         )
     # How far the loss of one arithmetic differs between seeds: what a difference has to be seen against.
-    result = {
+    result: dict[str, Any] = {
         "model": C.name,
         "parameters": sum(p.numel() for p in Model(C).parameters()),
         "fp8": "E4M3 operands in products and dispatch, emulated",

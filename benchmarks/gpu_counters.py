@@ -158,7 +158,7 @@ def kernel_rate(recording: Path, *, sampled: bool) -> tuple[float | None, str]:
     """Kernels a second between the first and the last; sampled: within the samples of PM sampling, if there are any."""
     from moescope.profiler.source import open_source
 
-    source = open_source(recording)
+    source = open_source([recording])
     starts = source.table("kernels").column("start_ns").to_numpy()
     if not sampled:
         if len(starts) < 2:

@@ -88,6 +88,7 @@ def compared(runs: list[Run]) -> list[dict[str, Any]]:
         for source, target in (("slow", "fast"), ("fast", "slow")):
             pairs = [(of[number, source], of[number, target]) for number in rounds]
             errors = [a.predicted / b.step - 1 for a, b in pairs]
+            worst = max(errors, key=abs)
             noise = [abs(of[n, target].step / of[m, target].step - 1) for n, m in pairwise(rounds)]
             rows.append(
                 {
@@ -99,7 +100,7 @@ def compared(runs: list[Run]) -> list[dict[str, Any]]:
                     "predicted_step_ms": round(median(a.predicted for a, _ in pairs), 2),
                     "measured_step_ms": round(median(b.step for _, b in pairs), 2),
                     "error_median": round(median(errors), 4),
-                    "error_worst": round(max(errors, key=abs), 4),
+                    "error_worst": round(worst, 4),
                     "error_of_no_change_median": round(median(a.step / b.step - 1 for a, b in pairs), 4),
                     "within_bounds": sum(a.low <= b.step <= a.high for a, b in pairs),
                     "same_wire_a_round_apart_median": round(median(noise), 4) if noise else None,
