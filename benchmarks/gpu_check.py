@@ -62,6 +62,18 @@ def _ran(part: str, command: list[str], limit_s: float, outcome: Outcome) -> str
     return done.stdout
 
 
+def _built(outcome: Outcome) -> None:
+    """A plain checkout has no C library: without it nothing is recorded of a GPU's kernels but in windows."""
+    from moescope.collectors.native import injection_path
+    from moescope.collectors.native.build import build
+
+    if injection_path() is None:
+        try:
+            build()
+        except (OSError, RuntimeError) as error:
+            outcome.failures["C library"] = str(error)
+
+
 def _tested(limit_s: float, outcome: Outcome) -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"
@@ -148,6 +160,7 @@ def main(argv: list[str]) -> int:
         print(f"gpu-check: there is no GPU to check: {reason}; run it on a machine with a Hopper GPU", file=sys.stderr)
         return 3
     device, outcome = _device(), Outcome()
+    _built(outcome)
     name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-")
     parts = {"tests": lambda left: _tested(left, outcome)} | {
         section: lambda left, section=section: outcome.figures.extend(_figures(section, left, outcome))
