@@ -112,6 +112,10 @@ def main() -> None:
     with record_function("pipeline"):
         start(group, "cuda:0")
         wrapped("send", nothing)(group, [Tensor(1, 4096, torch.bfloat16)], 1, 0)
+        try:
+            wrapped("_allgather_base", raises)(group, Tensor(2, 4, torch.float32), Tensor(1, 4, torch.float32))
+        except ValueError:
+            told["raised_together"] = True
         wrapped("recv", nothing)(group, [Tensor(1, 2048, torch.bfloat16)], 1, 0)
         end(group, "cuda:0")
     wrapped("barrier", launches((600, 5)))(group, opts=OnGpu())
