@@ -68,7 +68,7 @@ def _orphaned(meta: dict[str, Any]) -> bool:
 def _bring_home(recording: Path, meta: dict[str, Any]) -> str | None:
     ring_dir = Path(str(meta.get("ring_dir") or ""))
     clock = Clock(int(meta["clock"]["offset_ns"]), int(meta["clock"]["error_ns"]))
-    ranks = RankTable(ring_dir, clock)
+    ranks = RankTable(ring_dir, clock, str((meta.get("options") or {}).get("ranks") or ""))
     now_ns = time.monotonic_ns()
     ranks.scan(now_ns)
     problems = list(ranks.problems)

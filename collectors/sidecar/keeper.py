@@ -54,7 +54,7 @@ class Keeper:
         self._writer = RecordingWriter(folder, options.keep_s)
         # What lies in the rings meanwhile is kept beyond what was asked for.
         self._calm_s = UNWATCHED_S if options.keep_s is None else min(UNWATCHED_S, max(WATCHED_S, options.keep_s / 8))
-        self._ranks = RankTable(ring_dir, clock)
+        self._ranks = RankTable(ring_dir, clock, options.ranks)
         self._audience = Audience(folder)
         self._samplers: list[Sampler] = []
         self._collect = collect
@@ -388,8 +388,13 @@ class Keeper:
         """What the person at the terminal should know, the next command last."""
         words = list(self._errors)
         ranks = self._meta["ranks"]
-        silent = len(self._ranks.processes)
-        if not ranks and silent:
+        left_out = self._ranks.left_out()
+        silent = len(self._ranks.processes) - left_out
+        if not ranks and left_out:
+            words.append(
+                f"{left_out} process{'es' if left_out > 1 else ''} recorded nothing: no rank that was asked for"
+            )
+        elif not ranks and silent:
             words.append(
                 f"{silent} process{'es' if silent > 1 else ''} imported torch, and ended or went idle before there was "
                 "anything to record: operators are recorded from about 20 ms after the import on"

@@ -19,6 +19,8 @@ SETTLE_NS = 1_500_000_000
 """How long a process that tells no rank may still tell one before it is given a number."""
 
 SETTLE_FILL = 0.25
+LEFT_OUT = "left out"
+"""State of a process whose rank was not asked for."""
 COARSE_NS = 100_000_000
 """Longer than a file system's stamps of time are apart."""
 
@@ -41,7 +43,9 @@ class RankProcess:
 class RankTable:
     """Finds rings in a folder and gives each active process a rank: its own word first, then free numbers."""
 
-    def __init__(self, ring_dir: Path, clock: Clock) -> None:
+    def __init__(self, ring_dir: Path, clock: Clock, only: str = "") -> None:
+        """only: the ranks that are recorded, `0,3`; all where empty"""
+        self._only = frozenset(int(rank) for rank in only.split(",") if rank)
         self._dir = ring_dir
         self._clock = clock
         self._known: set[str] = set()
@@ -83,6 +87,22 @@ class RankTable:
             self.processes.append(RankProcess(ProcessDrain(ring, self._clock), now_ns))
 
     def settle(self, process: RankProcess, now_ns: int, *, final: bool) -> bool:
+        """Gives the process its rank; False while that is still open, and for a rank that is not to be recorded.
+
+        A process that is started as a rank knows by itself whether it is wanted; one that learns its rank later, or is
+        given one, does not.
+        """
+        if process.state == LEFT_OUT or not self._settled(process, now_ns, final=final):
+            return False
+        if self._only and process.drain.origin.rank not in self._only:
+            process.ended, process.state = True, LEFT_OUT
+        return process.state != LEFT_OUT
+
+    def left_out(self) -> int:
+        """Processes whose ranks were not asked for."""
+        return sum(process.state == LEFT_OUT for process in self.processes)
+
+    def _settled(self, process: RankProcess, now_ns: int, *, final: bool) -> bool:
         """Gives the process its rank; False while that is still open.
 
         Where a process tells no rank it gets a free number, once it has recorded something: a DataLoader's workers,
@@ -126,7 +146,8 @@ class RankTable:
 
     def rank_of(self, pid: int) -> int | None:
         """Rank of a process, for samplers."""
-        return next((p.drain.origin.rank for p in self.processes if p.pid == pid and p.drain.origin.rank >= 0), None)
+        found = next((p for p in self.processes if p.pid == pid and p.drain.origin.rank >= 0), None)
+        return None if found is None or found.state == LEFT_OUT else found.drain.origin.rank
 
     def pids(self) -> list[int]:
         """The processes that are ranks now."""

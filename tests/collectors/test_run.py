@@ -288,6 +288,37 @@ print([e.count for e in p.key_averages() if e.key == "aten::neg"])
     assert any("torch.profiler itself" in row["message"] for row in rows(tmp_path / "rec", "log"))
 
 
+SPAWNED = """
+import time, torch, torch.multiprocessing as mp, torch.distributed as dist
+def work(rank, path):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    for _ in range(40):
+        dist.all_reduce(torch.ones(64))
+        time.sleep(0.02)
+    dist.destroy_process_group()
+if __name__ == "__main__":
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, args=(folder + "/store",), nprocs=2)
+"""
+
+
+def test_ranks_that_were_not_asked_for_are_left_out_though_they_learn_their_number_late(
+    moescope: Moescope, tmp_path: Path
+) -> None:
+    (tmp_path / "main.py").write_text(SPAWNED)
+    done = moescope("run", "--ranks", "1", "-o", "rec", "--", sys.executable, "main.py")
+    assert done.returncode == 0, done.stderr
+    assert [row["rank"] for row in meta(tmp_path / "rec")["ranks"]] == [1]
+    assert {row["rank"] for row in rows(tmp_path / "rec", "collectives")} == {1}
+    assert {row["rank"] for row in rows(tmp_path / "rec", "unit_intervals")} <= {1}
+    alone = "import time, torch; x = torch.ones(8); [(x.neg(), time.sleep(0.01)) for _ in range(60)]"
+    done = moescope("run", "--ranks", "7", "-f", "-o", "rec", "--", sys.executable, "-c", alone)
+    assert done.returncode == 0, done.stderr
+    assert meta(tmp_path / "rec")["ranks"] == []
+    assert "no rank that was asked for" in done.stderr
+
+
 def test_spawned_processes_are_ranks_of_their_own(moescope: Moescope, tmp_path: Path) -> None:
     text = """
 import time, torch, torch.multiprocessing as mp
