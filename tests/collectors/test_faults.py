@@ -8,7 +8,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -208,35 +209,53 @@ BREAKAGES: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("breakage", BREAKAGES)
-def test_a_collector_that_breaks_is_told_and_left_out(moescope: Moescope, tmp_path: Path, breakage: str) -> None:
-    patch, source = BREAKAGES[breakage]
-    done = moescope(
-        "run", "--budget", "full", "-o", "rec", "--", sys.executable, target(tmp_path), env=broken(tmp_path, patch)
-    )
-    assert unharmed(done), done.stderr
-    log = [row for row in rows(tmp_path / "rec", "log") if row["source"] == source]
-    assert log
-    assert {row["level"] for row in log} <= {"warning", "error"}
-    shown = moescope("summary", "rec")
-    assert log[0]["message"] in shown.stdout + shown.stderr
-    assert bool(rows(tmp_path / "rec", "steps")) == (source != "drain")
-    assert bool(rows(tmp_path / "rec", "link_samples")) == (source != "links")
+def each(check: Callable[[str, Path], None], cases: Iterable[str], folder: Path) -> None:
+    """Checks every case in a folder of its own, two at a time: they wait for processes most of the time."""
+
+    def one(case: str) -> None:
+        own = folder / case.replace(" ", "-")
+        own.mkdir()
+        try:
+            check(case, own)
+        except AssertionError as error:
+            raise AssertionError(f"{case}: {error}") from error
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, cases))
 
 
-@pytest.mark.parametrize("moment", ["__init__", "attach", "tick", "finish", "last_words"])
-def test_a_recorder_that_breaks_lets_the_command_run_on(moescope: Moescope, tmp_path: Path, moment: str) -> None:
-    patch = f"import moescope.collectors.sidecar.keeper as m\n{RAISE}m.Keeper.{moment} = no"
-    note = "import os; open('rings', 'w').write(os.environ.get('MOESCOPE_RING_DIR', '/nowhere'))"
-    script = target(tmp_path, first=note)
-    done = moescope("run", "--budget", "full", "-o", "rec", "--", sys.executable, script, env=broken(tmp_path, patch))
-    assert unharmed(done), done.stderr
-    assert "broken on purpose" in done.stderr
-    assert "Traceback" not in done.stderr
-    recorded = moment not in ("__init__", "attach")
-    assert moescope("summary", "rec").returncode == (0 if recorded else 3)
-    assert bool(rows(tmp_path / "rec", "steps")) == recorded
-    assert not Path((tmp_path / "rings").read_text()).exists(), "rings are left that nothing names"
+def test_a_collector_that_breaks_is_told_and_left_out(moescope: Moescope, tmp_path: Path) -> None:
+    def check(breakage: str, folder: Path) -> None:
+        patch, source = BREAKAGES[breakage]
+        command = ("run", "--budget", "full", "-o", "rec", "--", sys.executable, target(folder))
+        done = moescope(*command, env=broken(folder, patch), cwd=folder)
+        assert unharmed(done), done.stderr
+        log = [row for row in rows(folder / "rec", "log") if row["source"] == source]
+        assert log
+        assert {row["level"] for row in log} <= {"warning", "error"}
+        shown = moescope("summary", "rec", cwd=folder)
+        assert log[0]["message"] in shown.stdout + shown.stderr
+        assert bool(rows(folder / "rec", "steps")) == (source != "drain")
+        assert bool(rows(folder / "rec", "link_samples")) == (source != "links")
+
+    each(check, BREAKAGES, tmp_path)
+
+
+def test_a_recorder_that_breaks_lets_the_command_run_on(moescope: Moescope, tmp_path: Path) -> None:
+    def check(moment: str, folder: Path) -> None:
+        patch = f"import moescope.collectors.sidecar.keeper as m\n{RAISE}m.Keeper.{moment} = no"
+        note = "import os; open('rings', 'w').write(os.environ.get('MOESCOPE_RING_DIR', '/nowhere'))"
+        command = ("run", "--budget", "full", "-o", "rec", "--", sys.executable, target(folder, first=note))
+        done = moescope(*command, env=broken(folder, patch), cwd=folder)
+        assert unharmed(done), done.stderr
+        assert "broken on purpose" in done.stderr
+        assert "Traceback" not in done.stderr
+        recorded = moment not in ("__init__", "attach")
+        assert moescope("summary", "rec", cwd=folder).returncode == (0 if recorded else 3)
+        assert bool(rows(folder / "rec", "steps")) == recorded
+        assert not Path((folder / "rings").read_text()).exists(), "rings are left that nothing names"
+
+    each(check, ["__init__", "attach", "tick", "finish", "last_words"], tmp_path)
 
 
 def test_an_agent_that_cannot_be_loaded_lets_the_target_run(moescope: Moescope, tmp_path: Path) -> None:

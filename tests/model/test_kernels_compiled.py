@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import multiprocessing
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,8 +41,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @functools.cache
-def _machine(name: str, traced: bool = False) -> ahead.Machine:
+def _machines() -> dict[tuple[str, bool], ahead.Machine]:
+    """All variants, with records and without, compiled two at a time."""
+    wanted = [(name, traced) for name in BY_NAME for traced in (False, True)]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return dict(zip(wanted, pool.map(_compiled, wanted), strict=True))
+
+
+def _compiled(what: tuple[str, bool]) -> ahead.Machine:
+    name, traced = what
     return ahead.compiled(BY_NAME[name], traced=traced)
+
+
+def _machine(name: str, traced: bool = False) -> ahead.Machine:
+    return _machines()[name, traced]
 
 
 def _operations(machine: ahead.Machine) -> list[str]:

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,10 +36,21 @@ def _cases() -> list[str]:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What each case said: nothing for each of its parameters that passed, else why it failed."""
-    folder = tmp_path_factory.mktemp("interpreted")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", f"--junitxml={folder / 'results.xml'}"]
+    found: dict[str, list[str]] = defaultdict(list)
+    with ThreadPoolExecutor(2) as pool:
+        for results in pool.map(lambda files: _ran(files, tmp_path_factory.mktemp("run")), (FILES[::2], FILES[1::2])):
+            for case in ElementTree.parse(results).iter("testcase"):
+                name = f"{case.attrib['classname'].split('.')[-1]}.{case.attrib['name'].split('[')[0]}"
+                found[name].append("\n".join(f"{case.attrib['name']}: {child.text}" for child in case))
+    return found
+
+
+def _ran(files: Sequence[Path], folder: Path) -> Path:
+    """The results of all cases in some files, under the interpreter."""
+    results = folder / "results.xml"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", f"--junitxml={results}"]
     done = subprocess.run(
-        [*command, *map(str, FILES)],
+        [*command, *map(str, files)],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(folder / "triton"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -45,12 +58,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         timeout=170,
         check=False,
     )
-    assert (folder / "results.xml").exists(), done.stdout + done.stderr
-    found: dict[str, list[str]] = defaultdict(list)
-    for case in ElementTree.parse(folder / "results.xml").iter("testcase"):
-        name = f"{case.attrib['classname'].split('.')[-1]}.{case.attrib['name'].split('[')[0]}"
-        found[name].append("\n".join(f"{case.attrib['name']}: {child.text}" for child in case))
-    return found
+    assert results.exists(), done.stdout + done.stderr
+    return results
 
 
 @pytest.mark.parametrize("case", _cases())

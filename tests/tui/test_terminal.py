@@ -189,7 +189,8 @@ def test_a_signal_leaves_the_terminal_as_it_was(terminal: Terminal, number: sign
     terminal.type(f"clear; {PYTHON} -m moescope top rec; echo code=$?", "Enter")
     terminal.wait("FINISHED")
     assert terminal.alternate()
-    [dashboard] = [pid for pid in processes("moescope top rec") if PYTHON in Path(f"/proc/{pid}/cmdline").read_text()]
+    shown = [pid for pid in processes("moescope top rec") if PYTHON in Path(f"/proc/{pid}/cmdline").read_text()]
+    [dashboard] = [pid for pid in shown if Path(f"/proc/{pid}/cwd").resolve() == terminal.folder.resolve()]
     os.kill(dashboard, number)
     terminal.wait(f"code={128 + number}")
     assert not terminal.alternate()
