@@ -285,6 +285,8 @@ class Keeper:
                 rows = sampler.close() if final else sampler.poll()
                 for table, rank, row in rows:
                     folder = host_folder(self._host) if rank is None else rank_folder(rank)
+                    if table == "log" and isinstance(row, dict) and row["level"] != "info":
+                        self._warnings += 1
                     if isinstance(row, dict):
                         self._samples.setdefault((sampler.name, folder, table), []).append(row)
                     else:
