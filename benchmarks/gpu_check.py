@@ -54,7 +54,7 @@ def _ran(part: str, command: list[str], limit_s: float, outcome: Outcome) -> str
         done = run([sys.executable, *command], min(limit_s, LIMIT_S), env=env, cwd=ROOT)
     except subprocess.TimeoutExpired as error:
         outcome.failures[part] = f"took longer than {error.timeout:.0f} s"
-        return error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        return str(error.stdout or "")
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "nothing was said").splitlines()[-1]
         outcome.failures[part] = f"exit code {done.returncode}: {last}"

@@ -7,7 +7,6 @@ runs is told besides. Not yet run on a GPU.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu_process import run
+from benchmarks.gpu_figure import Figure
+from benchmarks.gpu_process import Failed, output_of
 from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.base import Sampler, SamplerUnavailable
 from moescope.collectors.samplers.nvml import GpuSampler
@@ -23,9 +23,6 @@ from moescope.collectors.samplers.pm_sampling.sampler import PmSampler
 
 if TYPE_CHECKING:
     from benchmarks.gpu_timing import Bench
-
-Told = tuple[str, float | None, str]
-"""What, its value, and the unit, or why there is none."""
 
 SECONDS, REHEARSED_S = 2.0, 0.8
 """How long work goes on."""
@@ -45,7 +42,7 @@ while time.monotonic() < until:
 """
 
 
-def figures(b: Bench) -> Iterator[Told]:
+def counters(b: Bench) -> Iterator[Figure]:
     """The product and the copy by each source, then kernels recorded with PM sampling beside."""
     import torch
 
@@ -65,14 +62,13 @@ def figures(b: Bench) -> Iterator[Told]:
             rows, times_s, why = _sampled(b, sampler, work)
             used = _mean(rows, "tensor_active")
             why = f"needs a GPU: {why}" if b.rehearsal else why
-            yield f"{name}, tensor cores active by {how}", used, "of cycles" if used is not None else why
+            yield Figure(f"{name}, tensor cores active by {how}", used, "of cycles" if used is not None else why)
             if flops and how == "GPM":
-                share, unit = achieved(b, flops / times_s, _mean(rows, "clock_hz"))
-                yield f"{name}, achieved", share, unit
+                yield Figure(f"{name}, achieved", *achieved(b, flops / times_s, _mean(rows, "clock_hz")))
         if b.rehearsal:
             break
     beside = (None, "needs a GPU") if b.rehearsal else recorded_beside()
-    yield "kernels recorded with PM sampling beside", *beside
+    yield Figure("kernels recorded with PM sampling beside", *beside)
 
 
 def _sampled(b: Bench, sampler: Sampler, work: Callable[[], Any]) -> tuple[list[dict[str, Any]], float, str]:
@@ -103,7 +99,7 @@ def _sampled(b: Bench, sampler: Sampler, work: Callable[[], Any]) -> tuple[list[
     rows: list[dict[str, Any]] = []
     for row in found:
         for one in [row] if isinstance(row, dict) else row.to_pylist():
-            if one.get("level") == "warning":
+            if one.get("level", "info") != "info":
                 why = one["message"]
             span_ns = one.get("span_ns") or 0
             inside = "device" in one and began <= one["t_ns"] - span_ns and one["t_ns"] <= ended
@@ -140,12 +136,9 @@ def recorded_beside() -> tuple[float | None, str]:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "moescope", "run", *options, "-o", f"{folder}/rec", "--"]
             try:
-                done = run([*command, sys.executable, "-c", TARGET], 60)
-            except subprocess.TimeoutExpired:
-                return None, "a run took longer than a minute"
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if line and not line.startswith("moescope:")]
-                return None, (lines or ["nothing was said"])[-1]
+                output_of([*command, sys.executable, "-c", TARGET], 60)
+            except Failed as error:
+                return None, str(error)
             rate, why = kernel_rate(Path(folder, "rec"), sampled=bool(options))
         if rate is None:
             return None, why

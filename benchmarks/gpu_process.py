@@ -23,10 +23,26 @@ def run(
         _end(process.pid)
         out, err = process.communicate()
         raise subprocess.TimeoutExpired(command, limit_s, out, err) from expired
-    except BaseException:
+    except BaseException:  # Ctrl-C too: what has been started must not hold the GPU; raised again
         _end(process.pid)
         raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+class Failed(Exception):
+    """A run ended with an error, or did not end; the message is the last of what it said."""
+
+
+def output_of(command: Sequence[str], limit_s: float) -> str:
+    """What a run prints. Raises Failed; what moescope itself says besides is no reason."""
+    try:
+        done = run(command, limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"a run took longer than {limit_s:.0f} s") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line and not line.startswith("moescope:")]
+        raise Failed((lines or ["nothing was said"])[-1])
+    return done.stdout
 
 
 def _end(group: int) -> None:

@@ -8,51 +8,46 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu_process import run
+from benchmarks.gpu_figure import Figure
+from benchmarks.gpu_process import Failed, output_of
 
 if TYPE_CHECKING:
     from benchmarks.gpu_timing import Bench
 
-Told = tuple[str, float | None, str]
-"""What, its value, and the unit, or why there is none."""
-
 STAGES = {"train": 12, "prefill": 24, "decode": 48}
 """Steps of a run."""
 PAIRS, PAIR_STEPS = 3, 60
+LIMIT_S = 120
+"""Of one run."""
 
 
-class _Failed(Exception):
-    """A run ended with an error; the message is the last of what it said."""
-
-
-def overlap(b: Bench) -> Iterator[Told]:
+def overlap(b: Bench) -> Iterator[Figure]:
     """Communication that nothing hides, in each stage, serial and with two micro-batches overlapped."""
     for stage, steps in STAGES.items():
         for schedule in ("overlapped",) if b.rehearsal else ("serial", "overlapped"):
             name = f"{stage}, {schedule}"
             try:
                 summary, step_ms = _recorded(b, stage, b.size(steps, 2), schedule)
-            except _Failed as error:
-                yield f"{name}: communication exposed", None, str(error)
+            except Failed as error:
+                yield Figure(f"{name}: communication exposed", None, str(error))
                 continue
             total = summary["total"]
             comm_us, exposed_us = total["comm_us"], total["exposed_comm_us"]
             share = exposed_us / comm_us if comm_us else None
             why = "needs a GPU: nothing communicates here" if b.rehearsal else "no kernel of an exchange was recorded"
-            yield f"{name}: communication exposed", share, "of it" if share is not None else why
-            yield f"{name}: median step", step_ms, "ms"
+            yield Figure(f"{name}: communication exposed", share, "of it" if share is not None else why)
+            yield Figure(f"{name}: median step", step_ms, "ms")
         if b.rehearsal:
             return
 
 
-def recorder(b: Bench) -> Iterator[Told]:
+def recorder(b: Bench) -> Iterator[Figure]:
     """A training step with the recorder beside it against one without, in pairs of runs."""
     ratios = []
     steps = b.size(PAIR_STEPS, 3)
@@ -62,11 +57,11 @@ def recorder(b: Bench) -> Iterator[Told]:
             for observed in (pair % 2 == 0, pair % 2 == 1):
                 taken[observed] = _recorded(b, "train", steps, "overlapped")[1] if observed else _plain(b, steps)
             ratios.append(taken[True] / taken[False])
-    except _Failed as error:
-        yield "step with the recorder", None, str(error)
+    except Failed as error:
+        yield Figure("step with the recorder", None, str(error))
         return
-    yield f"step with the recorder, median of {len(ratios)} pairs", median(ratios) - 1, "longer than without"
-    yield "the same, the pair with most", max(ratios) - 1, "longer than without"
+    yield Figure(f"step with the recorder, median of {len(ratios)} pairs", median(ratios) - 1, "longer than without")
+    yield Figure("the same, the pair with most", max(ratios) - 1, "longer than without")
 
 
 def _target(b: Bench, stage: str, steps: int, schedule: str) -> list[str]:
@@ -79,28 +74,17 @@ def _recorded(b: Bench, stage: str, steps: int, schedule: str) -> tuple[dict[str
     """The summary of a recorded run, and its median step in ms."""
     with tempfile.TemporaryDirectory() as folder:
         own = [sys.executable, "-m", "moescope"]
-        said = _ran([*own, "run", "-o", f"{folder}/rec", "--", *_target(b, stage, steps, schedule)])
-        summary = json.loads(_ran([*own, "summary", f"{folder}/rec", "--json"]))
+        said = output_of([*own, "run", "-o", f"{folder}/rec", "--", *_target(b, stage, steps, schedule)], LIMIT_S)
+        summary = json.loads(output_of([*own, "summary", f"{folder}/rec", "--json"], LIMIT_S))
     return summary, _step_ms(said)
 
 
 def _plain(b: Bench, steps: int) -> float:
-    return _step_ms(_ran(_target(b, "train", steps, "overlapped")))
+    return _step_ms(output_of(_target(b, "train", steps, "overlapped"), LIMIT_S))
 
 
 def _step_ms(said: str) -> float:
     found = re.search(r"median step ([\d.]+) ms", said)
     if found is None:
-        raise _Failed("the run told no median step")
+        raise Failed("the run told no median step")
     return float(found[1])
-
-
-def _ran(command: list[str]) -> str:
-    try:
-        done = run(command, 120)
-    except subprocess.TimeoutExpired as error:
-        raise _Failed("a run took longer than two minutes") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line and not line.startswith("moescope:")]
-        raise _Failed((lines or ["nothing was said"])[-1])
-    return done.stdout

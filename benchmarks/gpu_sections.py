@@ -11,10 +11,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu_counters import counters
+from benchmarks.gpu_figure import Figure
+from benchmarks.gpu_runs import overlap, recorder
 
 if TYPE_CHECKING:
     from benchmarks.gpu_timing import Bench
@@ -32,16 +36,6 @@ SHAPES = {
 
 SPLITS = (4, 8, 12, 16, 20, 24, 32)
 """SMs that are set aside for the exchange."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """value None: unknown, `unit` then says why; short: whether it stands in the table"""
-
-    name: str
-    value: float | None
-    unit: str
-    short: bool = True
 
 
 Section = Callable[["Bench"], Iterator[Figure]]
@@ -156,7 +150,7 @@ def exchange(b: Bench) -> Iterator[Figure]:
         yield Figure(f"combine on {sms} SMs, read", 2 * moved / back_s / 1e9, "GB/s", sms == 20)
         yield Figure(f"product on the {there - sms} others, alone there", limited / alone - 1, "longer", sms == 20)
     serial, beside = _serial_and_beside(b, q, s, source, rows, slot, (x, xs, w, ws))
-    best = min(beside, key=lambda sms: beside[sms])
+    best = min(beside, key=beside.__getitem__)
     for sms, seconds in beside.items():
         text = f"exchange on {sms} SMs beside the products that take as long"
         yield Figure(text, seconds / serial, "of one after the other", sms in (20, best))
@@ -271,27 +265,6 @@ def stack(b: Bench) -> Iterator[Figure]:
     yield Figure(f"loss at step {steps}", results[-1].loss, "nats a byte")
     taken = [s.dur_ns for s in decoded(model, exchange, steps=steps, schedule="overlapped", seed=0)]
     yield Figure(f"decode step, {c.name}", median(taken[steps // 3 :]) / 1e6, "ms")
-
-
-def counters(b: Bench) -> Iterator[Figure]:
-    """Tensor cores by the GPU's counters beside what is achieved: a product, and a copy."""
-    from benchmarks.gpu_counters import figures
-
-    yield from (Figure(*told) for told in figures(b))
-
-
-def overlap(b: Bench) -> Iterator[Figure]:
-    """Exposed communication of whole runs, serial against overlapped, as their recordings tell."""
-    from benchmarks import gpu_runs
-
-    yield from (Figure(*told) for told in gpu_runs.overlap(b))
-
-
-def recorder(b: Bench) -> Iterator[Figure]:
-    """What recording costs a training step."""
-    from benchmarks import gpu_runs
-
-    yield from (Figure(*told) for told in gpu_runs.recorder(b))
 
 
 def accumulation(b: Bench) -> Iterator[Figure]:

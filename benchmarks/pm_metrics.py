@@ -5,7 +5,7 @@
 Below the folders (the installed `nvidia` packages and the toolkit where none are named) every `cupti_pmsampling.h` is
 compiled with an assertion for each field of ours (`collectors/samplers/pm_sampling/cupti.py`), and every `libcupti.so`
 is asked, by its host's side, for the columns that it can sample in one pass: that is the very code that asks on a GPU,
-which besides leaves out what the machine at hand does not offer. CUPTI 13.2 and later answers with a driver only.
+which besides leaves out what the machine at hand does not offer. CUPTI 13.3 and later answers with a driver only.
 `pip download nvidia-cuda-cupti nvidia-cuda-runtime` (or `…-cu12`), unpacked, gives what it needs. Ends with 3 where
 there is nothing to check.
 """
@@ -34,6 +34,7 @@ CONSTANTS = {
     "CUPTI_PROFILER_TYPE_PM_SAMPLING": abi.PM_SAMPLING,
     "CUPTI_PM_SAMPLING_TRIGGER_MODE_GPU_TIME_INTERVAL": abi.GPU_TIME_INTERVAL,
     "CUPTI_PM_SAMPLING_HARDWARE_BUFFER_APPEND_MODE_KEEP_OLDEST": abi.KEEP_OLDEST,
+    "CUPTI_PM_SAMPLING_DECODE_STOP_REASON_COUNTER_DATA_FULL": abi.IMAGE_FULL,
     "CUPTI_ERROR_OUT_OF_MEMORY": abi.OUT_OF_MEMORY,
     "CUPTI_ERROR_NOT_INITIALIZED": 15,
     "CUPTI_ERROR_HARDWARE_BUSY": 26,
@@ -45,6 +46,7 @@ CONSTANTS = {
     "CUPTI_ERROR_MIG_DEVICE_NOT_SUPPORTED": 43,
     "CUPTI_ERROR_WSL_DEVICE_NOT_SUPPORTED": 45,
 }
+assert set(abi.REMEDIES) <= set(CONSTANTS.values()), "each result with a remedy is held against its name"
 
 
 def assertions(header: str) -> str:
@@ -100,7 +102,7 @@ def sampled(library: Path, chip: str) -> dict[str, Any]:
 
 
 def _asked(library: Path, chip: str) -> dict[str, Any]:
-    """`sampled` in a process of its own: two libcupti in one do not go together."""
+    """`sampled` in a process of its own: a library that ends it costs its own answer alone."""
     call = f"sampled(Path({str(library)!r}), {chip!r})"
     code = f"import json; from benchmarks.pm_metrics import *; print(json.dumps({call}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

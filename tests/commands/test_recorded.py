@@ -19,7 +19,7 @@ from moescope.profiler.source import open_source
 from moescope.profiler.summary.answer import summarise
 
 # A process in which importing these fails, as on a machine that has only what its model needs, or not even that.
-WITHOUT_TORCH = """
+LACKING = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -37,7 +37,7 @@ def without_torch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[
 
 
 def without(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    command = [sys.executable, "-c", LACKING, *arguments]
     return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, check=False)
 
 
