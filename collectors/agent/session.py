@@ -64,7 +64,6 @@ class Session:
         rank = self.facts.get("rank")
         if self.settings.ranks is not None and rank is not None and rank not in self.settings.ranks:
             self.recorder.log("info", "agent", f"rank {rank} is not among the ranks asked for (--ranks)")
-            self.tell(skipped=True)
             return
         self.windows = WindowKeeper(self)
         if "communication" in wanted:
