@@ -82,17 +82,17 @@ def _gpu(host: str, device: str, rows: pa.Table) -> dict[str, Any] | None:
     """One GPU. Shares and rates are means over time; `throttled_share` and `throttle` are shares of the samples."""
     if device.startswith("cpu"):
         return None
-    spans = _floats(rows, "span_ns")
+    spans = floats_of(rows, "span_ns")
     entry: dict[str, Any] = {"host": host, "device": device, "samples": rows.num_rows}
     for column in SHARES + RATES:
-        entry |= _told(column, _mean(_floats(rows, column), spans))
+        entry |= _told(column, mean_by_weight(floats_of(rows, column), spans))
     for column in MEANS:
-        entry |= _told(column, _mean(_floats(rows, column), np.ones(rows.num_rows)))
+        entry |= _told(column, mean_by_weight(floats_of(rows, column), np.ones(rows.num_rows)))
     for column in MOSTS:
-        known = _known(_floats(rows, column))
+        known = _known(floats_of(rows, column))
         entry |= _told(column, float(known.max()) if len(known) else None)
     for column in ERRORS:
-        known = _known(_floats(rows, column))
+        known = _known(floats_of(rows, column))
         entry |= _told(column, int(_grown(known.astype(np.int64)).sum()) if len(known) else None)
     return entry | _throttle(rows) | {"evidence": "measured"}
 
@@ -101,7 +101,7 @@ def _told(key: str, value: float | None) -> dict[str, Any]:
     return {key: value} if value is not None else {key: None, f"{key}_reason": NOT_TOLD}
 
 
-def _floats(rows: pa.Table, column: str) -> NDArray[np.float64]:
+def floats_of(rows: pa.Table, column: str) -> NDArray[np.float64]:
     """[rows], NaN where null."""
     import pyarrow as pa
 
@@ -112,7 +112,7 @@ def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values[np.isfinite(values)]
 
 
-def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
+def mean_by_weight(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
     """Mean by weight of what is known; what has no weight counts as one sample among such."""
     known = np.isfinite(values)
     heavy = known & np.isfinite(weights) & (weights > 0)
@@ -139,7 +139,7 @@ def _link(host: str, link: str, rows: pa.Table) -> dict[str, Any] | None:
     times = rows.column("t_ns").to_numpy()
     if len(times) < 2 or times[-1] <= times[0]:
         return None
-    peaks = _known(_floats(rows, "peak_bytes_per_s"))
+    peaks = _known(floats_of(rows, "peak_bytes_per_s"))
     peak = float(peaks[-1]) if len(peaks) and peaks[-1] > 0 else None
     seconds = (times[-1] - times[0]) / _NS_PER_S
     entry: dict[str, Any] = {"host": host, "link": link, "span_us": float(times[-1] - times[0]) / 1000}

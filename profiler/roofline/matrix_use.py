@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from moescope.profiler.hardware.samples import floats_of, mean_by_weight
 from moescope.profiler.hardware.table import Hardware
 from moescope.profiler.labels import Labels
 from moescope.profiler.overlap.intervals import covered_within
@@ -94,10 +95,10 @@ def _no_peak(hardware: Hardware, dtype: str) -> str:
 
 
 def _counter(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, Any]:
-    """Mean of the device's samples of its matrix units' counter inside the counted time."""
+    """Mean by time of the device's samples of its matrix units' counter inside the counted time."""
     import pyarrow.compute as pc
 
-    rows = source.table("device_samples").select(["host", "device", "t_ns", "tensor_active", "uuid"])
+    rows = source.table("device_samples").select(["host", "device", "t_ns", "tensor_active", "uuid", "span_ns"])
     host, uuid = _host(source.meta, device.rank), _uuid(source.meta, device.rank, device.device)
     told = rows.column("tensor_active")
     wanted = pc.and_(pc.greater_equal(told, 0), pc.less_equal(told, 1))
@@ -109,8 +110,8 @@ def _counter(source: Source, device: DeviceKernels, swept: Sweep) -> dict[str, A
     inside = covered_within(swept.recorded, times, times + 1) > 0
     if not inside.any():
         return {"counter": None, "counter_reason": "no samples of a counter of the device's matrix units"}
-    used = rows.column("tensor_active").to_numpy()[inside]
-    return {"counter": float(used.mean()), "counter_evidence": "measured", "counter_samples": len(used)}
+    mean = mean_by_weight(floats_of(rows, "tensor_active")[inside], floats_of(rows, "span_ns")[inside])
+    return {"counter": mean, "counter_evidence": "measured", "counter_samples": int(inside.sum())}
 
 
 def _uuid(meta: Mapping[str, Any], rank: int, device: str) -> str | None:
