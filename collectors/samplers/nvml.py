@@ -105,9 +105,11 @@ class GpuSampler:
 
     def _counters(self, one: _Sampled, gpm: Gpm | None) -> dict[str, Any]:
         """Columns of a GPU's counters; none where all of them are sampled elsewhere."""
+        if gpm is None:
+            return {}
         elsewhere = self._finer(one.gpu.device)
-        left = {name: value for name, value in gpm.columns.items() if name not in elsewhere} if gpm is not None else {}
-        return {"span_ns": gpm.span_ns} | left if gpm is not None and left else {}
+        left = {name: value for name, value in gpm.columns.items() if name not in elsewhere}
+        return {"span_ns": gpm.span_ns} | left if left else {}
 
     def _refusals(self, nvml: Nvml) -> list[Row]:
         """A line of the log for each reason that was not told yet."""

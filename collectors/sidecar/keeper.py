@@ -394,7 +394,8 @@ class Keeper:
         silent = len(self._ranks.processes) - left_out
         if not ranks and left_out:
             words.append(
-                f"{left_out} process{'es' if left_out > 1 else ''} recorded nothing: no rank that was asked for"
+                f"{left_out} process{'es' if left_out > 1 else ''} recorded nothing: no rank that was asked for "
+                "(--ranks)"
             )
         elif not ranks and silent:
             words.append(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import Any, Literal
+from typing import Any
 
+from moescope.collectors.samplers.nvml_check import State
 from moescope.collectors.samplers.pm_sampling.sampler import command, environment
 
-State = Literal["ok", "fallback", "missing"]
 _PERIOD_S, _LIMIT_S = 0.01, 30.0
 
 
 def pm_sampling() -> tuple[State, str, str]:
     """State, source and note: `ok` where every GPU can be sampled."""
-    found = _begun()
+    found = _told()
     gpus, problems = found["gpus"], list(found["problems"])
     if not gpus:
         return "missing", "–", "; ".join(problems)
@@ -28,7 +28,7 @@ def pm_sampling() -> tuple[State, str, str]:
     return "fallback" if found["problems"] else "ok", source, "; ".join(notes)
 
 
-def _begun() -> dict[str, Any]:
+def _told() -> dict[str, Any]:
     """What the process that would sample says."""
     try:
         done = subprocess.run(

@@ -30,7 +30,7 @@ _ADMIN: Final = (
     "no permission: run as root or with CAP_PERFMON, or have the administrator load the driver with "
     "NVreg_RestrictProfilingToAdminUsers=0"
 )
-_REMEDIES: Final = {
+REMEDIES: Final = {
     15: "CUPTI does not find the driver, or not a driver as new as itself",
     26: "another profiler holds the counters (nsys, ncu, DCGM): end it; DCGM lets go with `dcgmi profiling --pause`",
     NOT_SUPPORTED: "this GPU, or this driver, does not have it",
@@ -41,8 +41,7 @@ _REMEDIES: Final = {
     43: "the GPU is divided (MIG)",
     45: "Windows' Linux (WSL) does not have it",
 }
-
-
+"""By CUptiResult, what it means for whoever wants to sample."""
 _OF_DRIVER: Final = {
     100: "no GPU is seen: `nvidia-smi` tells more, and CUDA_VISIBLE_DEVICES hides some",
     802: "the machine's NVSwitches are not ready: nvidia-fabricmanager must run",
@@ -53,7 +52,7 @@ _OF_DRIVER: Final = {
 class Refused(Exception):
     """CUPTI or the driver has refused, with a result `code`; the message says what to do, where that is known."""
 
-    def __init__(self, what: str, code: int, remedies: Mapping[int, str] = _REMEDIES) -> None:
+    def __init__(self, what: str, code: int, remedies: Mapping[int, str] = REMEDIES) -> None:
         remedy = remedies.get(code)
         super().__init__(f"{remedy} ({what}: {code})" if remedy else f"{what} failed with {code}")
         self.code = code
@@ -240,7 +239,7 @@ class Cupti:
         self._lib.cuptiGetVersion(ctypes.byref(version))
         self.version = int(version.value)
 
-    def call(self, params: Params, function: str = "", size: int = 0) -> int:
+    def call(self, params: Params, function: str = "", size: int = 0) -> None:
         """Calls with these parameters, which hold the answer then. Raises Refused.
 
         function: CUPTI's, where several take such; size: of what is told of the parameters, all where 0
@@ -250,7 +249,6 @@ class Cupti:
         code = int(getattr(self._lib, name)(ctypes.byref(params)))
         if code:
             raise Refused(name, code)
-        return code
 
 
 class Driver:

@@ -139,9 +139,7 @@ def _library(major: str) -> tuple[Any, list[str]]:
         try:
             cupti = Cupti(path)
             cupti.call(Params())
-        except (OSError, AttributeError) as error:
-            problems.append(f"{path}: {error}")
-        except Refused as error:
+        except (OSError, AttributeError, Refused) as error:
             problems.append(f"{path}: {error}")
         else:
             return cupti, []

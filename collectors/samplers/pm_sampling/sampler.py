@@ -5,6 +5,7 @@ Not yet run on a GPU.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -31,8 +32,6 @@ UNWATCHED_S: Final = 3.0
 LOST_S: Final = 30.0
 """Between two lines of the log about samples that are missing."""
 _PIPE_BYTES: Final = 1 << 20
-_SET_PIPE_SIZE: Final = 1031
-"""F_SETPIPE_SZ, which Python names from 3.10 on, on Linux."""
 _INJECTED: Final = ("CUDA_INJECTION64_PATH", "NVTX_INJECTION64_PATH")
 """What loads other tools into a process that starts CUDA: they are for the target."""
 
@@ -97,9 +96,7 @@ class PmSampler:
             descriptor = self._process.stdout.fileno()
             os.set_blocking(descriptor, False)
             with suppress(OSError):
-                import fcntl
-
-                fcntl.fcntl(descriptor, _SET_PIPE_SIZE, _PIPE_BYTES)
+                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     @property
     def unwatched_s(self) -> float:
@@ -149,7 +146,7 @@ class PmSampler:
                 text = (
                     f"times of {gpu.device}'s samples were at most {error_ns / 1000:.0f} us too late at the beginning"
                 )
-                self._tell("info", f"{text} [measured]")
+                self._tell("info", f"{text} [derived]")
         return self._rows()
 
     def _read(self) -> bool:
