@@ -178,7 +178,7 @@ def test_a_run_records_samples_every_few_milliseconds_beside_nvml(moescope: Moes
         assert steps == {10_000_000 % 101}, "each sample is evaluated by itself, in order"
         coarse = [row for row in samples if row["power_w"] is not None]
         assert len(coarse) > 3
-        assert {row["tensor_active"] for row in coarse[-3:]} == {None}, "one figure, one source"
+        assert {row["tensor_active"] for row in coarse} == {None}, "one figure, one source"
 
     said = _told(recording)
     assert sum("is sampled by libcupti.so.12: tensor_active, sm_active" in text for text in said) == 2

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.base import Row, Rows, SamplerUnavailable
 from moescope.collectors.samplers.pm_sampling.clock import GpuClock
+from moescope.collectors.samplers.pm_sampling.metrics import COLUMNS
 from moescope.collectors.schema import arrow_schema
 
 if TYPE_CHECKING:
@@ -107,9 +108,11 @@ class PmSampler:
         """GPUs are sampled whole."""
 
     def columns(self, device: str) -> Sequence[str]:
-        """What is sampled of a device now."""
+        """What is sampled of a device now; all that may be, while that has yet to be heard."""
         if self._process is None:
             return []
+        if not self._heard:
+            return list(COLUMNS)
         return next((gpu.columns for gpu in self._gpus.values() if gpu.device == device and not gpu.gone), [])
 
     def poll(self) -> list[Row | Rows]:
