@@ -86,8 +86,12 @@ def steps_line(steps: dict[str, Any]) -> str:
     """The steps alone: starting up is part of the recording, and hides what a step looks like."""
     stage, count, others = steps["stage"], steps["count"], steps["others"]
     which = f"{stage} " if stage and (others or stage == "decode") else ""
-    left = " and ".join(f"{other['count']} of {other['stage'] or 'no stage'}" for other in others)
-    median = f"(median {time_text(steps['median_us'])}{f'; {left} left out' if left else ''})"
+    left = [f"{other['count']} of {other['stage'] or 'no stage'}" for other in others]
+    if cold := steps["warm_up"]:
+        first = "the first" if cold["count"] == 1 else f"the first {cold['count']}"
+        left.append(f"{first}, {time_text(cold['us'])} of warm-up,")
+    without = f"; {' and '.join(left)} left out" if left else ""
+    median = f"(median {time_text(steps['median_us'])}{without})"
     hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
     shares = ", ".join(
         f"{_share(steps[key], steps['span_us'])} {word}"

@@ -17,6 +17,7 @@ from moescope.profiler.overlap.breakdown import class_labels
 from moescope.profiler.overlap.intervals import Intervals, Times, covered_within, union_by_group
 from moescope.profiler.overlap.placement import Placement
 from moescope.profiler.overlap.sweep import DeviceKernels, Sweep
+from moescope.profiler.steps.durations import warm_up
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +38,7 @@ WHOLE: Final = 0.99
 
 @dataclass(frozen=True, slots=True)
 class StageAmounts:
-    """The steps of one stage on one rank; times ns, summed over its devices.
+    """The steps of one stage on one rank, without its warm-up; times ns, summed over its devices.
 
     seen: steps with recorded time r; recorded_ns, squared: sums of r and r*r over all of them; sums: by what, of its
     amount x, x*x and x*r, which tell how far shares scatter from step to step; numbers: [kept] of steps that were
@@ -90,7 +91,7 @@ def step_amounts(
     whole = recorded >= WHOLE * (ends - starts) * len(devices)
     return StepAmounts(
         stages={
-            stage: _stage(np.flatnonzero(stage_of == stage), numbers, recorded, whole, amounts)
+            stage: _stage(np.flatnonzero(stage_of == stage), ends - starts, numbers, recorded, whole, amounts)
             for stage in dict.fromkeys(stage_of.tolist())
         },
         devices=len(devices),
@@ -99,11 +100,18 @@ def step_amounts(
 
 
 def _stage(
-    rows: NDArray[np.int64], numbers: Times, recorded: Times, whole: NDArray[np.bool_], amounts: Mapping[What, Times]
+    rows: NDArray[np.int64],
+    lasts: Times,
+    numbers: Times,
+    recorded: Times,
+    whole: NDArray[np.bool_],
+    amounts: Mapping[What, Times],
 ) -> StageAmounts:
     own = numbers[rows]
     if (own < 0).any() or len(np.unique(own)) < len(own):
         own = np.arange(len(rows))
+    cold = warm_up(lasts[rows].tolist())
+    rows, own = rows[cold:], own[cold:]
     at = np.flatnonzero(whole[rows])
     # The same steps on every rank, from all over the run: those whose numbers mix to the least.
     mixed = own[at].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -2,6 +2,7 @@
 
 A step takes what its median rank takes, and the median step is the median of these; of two in the middle, the lower.
 Steps of several stages are not alike: figures are of the stage that takes most of the time, and say what is left out.
+So it is with the first steps of a run where they compile, tune kernels or fill caches: they are no steps like the rest.
 """
 
 from __future__ import annotations
@@ -9,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Final
 
 import numpy as np
 
 from moescope.profiler.growing.columns import NULL, Column, Columns, Names
 from moescope.profiler.growing.rows import chosen, groups
+
+WARM_UP_TIMES: Final = 3
+"""A step among a run's first that takes this many times the median belongs to its warm-up, as do those before it."""
+WARM_UP_STEPS: Final = 10
+"""How many steps a warm-up may have, and no more than a quarter of the run's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,8 @@ class Steps:
 
     stage: empty where it has no name; durations_ns: [steps] what each takes, the oldest first; span_ns: from the first
     one's start to the last one's end, None without any; latest: the last one's number; others: steps of other stages by
-    stage; among: how many of those lie within the span
+    stage; among: how many of those lie within the span; warm_up_ns: what the run's first steps took where they are left
+    out of all of these
     """
 
     stage: str = ""
@@ -31,6 +39,7 @@ class Steps:
     latest: int | None = None
     others: tuple[tuple[str, int], ...] = ()
     among: int = 0
+    warm_up_ns: tuple[int, ...] = ()
 
     @property
     def mean_ns(self) -> float | None:
@@ -46,10 +55,17 @@ def quantile_step(durations_ns: Sequence[int], share: float = 0.5) -> int | None
     return ordered[max(ceil(len(ordered) * share) - 1, 0)]
 
 
+def warm_up(durations_ns: Sequence[int]) -> int:
+    """How many of a run's first steps are its warm-up; durations_ns: of all its steps, the oldest first"""
+    first = min(WARM_UP_STEPS, len(durations_ns) // 4)
+    longest = WARM_UP_TIMES * (quantile_step(durations_ns) or 0)
+    return max((at + 1 for at in range(first) if durations_ns[at] >= longest), default=0)
+
+
 def steps_in(
     steps: Columns, names: Names, ranks: Sequence[int] | None = None, window: tuple[int, int] | None = None
 ) -> Steps:
-    """The steps that end in the window, of these ranks; None is all.
+    """The steps that end in the window, of these ranks; None is all. Of a whole run without its warm-up.
 
     A step of another stage that ends in the window and began before it is what comes before the window, not in it:
     ranks do not begin a stage at the same moment.
@@ -73,8 +89,9 @@ def steps_from(
 ) -> Steps:
     """The steps of these rows, one a step and rank; rows without a duration go on and do not count.
 
-    stages, numbers: [rows] small integers; starts, durations: [rows] ns; text: the name of a stage; since_ns: other
-    stages' steps that begin earlier are left out
+    stages, numbers: [rows] small integers; starts, durations: [rows] ns; text: the name of a stage; since_ns: where the
+    time that is looked at begins, and other stages' steps that begin earlier are left out; NULL for a whole run, of
+    which the warm-up is
     """
     done = durations >= 0
     if not done.any():
@@ -94,7 +111,14 @@ def steps_from(
     total = {stage: int(takes[stage_of == stage].sum()) for stage in seen}
     main = max(total, key=lambda stage: total[stage])
     own = by_time[stage_of[by_time] == main]
-    span = (int(starts[stages == main].min()), int(ends[own[-1]]))
+    begin = int(starts[stages == main].min())
+    first_ones = takes[own].tolist()
+    cold = warm_up(first_ones) if since_ns == NULL else 0
+    if cold:
+        # Ranks do not end it at the same moment: none of it is in the span.
+        begin = max(int(begins[own[cold]]), int(ends[own[cold - 1]]))
+        own = own[cold:]
+    span = (begin, int(ends[own[-1]]))
     other = (stage_of != main) & (begins >= since_ns)
     latest = int(numbers[first[own[-1]]])
     return Steps(
@@ -104,4 +128,5 @@ def steps_from(
         latest=None if latest == NULL else latest,
         others=tuple((text(stage), int(count)) for stage in seen if (count := (other & (stage_of == stage)).sum())),
         among=int((other & (begins >= span[0]) & (ends <= span[1])).sum()),
+        warm_up_ns=tuple(first_ones[:cold]),
     )

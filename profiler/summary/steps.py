@@ -30,7 +30,8 @@ _NS_PER_US: Final = 1000
 
 
 def steps_answer(part: Part, seen: Aggregates) -> dict[str, Any]:
-    """Figures between each rank's first step's start and its last one's end, without what lies around them.
+    """Figures between each rank's first step's start and its last one's end, without what lies around them, and without
+    a warm-up.
 
     Of the stage that takes most of the time; `findings` are of this time where there is one.
     """
@@ -51,6 +52,8 @@ def steps_answer(part: Part, seen: Aggregates) -> dict[str, Any]:
         "q1_us": us(low),
         "q3_us": us(high),
         "others": [{"stage": stage, "count": count} for stage, count in steps.others],
+        "warm_up": {"count": len(steps.warm_up_ns), "us": us(sum(steps.warm_up_ns))} if steps.warm_up_ns else None,
+        **({} if steps.warm_up_ns else {"warm_up_reason": "no step at the start takes much longer than the rest"}),
         "span_us": us(shares.span_ns),
         "compute_us": us(shares.compute_only_ns + shares.overlapped_ns),
         "comm_us": us(comm),

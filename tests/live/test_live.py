@@ -13,7 +13,7 @@ from moescope.profiler.live import feed as live_feed
 from moescope.profiler.live.feed import LiveFeed
 from moescope.profiler.report.text import steps_line
 from moescope.profiler.snapshot import TimelineView, View
-from moescope.profiler.steps.durations import quantile_step
+from moescope.profiler.steps.durations import quantile_step, warm_up
 from moescope.profiler.summary.answer import summarise
 from tests.live_recording import MemorySource, Row, device_bitmaps, kernel, phase, step, window
 
@@ -509,6 +509,50 @@ def test_a_time_with_steps_of_several_stages_has_no_mean_step() -> None:
     assert (shown.stage, shown.steps_ns, shown.step_median.value) == ("train", (300, 300), 300)
     assert "Within its 2 train steps (median 0.3 µs; 1 of decode left out): " in steps_line(summed["steps"])
     assert not any("a step" in finding.gain for finding in shown.findings)
+
+
+def test_a_warm_up_is_none_of_the_steps() -> None:
+    source = MemorySource().add("windows", [window(0, 30_000)])
+    lasts = [9000, 100, 4000, *[100] * 40]
+    starts = [sum(lasts[:at]) for at in range(len(lasts))]
+    source.add("steps", [step(at, start, dur) for at, (start, dur) in enumerate(zip(starts, lasts, strict=True))])
+    source.add("kernels", [kernel(start, 60) for start in starts])
+    shown, summed = _feed(source).snapshot(View()), summarise(source)["steps"]
+    assert (summed["count"], summed["median_us"], summed["warm_up"]) == (40, 0.1, {"count": 3, "us": 13.1})
+    assert (summed["span_us"], summed["compute_us"], summed["idle_us"]) == (4.0, 2.4, 1.6)
+    assert summed["typical"]["figures"]["compute"]["share"] == 0.6
+    assert (shown.shares.span_ns, shown.time_note) == (100, "all steps but the first 3")  # the mean step's
+    assert "(median 0.1 µs; the first 3, 13.1 µs of warm-up, left out)" in steps_line(summed)
+    chosen = _feed(source).snapshot(View(window=(0, 13_100)))
+    assert "mean of 3 steps" in chosen.shares_note  # what somebody asks to see is there
+
+
+@pytest.mark.parametrize(
+    ("lasts", "count"),
+    [
+        ([9, 1, 1], 0),  # too few to tell
+        ([9, 1, 1, 1], 1),
+        ([1, 1, 1, 1, 9, 1, 1, 1], 0),  # among the others: a checkpoint, or a validation
+        ([2, 2, 1, 1, 1, 1, 1, 1], 0),
+        ([1, 9, *[1] * 10], 2),
+        ([*[1] * 10, 9, *[1] * 50], 0),
+        ([], 0),
+    ],
+)
+def test_a_warm_up_is_what_takes_much_longer_at_the_start(lasts: list[int], count: int) -> None:
+    assert warm_up(lasts) == count
+
+
+def test_ranks_whose_warm_up_ends_apart_have_none_of_it_among_their_steps() -> None:
+    source = MemorySource()
+    for rank, late in ((0, 0), (1, 700)):
+        source.add("windows", [window(0, 20_000, rank)])
+        source.add("steps", [step(0, 0, 5000 + late, rank)])
+        source.add("steps", [step(1 + at, 5000 + late + 100 * at, 100, rank) for at in range(40)])
+        source.add("kernels", [kernel(5000 + late + 100 * at, 50, rank=rank) for at in range(40)])
+    shown, summed = _feed(source).snapshot(View()), summarise(source)["steps"]
+    assert (summed["count"], summed["warm_up"]["count"]) == (40, 1)
+    assert set(shown.steps_ns) == {100}
 
 
 @settings(max_examples=60, deadline=None)

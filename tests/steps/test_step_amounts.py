@@ -78,14 +78,17 @@ def test_amounts_agree_with_a_bitmap(made: tuple[list[Any], list[Any], list[Any]
         truth["phase", name, "busy"] = _of(kernels, phase=at) & seen
         truth["phase", name, "comm"], truth["phase", name, "exposed"] = own, own & ~compute
     inside = [slice(row["start_ns"], row["start_ns"] + row["dur_ns"]) for row in steps]
-    assert found.recorded_ns == sum(int(seen[part].sum()) for part in inside)
+    lasts = [row["dur_ns"] for row in steps]
+    long = [at for at in range(len(lasts) // 4) if lasts[at] >= 3 * sorted(lasts)[(len(lasts) - 1) // 2]]
+    cold = long[-1] + 1 if long else 0  # fewer than 40 steps: a quarter of them is all that a warm-up may have
+    assert found.recorded_ns == sum(int(seen[part].sum()) for part in inside[cold:])
     for what, cells in truth.items():
         each = [int(cells[part].sum()) for part in inside]
-        assert found.sums.get(what, (0, 0.0, 0.0))[0] == sum(each), what
+        assert found.sums.get(what, (0, 0.0, 0.0))[0] == sum(each[cold:]), what
         kept = [each[number] for number in found.numbers.tolist()]
         assert found.amounts.get(what, np.zeros(len(kept))).tolist() == kept, what
     whole = [at for at, part in enumerate(inside) if seen[part].all()]
-    assert found.numbers.tolist() == whole
+    assert found.numbers.tolist() == [at for at in whole if at >= cold]
 
 
 def test_what_is_kept_does_not_grow_with_the_run_and_is_the_same_on_every_rank() -> None:
