@@ -171,7 +171,9 @@ class Keeper:
         if due:
             self._drained_s = now_s
         for process in self._ranks.processes:
-            if not process.ended and (due or process.drain.ring.fill() > DRAIN_FILL):
+            fill = 0.0 if process.ended else process.drain.ring.fill()
+            # One that has yet to show work of its own is looked at each time: samplers wait for it.
+            if not process.ended and (due or fill > DRAIN_FILL or (fill > 0 and not process.drain.at_work)):
                 self._take_in(process, now_ns, final=final)
             elif not process.ended and process.drain.origin.rank < 0:
                 self._ranks.settle(process, now_ns, final=False)  # samplers wait for it

@@ -145,9 +145,11 @@ class RankTable:
         return waited_ns < SETTLE_NS and process.drain.ring.fill() < SETTLE_FILL and alive(process.pid)
 
     def rank_of(self, pid: int) -> int | None:
-        """Rank of a process, for samplers."""
+        """Rank of a process that has begun its work, for samplers: one that only starts others is none to look at."""
         found = next((p for p in self.processes if p.pid == pid and p.drain.origin.rank >= 0), None)
-        return None if found is None or found.state == LEFT_OUT else found.drain.origin.rank
+        if found is None or found.state == LEFT_OUT or not found.drain.at_work:
+            return None
+        return found.drain.origin.rank
 
     def pids(self) -> list[int]:
         """The processes that are ranks now."""

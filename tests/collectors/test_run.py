@@ -331,7 +331,10 @@ if __name__ == "__main__":
 """
     done = moescope("run", "-o", "rec", "--budget", "full", "--", sys.executable, script(tmp_path, text))
     assert done.returncode == 0, done.stderr
-    assert len({r["pid"] for r in meta(tmp_path / "rec")["ranks"]}) >= 2
+    ranks = meta(tmp_path / "rec")["ranks"]
+    assert len({r["pid"] for r in ranks}) == 2
+    # Who only starts them is none, in no table.
+    assert {row["rank"] for row in rows(tmp_path / "rec", "unit_intervals")} == {r["rank"] for r in ranks}
 
 
 def test_without_the_library_operators_come_from_kineto_and_it_is_said(moescope: Moescope, tmp_path: Path) -> None:
