@@ -48,7 +48,7 @@ class Switches:
 
     def __init__(self) -> None:
         self._session = _found("Session")
-        self._calls = _found("_Calls")
+        self._calls = _found("Calls")
         self._off = ""
 
     def set(self, off: str, rank: int) -> None:

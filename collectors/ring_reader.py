@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAGIC: Final = b"MOESRING"
-OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW = range(1, 8)
+OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW, CALL = range(1, 9)
 COMPOSITE: Final = 1
 _FREE, _WRITING, _FULL = range(3)
 

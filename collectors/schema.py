@@ -115,12 +115,23 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "collectives": _columns(
         ("rank", "int32", "rank of the process"),
         ("call", "int64", "unique in a rank, in the order of the calls"),
+        (
+            "sequence",
+            "int64",
+            "place among its group's collectives, of a call that C++ issued: such calls are recorded in windows alone; "
+            "null for all others, which are recorded without gaps",
+        ),
         ("op", "string", "`all_to_all`, `all_reduce`, `all_gather`, `reduce_scatter`, `broadcast`, `send`, `recv` …"),
         ("group", "string", "name of the process group"),
         ("group_ranks", "string", "its global ranks, `0,1`"),
         ("peer", "int32", "global rank of the other side of a `send` or `recv`; null where not told, and for all else"),
         ("backend", "string", "`gloo`, `nccl` …"),
         ("dtype", "string", "element type sent"),
+        (
+            "bytes",
+            "int64",
+            "bytes of this rank's operand, where they do not tell what goes to whom; null where not known",
+        ),
         ("sent_bytes", "int64", "bytes sent to other ranks; null where not known"),
         ("received_bytes", "int64", "bytes received from other ranks; null where not known"),
         ("issue_ns", "int64", "when the call was made, ns since the epoch"),

@@ -1,7 +1,7 @@
 """Every collective that Python issues: group, peers, bytes for each peer, when it was issued and when it completed.
 
 The methods of `ProcessGroup` are wrapped: `torch.distributed`'s functions and models that call groups directly both end
-there. C++ callers (DDP's reducer, functional collectives) do not: their execution ranges show them inside windows.
+there. What C++ issues (DDP's reducer, functional collectives) does not: `flight` tells of that.
 Gloo tells when it executes a call that was issued with torch's ranges on, and the library gives its range the call's
 number as it begins: inside windows they are on, outside they are switched on for the call alone (under a microsecond).
 What NCCL launches while a call is issued bears the call's number as CUPTI tells it: its kernel is when the call was
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from .recorder import CALL_COST_NS
@@ -26,8 +26,9 @@ from .windows import COMMUNICATES
 if TYPE_CHECKING:
     from .session import Session
 
-Bytes = tuple[Sequence[int] | None, Sequence[int] | None]
-"""Bytes to and from each rank of the group, by its rank in the group; None where the operation does not tell."""
+Bytes = tuple[Sequence[int] | int | None, Sequence[int] | None]
+"""Bytes to and from each rank of the group, by its rank in the group; None where the operation does not tell, and one
+number for the operand's where they do not say what goes to whom."""
 
 
 def _size(tensor: Any) -> int:
@@ -92,12 +93,24 @@ def _receive(me: int, n: int, tensors: Any, peer: int, *_: Any) -> Bytes:
     return [0] * n, _only(peer, n, sum(_size(t) for t in tensors))
 
 
+def _reduced(me: int, n: int, tensors: Any, *_: Any) -> Bytes:
+    return sum(_size(t) for t in tensors) if isinstance(tensors, list | tuple) else _size(tensors), None
+
+
 def _untold(me: int, n: int, *_: Any) -> Bytes:
     return None, None
 
 
 RANGES = frozenset({"all_to_all", "all_reduce", "all_gather", "broadcast", "reduce", "gather", "scatter", "barrier"})
 """Operations that gloo executes under a range of this name."""
+
+ELSEWHERE = {"_reduce_scatter_base": "gloo:all_reduce", "reduce_scatter_single": "gloo:all_reduce"}
+"""Methods that gloo executes under a range of another operation, of which it makes them: where a version does not, the
+call's `wait` tells."""
+
+Made = tuple[str, int, int]
+"""A call's group, and when it began and ended to be issued, CLOCK_MONOTONIC ns."""
+MADE_KEPT = 8192
 
 HOPS = frozenset({"internode", "intranode"})
 """What a group may be described as (`new_group(group_desc=)`), so that its transfers are told by hop."""
@@ -117,10 +130,10 @@ METHODS: dict[str, tuple[str, Callable[..., Bytes]]] = {
     "reduce_scatter_single": ("reduce_scatter", _reduce_scatter_base),
     "reduce_scatter_single_coalesced": ("reduce_scatter", _untold),
     "reduce_scatter_tensor_coalesced": ("reduce_scatter", _untold),
-    "allreduce": ("all_reduce", _untold),
-    "allreduce_coalesced": ("all_reduce", _untold),
+    "allreduce": ("all_reduce", _reduced),
+    "allreduce_coalesced": ("all_reduce", _reduced),
     "broadcast": ("broadcast", _broadcast),
-    "reduce": ("reduce", _untold),
+    "reduce": ("reduce", _reduced),
     "gather": ("gather", _untold),
     "scatter": ("scatter", _untold),
     "send": ("send", _send),
@@ -130,23 +143,25 @@ METHODS: dict[str, tuple[str, Callable[..., Bytes]]] = {
 }
 
 
-def install(session: Session) -> None:
+def install(session: Session) -> Calls | None:
     """Wraps what this torch has of `METHODS`; nothing where torch was built without `distributed`."""
     distributed = session.torch.distributed
     if not distributed.is_available():
         session.recorder.log("info", "communication", "this torch has no torch.distributed")
-        return
-    calls = _Calls(session)
+        return None
+    calls = Calls(session)
     group_class = distributed.ProcessGroup
     for method, (op, bytes_of) in METHODS.items():
         original = getattr(group_class, method, None)
         if original is not None:
-            setattr(group_class, method, calls.wrap(original, op, bytes_of))
+            title = ELSEWHERE.get(method) or (f"gloo:{op}" if op in RANGES else "")
+            setattr(group_class, method, calls.wrap(original, op, bytes_of, title.encode(), sure=op in RANGES))
     if hasattr(group_class, "_start_coalescing") and hasattr(group_class, "_end_coalescing"):
         group_class._start_coalescing = calls.wrap_start(group_class._start_coalescing)
         group_class._end_coalescing = calls.wrap_end(group_class._end_coalescing)
     work_class = session.torch._C._distributed_c10d.Work
     work_class.wait = calls.wrap_wait(work_class.wait)
+    return calls
 
 
 class _Group:
@@ -164,24 +179,30 @@ class _Group:
         self.together: list[int] | None = None
 
 
-class _Calls:
+class Calls:
     """Numbers calls, knows groups, and files each call's issue and completion."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._distributed = session.torch.distributed
-        self._numbers = count(1)
         self._groups: dict[str, _Group] = {}
+        self.made: deque[Made] = deque(maxlen=MADE_KEPT)
+        """The last collectives that Python issued, until `flight` takes them out."""
         self._waited: dict[int, int] = {}
         self._elsewhere = os.environ.get("TORCH_NCCL_USE_COMM_NONBLOCKING", "0").lower() in ("1", "y", "yes", "true")
         self._failed = False
         self._told = False
 
-    def wrap(self, original: Callable[..., Any], op: str, bytes_of: Callable[..., Bytes]) -> Callable[..., Any]:
-        """`original` with its calls filed. What runs here runs before and after each call: it is kept short."""
-        title = f"gloo:{op}".encode() if op in RANGES else b""
-        ring, now_ns, numbers, groups = self._session.ring, time.monotonic_ns, self._numbers, self._groups
-        settled = ring.settled
+    def wrap(
+        self, original: Callable[..., Any], op: str, bytes_of: Callable[..., Bytes], title: bytes, *, sure: bool
+    ) -> Callable[..., Any]:
+        """`original` with its calls filed. What runs here runs before and after each call: it is kept short.
+
+        title: of the range that gloo executes it under, empty where there is none; sure: whether any version does
+        """
+        ring, now_ns, groups, made = self._session.ring, time.monotonic_ns, self._groups, self.made
+        settled, next_call = ring.settled, ring.next_call
+        between_two = op in ("send", "recv")
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
             if self._failed:
@@ -193,7 +214,7 @@ class _Calls:
             except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
                 self._give_up(op, error)
                 return original(group, *args, **kwargs)
-            number = next(numbers)
+            number = next_call()
             gpu = known.nccl and _on_gpu(args, kwargs, known.gloo)
             if gpu or not title or not known.gloo or ring.expect(title, number):
                 # Told before it is made: it may block, and what never ends is what somebody will look for.
@@ -204,7 +225,10 @@ class _Calls:
                     known.together.append(number)
                     return work
                 marked = gpu and self._mark(known, number)
-                return self._launch(original, group, args, kwargs, [number], marked=marked)
+                work = self._launch(original, group, args, kwargs, [number], marked=marked)
+                if not between_two:
+                    made.append((name, issue_ns, now_ns()))
+                return work
             found = settled(COMMUNICATES)
             here = found > 0 or self._ranges_on(many=found < 0)
             lent = None if here else self._lend()
@@ -216,12 +240,15 @@ class _Calls:
             finally:
                 if lent is not None:
                     self._take_back(lent)
+            made.append((name, issue_ns, now_ns()))
             # Gloo is at it on a thread of its own by now.
             told = self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
             # Without a range to come: the window was closed on this thread meanwhile, or none could be lent.
             still = here and (settled(COMMUNICATES) > 0 or self._ranges_on())
             if lent is None and not still and ring.withdraw(number) and told:
                 self._follow(work, number)
+            elif not sure:
+                self._wait_for(work, number)
             return work
 
         return call
@@ -248,7 +275,7 @@ class _Calls:
             if known is None or not calls:
                 return original(group, *args, **kwargs)
             known.together = None
-            marked = self._mark(known, next(self._numbers), calls)
+            marked = self._mark(known, self._session.ring.next_call(), calls)
             return self._launch(original, group, args, kwargs, calls, marked=marked)
 
         return end
@@ -336,8 +363,9 @@ class _Calls:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(work, *args, **kwargs)
             number = self._waited.pop(id(work), 0) if self._waited else 0
-            if number:
-                self._session.ring.done(number)
+            # Negative: its range was expected, and tells by itself if it has begun.
+            if number > 0 or (number and self._session.ring.withdraw(-number)):
+                self._session.ring.done(abs(number))
             return result
 
         return wait
@@ -362,6 +390,11 @@ class _Calls:
             return False
         return True
 
+    def meet(self, group: Any, name: str) -> None:
+        """Takes in a group that may have made no call from Python."""
+        if name not in self._groups:
+            self._learn(group, name)
+
     def _learn(self, group: Any, name: str) -> _Group:
         """A group seen for the first time: its ranks, and by the way this process's rank."""
         distributed = self._distributed
@@ -384,9 +417,17 @@ class _Calls:
         try:
             work.get_future().add_done_callback(lambda _: done(number))
         except Exception:  # noqa: BLE001  sends and receives of gloo have no future: their `wait` tells
-            self._waited[id(work)] = number
-            if len(self._waited) > 10_000:
-                self._waited.clear()
+            self._remember(work, number)
+
+    def _wait_for(self, work: Any, number: int) -> None:
+        """Has the `wait` of `work` tell its completion, should no range of it have begun by then."""
+        if work is not None:
+            self._remember(work, -number)
+
+    def _remember(self, work: Any, number: int) -> None:
+        self._waited[id(work)] = number
+        if len(self._waited) > 10_000:
+            self._waited.clear()
 
 
 def _backends(distributed: Any, group: Any) -> tuple[str, bool, bool]:

@@ -38,11 +38,15 @@ FORMATS = {
 
 COMM = PREFIX + "comm "
 """A collective's issue: `=comm OP DTYPE GROUP`, and as words its number, its time, how many sizes are sent and received
-(-1: not told), and these."""
+(-1: not told, -2 of what is sent: the operand's bytes follow, not who gets them), and these."""
 
 
 def pack_comm(number: int, issue_ns: int, sent: Any, received: Any) -> bytes:
-    """The words of a collective's issue; sent, received: bytes for each rank of the group, or None."""
-    sizes = [*(sent or ()), *(received or ())]
-    counts = -1 if sent is None else len(sent), -1 if received is None else len(received)
+    """The words of a collective's issue.
+
+    sent, received: bytes for each rank of the group, None where not told; sent may be the bytes of the operand alone
+    """
+    whole = isinstance(sent, int)
+    sizes = [*([sent] if whole else sent or ()), *(received or ())]
+    counts = -2 if whole else -1 if sent is None else len(sent), -1 if received is None else len(received)
     return Struct(f"<{4 + len(sizes)}q").pack(number, issue_ns, *counts, *sizes)

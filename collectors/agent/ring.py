@@ -13,12 +13,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import count
 from operator import index
 from typing import Any, Protocol
 
 from .packed import COMM, FORMATS, PREFIX, pack_comm
 
-OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW = range(1, 8)
+OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW, CALL = range(1, 9)
 
 _LONGEST_NAME = 480
 """Bytes; longer ones are cut in the ring's table."""
@@ -81,6 +82,15 @@ class Ring(Protocol):
         depth: int = 0,
     ) -> None: ...
     def done(self, call: int) -> None: ...
+    def next_call(self) -> int:
+        """The number of a collective that is about to be issued, 1 for the first."""
+
+    def follow_calls(self, on: int, /) -> None:
+        """Whether calls that C++ issues are numbered, and leave records of their issue, where torch's ranges are on."""
+
+    def followed(self) -> int:
+        """How many calls that C++ issued have been numbered."""
+
     def expect(self, name: bytes, call: int) -> int: ...
     def withdraw(self, call: int) -> int: ...
     def blob(self, kind: str, payload: Any) -> None: ...
@@ -157,6 +167,10 @@ class NativeRing:
         self.context = lib.moescope_context
         self.done = lib.moescope_done
         self.withdraw = lib.moescope_withdraw
+        lib.moescope_follow_calls.restype = None
+        self.follow_calls = lib.moescope_follow_calls
+        lib.moescope_followed.restype = u64
+        self.followed = lib.moescope_followed
         self.operators = lib.moescope_operators
         self.settle = lib.moescope_settle
         self.unsettle = lib.moescope_unsettle
@@ -174,6 +188,7 @@ class NativeRing:
             self.phase_begin = fast.phase_begin
             self.phase_end = fast.phase_end
             self.expect = fast.expect
+            self.next_call = fast.next_call
             self.mute = fast.mute
             self.thread_operators = fast.thread_operators
             self._comm = fast.comm
@@ -189,6 +204,8 @@ class NativeRing:
             self.phase_begin = self._slow_phase_begin
             self.phase_end = lib.moescope_phase_end
             self.expect = lib.moescope_expect
+            lib.moescope_next_call.restype = u64
+            self.next_call = lib.moescope_next_call
             self.mute = lib.moescope_mute
             lib.moescope_thread_operators.restype = u64
             self.thread_operators = lib.moescope_thread_operators
@@ -299,6 +316,7 @@ class FileRing:
         self._muted_thread = 0
         self._full = False
         self._stacks: dict[int, list[tuple[int, str, int, int]]] = defaultdict(list)
+        self.next_call = count(1).__next__
 
     def _write(self, row: list[Any]) -> None:
         data = json.dumps(row, separators=(",", ":")).encode() + b"\n"
@@ -370,6 +388,10 @@ class FileRing:
         return errno.ENODEV  # without the library no execution range comes
 
     def withdraw(self, call: int) -> int:
+        return 0
+
+    def follow_calls(self, on: int, /) -> None: ...
+    def followed(self) -> int:
         return 0
 
     def blob(self, kind: str, payload: Any) -> None:

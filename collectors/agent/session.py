@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from . import comm, hooks
+from .flight import FlightReader
 from .recorder import Recorder
 from .ring import FileRing, NativeRing, Ring
 from .settings import Settings
@@ -27,6 +28,8 @@ class Session:
         self.settings = settings
         self.torch = torch
         self._forked = False
+        self._calls: comm.Calls | None = None
+        self._flight: FlightReader | None = None
         self._open()
         os.register_at_fork(before=self._before_fork, after_in_child=self._in_child)
 
@@ -67,7 +70,7 @@ class Session:
             return
         self.windows = WindowKeeper(self)
         if "communication" in wanted:
-            self._guarded("communication", lambda: comm.install(self))
+            self._guarded("communication", self._watch_calls)
         if "phases" in wanted:
             self._guarded("phases", lambda: hooks.install_phases(self))
         self._guarded("phases", lambda: hooks.install_steps(self))
@@ -76,6 +79,19 @@ class Session:
             self._guarded("kernels", lambda: hooks.install_backward(self))
             self._guarded("kernels", self.windows.start)
         atexit.register(self._at_exit)
+
+    def _watch_calls(self) -> None:
+        calls = comm.install(self)
+        if calls is None or self.ring.kind != "ring":
+            return  # without the library no execution range comes
+        try:
+            self._flight = FlightReader(self, calls)
+        except (AttributeError, ValueError) as error:
+            text = f"calls that C++ issues have no group: torch's flight recorder cannot be read ({error})"
+            self.recorder.log("info", "communication", text)
+            return
+        self._calls = calls
+        self._flight.start()
 
     def _guarded(self, collector: str, action: Callable[[], None]) -> None:
         try:
@@ -105,11 +121,23 @@ class Session:
                 self.windows = WindowKeeper(self)
                 if "kernels" in self.settings.collect:
                     self.windows.start()
+            if self._calls is not None:
+                self._follow_calls_in_child(self._calls)
         except Exception as error:  # noqa: BLE001  fail open
             sys.stderr.write(f"moescope: forked process {os.getpid()} is not recorded: {error!r}\n")
 
+    def _follow_calls_in_child(self, calls: comm.Calls) -> None:
+        """Where the parent is in groups already, what torch remembers is the parent's: the child feeds it with data."""
+        self._flight = None
+        self.ring.follow_calls(0)
+        if not self.torch.distributed.is_initialized():
+            self._flight = FlightReader(self, calls)
+            self._flight.start()
+
     def _at_exit(self) -> None:
         self.windows.stop()
+        if self._flight is not None:
+            self._flight.stop()
         self.ring.close()
 
 

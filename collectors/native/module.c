@@ -206,10 +206,13 @@ static PyObject *comm(PyObject *module, PyObject *args) {
     PyObject *kind, *sent, *received;
     long long number, issue_ns;
     if (!PyArg_ParseTuple(args, "SLLOO", &kind, &number, &issue_ns, &sent, &received)) return NULL;
-    Py_ssize_t n_sent = sizes_of(sent, words + 4, SIZES_MAX);
+    int whole = PyLong_Check(sent); /* the operand's bytes: who gets them is not known */
+    if (whole) words[4] = PyLong_AsLongLong(sent);
+    Py_ssize_t n_sent = whole ? (PyErr_Occurred() ? -2 : 1) : sizes_of(sent, words + 4, SIZES_MAX);
     Py_ssize_t used = n_sent < 0 ? 0 : n_sent;
     Py_ssize_t n_received = n_sent < -1 ? -2 : sizes_of(received, words + 4 + used, SIZES_MAX - used);
     if (n_received < -1) return NULL;
+    if (whole) n_sent = -2;
     used += n_received < 0 ? 0 : n_received;
     words[0] = number, words[1] = issue_ns, words[2] = n_sent, words[3] = n_received;
     moescope_blob(PyBytes_AsString(kind), words, (uint32_t)(8 * (4 + used)));
@@ -298,6 +301,11 @@ static PyObject *expect(PyObject *module, PyObject *args) {
     return PyLong_FromLong(moescope_expect(name, call));
 }
 
+static PyObject *next_call(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(moescope_next_call());
+}
+
 static PyObject *call_begin(PyObject *module, PyObject *call) {
     (void)module;
     unsigned long long number = PyLong_AsUnsignedLongLong(call);
@@ -330,6 +338,7 @@ static PyMethodDef functions[] = {
     {"mute", mute, METH_O, NULL},             {"thread_operators", thread_operators, METH_NOARGS, NULL},
     {"uneven", uneven, METH_VARARGS, NULL},   {"settled", settled, METH_O, NULL},
     {"call_begin", call_begin, METH_O, NULL}, {"call_end", call_end, METH_NOARGS, NULL},
+    {"next_call", next_call, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_moescope_ring", NULL, -1, functions, NULL, NULL, NULL, NULL};

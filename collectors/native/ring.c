@@ -23,7 +23,7 @@ struct frame {
     uint64_t child_ns;
     uint64_t phase_id, outer_phase;
     uint64_t context;
-    uint64_t call;  /* of an execution range: the call that it executes, 0 where that is not known */
+    uint64_t call;  /* of an execution range: the call that it executes; of an operator: the one that it issues; else 0 */
     int from_model; /* opened by moescope_phase_begin */
     int quiet;      /* tells nothing new: a graph node, or a range that the model has named itself */
 };
@@ -64,6 +64,10 @@ static struct {
 } expected[EXPECTED_MAX];
 static _Atomic uint32_t expected_count;
 static pthread_mutex_t expected_lock = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic uint64_t call_numbers;
+static _Atomic int following;      /* whether calls that C++ issues are numbered */
+static _Atomic uint64_t followed;  /* of them so far */
+static __thread int announced;     /* the next call that this thread issues comes from Python, which has told it */
 /* Phases around the last calls that were pushed to the listener. */
 #define CALLS 16384u
 static struct {
@@ -98,6 +102,7 @@ static void detach_in_child(void) {
     entry_count = 0;
     pthread_mutex_init(&name_lock, NULL);
     atomic_store(&expected_count, 0);
+    announced = 0;
     pthread_mutex_init(&expected_lock, NULL);
     atomic_store(&listening, 0);
 }
@@ -352,10 +357,7 @@ static uint64_t take_expected(const struct name_entry *name) {
     return call;
 }
 
-/* Tells that a call is about to be issued, and by what name its execution range will begin. 0, or an errno. */
-MOESCOPE_API int moescope_expect(const char *name, uint64_t call) {
-    struct name_entry *entry = moescope_intern(name);
-    if (!entry) return ENODEV;
+static int add_expected(struct name_entry *entry, uint64_t call) {
     pthread_mutex_lock(&expected_lock);
     uint32_t count = atomic_load(&expected_count);
     int error = count == EXPECTED_MAX ? ENOSPC : 0;
@@ -368,6 +370,23 @@ MOESCOPE_API int moescope_expect(const char *name, uint64_t call) {
     return error;
 }
 
+/* The number of a call that is about to be issued. */
+MOESCOPE_API uint64_t moescope_next_call(void) { return atomic_fetch_add(&call_numbers, 1) + 1; }
+
+/* Tells that a call is about to be issued, and by what name its execution range will begin. 0, or an errno. */
+MOESCOPE_API int moescope_expect(const char *name, uint64_t call) {
+    struct name_entry *entry = moescope_intern(name);
+    int error = entry ? add_expected(entry, call) : ENODEV;
+    announced = !error;
+    return error;
+}
+
+/* Whether calls that C++ issues are numbered where torch's ranges are on: each leaves a record of its issue. */
+MOESCOPE_API void moescope_follow_calls(int on) { atomic_store(&following, on); }
+
+/* How many calls that C++ issued have been numbered. */
+MOESCOPE_API uint64_t moescope_followed(void) { return atomic_load(&followed); }
+
 /* Takes an expected call back; 0 where its range has begun already. */
 MOESCOPE_API int moescope_withdraw(uint64_t call) {
     int found = 0;
@@ -378,7 +397,43 @@ MOESCOPE_API int moescope_withdraw(uint64_t call) {
             found = 1;
         }
     pthread_mutex_unlock(&expected_lock);
+    announced = 0;
     return found;
+}
+
+/* Operators that issue a call, and the range under which gloo executes it. */
+static const char *const issuing[][2] = {
+    {"c10d::allreduce_", "gloo:all_reduce"},       {"c10d::allgather_", "gloo:all_gather"},
+    {"c10d::_allgather_base_", "gloo:all_gather"}, {"c10d::_reduce_scatter_base_", "gloo:all_reduce"},
+    {"c10d::alltoall_base_", "gloo:all_to_all"},   {"c10d::alltoall_", "gloo:all_to_all"},
+    {"c10d::broadcast_", "gloo:broadcast"},        {"c10d::reduce_", "gloo:reduce"},
+    {"c10d::gather_", "gloo:gather"},              {"c10d::scatter_", "gloo:scatter"},
+    {"c10d::barrier", "gloo:barrier"},             {"c10d::allgather_into_tensor_coalesced_", "gloo:all_gather"},
+    {"c10d::reduce_scatter_tensor_coalesced_", "gloo:all_reduce"},
+};
+
+/* The range under which the call that an operator issues is executed; NULL for an operator that issues none. */
+static struct name_entry *executed_as(struct name_entry *name) {
+    struct name_entry *known = atomic_load_explicit(&name->executed_as, memory_order_acquire);
+    if (known) return known == name ? NULL : known;
+    known = name; /* itself: it issues nothing */
+    for (size_t i = 0; i < sizeof issuing / sizeof *issuing; i++)
+        if (!strcmp(name->text, issuing[i][0])) known = moescope_intern(issuing[i][1]);
+    atomic_store_explicit(&name->executed_as, known ? known : name, memory_order_release);
+    return known == name ? NULL : known;
+}
+
+/* An operator begins: a call that nobody has told is numbered, and the range that executes it will bear the number. */
+static uint64_t follow(struct name_entry *name) {
+    struct name_entry *range = executed_as(name);
+    if (!range) return 0;
+    int told = announced;
+    announced = 0;
+    if (told || !atomic_load_explicit(&following, memory_order_relaxed)) return 0;
+    uint64_t call = moescope_next_call();
+    if (add_expected(range, call)) return 0;
+    atomic_fetch_add(&followed, 1);
+    return call;
 }
 
 static struct frame *push(struct name_entry *name) {
@@ -484,6 +539,7 @@ void moescope_range_begin(struct name_entry *name) {
     switch (name->name_class) {
     case NAME_OPERATOR:
         self.operators_open++;
+        f->call = follow(name);
         break;
     case NAME_PHASE:
         /* Some operators name inner ranges without a namespace (`detach`): no user's range lies right inside an operator. */
@@ -521,6 +577,8 @@ static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
         return;
     }
     t->operators_open--;
+    if (f->call)
+        write_record(h, (struct record){.type = RECORD_CALL, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase, .b = f->call});
     for (uint32_t i = t->depth; i-- > 0;)
         if (t->frames[i].name->name_class == NAME_OPERATOR) {
             t->frames[i].child_ns += (uint64_t)dur;

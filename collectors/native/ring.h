@@ -26,7 +26,8 @@ enum record_type {
     RECORD_BLOB = 4,     /* name = kind, start = time, dur = payload bytes, a = phase id, b = context; payload follows */
     RECORD_DONE = 5,     /* start = completion time, a = call id: on the thread that completed it */
     RECORD_STEP = 6,     /* name = source, start, dur, c = context */
-    RECORD_WINDOW = 7    /* name = source, start, dur */
+    RECORD_WINDOW = 7,   /* name = source, start, dur */
+    RECORD_CALL = 8      /* a collective that C++ issued: name = operator, start, dur of the issue, a = phase id, b = call id */
 };
 
 enum record_flag { FLAG_COMPOSITE = 1 /* operators below cover at least half of it */ };
@@ -83,6 +84,7 @@ struct name_entry {
     uint32_t length;
     uint32_t id;
     uint32_t name_class;
+    struct name_entry *_Atomic executed_as; /* of an operator that issues a call: its execution range, once looked up */
 };
 
 /* Used by itt.c. */
@@ -110,6 +112,7 @@ void moescope_phase_end(uint64_t id);
 uint32_t moescope_name(const char *text);
 int moescope_blob(const char *kind, const void *payload, uint32_t bytes);
 int moescope_expect(const char *name, uint64_t call);
+uint64_t moescope_next_call(void);
 void moescope_mute(int on);
 uint64_t moescope_thread_operators(void);
 int moescope_settled(uint64_t operators);

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,20 @@ from moescope.collectors.ring_reader import Records
 from moescope.collectors.sidecar.batch import Origin
 from moescope.collectors.sidecar.names import Names
 
+_WHOLE: Final = -2
+"""Stands for how many sizes are sent where the operand's follows."""
+
 Columns = dict[str, Any]
 """Columns of equal length, by name."""
 
 
 @dataclass(slots=True)
 class Call:
-    """One collective between its issue and its completion; sent, received: bytes for each rank of the group."""
+    """One collective between its issue and its completion.
+
+    sent, received: bytes for each rank of the group; sequence: its place in the group's order, of one that C++ issued;
+    bytes: of its operand, where these do not tell what goes to whom
+    """
 
     op: str
     group: str
@@ -35,6 +42,8 @@ class Call:
     received: list[int] | None
     dtype: str
     phase: int
+    sequence: int | None = None
+    bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -43,7 +52,7 @@ class Packed:
 
     kind: as it was packed, `=comm OP DTYPE GROUP`; phases: [calls]
     words: [calls, 4 + sizes] int64, one call at least: number, issue, how many sizes are sent and received (-1: not
-    told), and these
+    told; -2 sent: the operand's instead), and these
     """
 
     kind: str
@@ -63,17 +72,23 @@ class Packed:
     def sizes(self) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.int64] | None]:
         """Bytes sent to and received from each rank of the group, [calls, ranks] each; None where not told."""
         sent, received = self.words[0, 2:4].tolist()
-        middle = 4 + max(sent, 0)
+        middle = 4 + (1 if sent == _WHOLE else max(sent, 0))
         return None if sent < 0 else self.words[:, 4:middle], None if received < 0 else self.words[:, middle:]
+
+    def operands(self) -> npt.NDArray[np.int64] | None:
+        """Bytes of each call's operand; None where they are not told, or what goes to whom is."""
+        return self.words[:, 4] if self.words[0, 2] == _WHOLE else None
 
     def each(self) -> Iterator[tuple[int, Call]]:
         """The calls one by one, with their numbers."""
         op, dtype, group = call_kind(self.kind)
         sent, received = self.sizes()
+        operands = self.operands()
         for i, (number, issue_ns) in enumerate(self.words[:, :2].tolist()):
+            whole = None if operands is None else int(operands[i])
             to = None if sent is None else sent[i].tolist()
             of = None if received is None else received[i].tolist()
-            yield number, Call(op, group, issue_ns, to, of, dtype, int(self.phases[i]))
+            yield number, Call(op, group, issue_ns, to, of, dtype, int(self.phases[i]), bytes=whole)
 
 
 @dataclass(slots=True)
@@ -141,10 +156,15 @@ def kernels(ranges: Sequence[Range]) -> Columns:
 
 def kernels_met(packed: Packed, executed: Executed, names: Names) -> Columns:
     """Rows of `kernels`, many at once."""
-    records = executed.records
-    texts = [names[number] for number in records["name"].tolist()]
+    records, op = executed.records, call_kind(packed.kind)[0]
+    texts = [range_name(names[number], op) for number in records["name"].tolist()]
     seen = [True] * len(texts)
     return _kernels(texts, records["start_ns"], records["dur_ns"], executed.tids, packed.phases, executed.numbers, seen)
+
+
+def range_name(name: str, op: str) -> str:
+    """What an execution range is called: gloo makes some operations of others, and names those."""
+    return f"gloo:{op}" if name.startswith("gloo:") else name
 
 
 def _kernels(names: Any, starts: Any, durs: Any, tids: Any, phases: Any, numbers: Any, measured: Any) -> Columns:
@@ -166,11 +186,13 @@ def collectives(ended: Sequence[Ended], groups: Sequence[Group]) -> Columns:
     both = list(zip(calls, groups, strict=True))
     return {
         "call": numbers,
+        "sequence": [call.sequence for call in calls],
         "op": [call.op for call in calls],
         "group": [call.group for call in calls],
         "group_ranks": [group.text for group in groups],
         "backend": [group.backend for group in groups],
         "dtype": [call.dtype for call in calls],
+        "bytes": [call.bytes for call in calls],
         "sent_bytes": [None if call.sent is None else _to_others(call.sent, group.me) for call, group in both],
         "received_bytes": [None if c.received is None else _to_others(c.received, group.me) for c, group in both],
         "issue_ns": [call.issue_ns for call in calls],
@@ -188,11 +210,13 @@ def collectives_met(packed: Packed, executed: Executed, group: Group) -> Columns
     n = len(packed)
     return {
         "call": executed.numbers,
+        "sequence": [None] * n,
         "op": [op] * n,
         "group": [name] * n,
         "group_ranks": [group.text] * n,
         "backend": [group.backend] * n,
         "dtype": [dtype] * n,
+        "bytes": [None] * n if (operands := packed.operands()) is None else operands,
         "sent_bytes": [None] * n if sent is None else _to_others(sent, group.me),
         "received_bytes": [None] * n if received is None else _to_others(received, group.me),
         "issue_ns": packed.words[:, 1],

@@ -21,9 +21,11 @@ from moescope.collectors.sidecar.call_columns import (
     finished,
     kernels,
     kernels_met,
+    range_name,
     transfers,
     transfers_met,
 )
+from moescope.collectors.sidecar.flight import Flights, Told
 from moescope.collectors.sidecar.names import Names
 
 LOST_NS: Final = 60_000_000_000
@@ -62,6 +64,9 @@ class Calls:
         self._ranges: list[Range] = []
         self._packed: list[Packed] = []
         self._told: list[tuple[int, Records, Names]] = []
+        self._flights = Flights()
+        self._unnamed: dict[int, Ended | None] = {}
+        """Calls that C++ issued and whose group is not known yet, with their end where they have."""
         self.seen = _Seen()
         self.threads: set[int] = set()
         """Threads that execute calls."""
@@ -91,6 +96,36 @@ class Calls:
             for counts in np.unique(words[:, 2:4], axis=0):
                 alike = (words[:, 2:4] == counts).all(axis=1)
                 self._packed.append(Packed(kind, words[alike], records["a"][at[alike]]))
+
+    def issued_in_c(self, records: Records, names: Names) -> None:
+        """C++ has made calls, of groups that are told later; records: CALL alone"""
+        columns = (records[name].tolist() for name in ("name", "start_ns", "dur_ns", "a", "b"))
+        for name, start, dur, phase, number in zip(*columns, strict=True):
+            op = self._flights.issued(names[name], number, start, start + dur)
+            self.seen.add([number])
+            self._unnamed[number] = None
+            self._open_call(number, Call(op, "", start, None, None, "", phase))
+
+    def told_later(self, row: dict[str, Any]) -> None:
+        """What torch's flight recorder tells of calls that C++ made."""
+        self._flights.told(row)
+
+    def _name_calls(self) -> None:
+        """Files calls that C++ made, as their groups are told."""
+        found, lost = self._flights.met()
+        for number in lost:
+            self._unnamed.pop(number, None)
+            self._open.pop(number, None)
+        for issue, told in found:
+            ended = self._unnamed.pop(issue.number, None)
+            call = self._open.get(issue.number) if ended is None else ended.call
+            if call is None:
+                continue
+            call.group, call.dtype, call.sequence, call.issue_ns = told.group, told.dtype, told.sequence, told.issued_ns
+            call.sent, call.received = _moved(call.op, told, self._group(told.group))
+            call.bytes = told.bytes if call.sent is None and told.bytes >= 0 else None
+            if ended is not None:
+                self._ended.append(ended)
 
     def _open_call(self, number: int, call: Call) -> None:
         self._open[number] = call
@@ -184,9 +219,12 @@ class Calls:
     def store(self, batch: Batch, *, final: bool = False) -> None:
         """Puts into the batch what has ended since the last time; where `final`, what never will as well."""
         met = self._meet()
+        self._name_calls()
         if final:
             # A peer that died, or the end of the run.
             for number, call in sorted(self._open.items()):
+                if number in self._unnamed:
+                    continue
                 self._ended.append(Ended(number, call, call.issue_ns, None, measured=False))
             self._open.clear()
         elif self._open:
@@ -248,8 +286,12 @@ class Calls:
             return
         start, end = span or (call.issue_ns, done_ns)
         measured = span is not None
-        self._ended.append(Ended(number, call, start, end - start, measured))
-        title = name or f"{self._group(call.group).backend or 'comm'}:{call.op}"
+        ended = Ended(number, call, start, end - start, measured)
+        if number in self._unnamed:
+            self._unnamed[number] = ended
+        else:
+            self._ended.append(ended)
+        title = range_name(name, call.op) if name else f"{self._group(call.group).backend or 'comm'}:{call.op}"
         self._ranges.append(Range(title, start, end - start, tid, call.phase, number, measured))
 
     def _group(self, name: str) -> Group:
@@ -263,3 +305,13 @@ class Calls:
             if told and self._origin.rank >= 0:
                 self._known[name] = known
         return known
+
+
+def _moved(op: str, told: Told, group: Group) -> tuple[list[int] | None, list[int] | None]:
+    """Bytes to and from each rank of the group, of what takes as much from each; None where that is not known."""
+    n = len(group.ranks)
+    if told.bytes < 0 or group.me < 0 or op not in ("all_gather", "reduce_scatter"):
+        return None, None
+    size = told.bytes if op == "all_gather" else told.bytes // n
+    each = [0 if place == group.me else size for place in range(n)]
+    return each, each

@@ -14,6 +14,7 @@ from moescope.collectors.agent.recorder import BLOB_COST_NS, CALL_COST_NS, PHASE
 from moescope.collectors.clock import Clock
 from moescope.collectors.ring_reader import (
     BLOB,
+    CALL,
     DONE,
     EXECUTION,
     OPERATOR,
@@ -55,7 +56,7 @@ TOGETHER_KEPT: Final = 4096
 """Of how many launches it is known that they are several calls: their kernels come within moments, or not at all."""
 
 _IN_BULK: Final = (COMM_PACKED, ROW_PACKED, DEVICE, TOGETHER)
-_WORK: Final = (OPERATOR, PHASE, EXECUTION, DONE, STEP)
+_WORK: Final = (OPERATOR, PHASE, EXECUTION, DONE, STEP, CALL)
 _NO_NUMBERS: Final = np.empty(0, np.int64)
 _NO_DEVICE: Final = np.empty(0, DEVICE_RECORD)
 _NO_CALLS: Final = Launched()
@@ -151,6 +152,11 @@ class ProcessDrain:
             issues = np.append(issues, told)
             order = np.argsort(issues)
             issues, numbers = issues[order], numbers[order]
+        in_c = np.flatnonzero(is_record & (records["type"] == CALL))
+        if len(in_c):
+            issues, numbers = np.append(issues, in_c), np.append(numbers, records["b"][in_c].astype(np.int64))
+            order = np.argsort(issues)
+            issues, numbers = issues[order], numbers[order]
         failures = [int(blob_payload(records, i)[0]) for i in heads[kinds == COMM_FAILED]]
         for i in heads[kinds == TOGETHER]:
             number, *members = blob_payload(records, i)
@@ -228,6 +234,9 @@ class ProcessDrain:
         self.events_cost_ns += len(calls) * (CALL_COST_NS - BLOB_COST_NS)
         for places, kind in self._by_name(records, calls):
             self.calls.issued_packed(places, kind, records)
+        in_c = records[:count][t.is_record[:count] & (records["type"][:count] == CALL)]
+        if len(in_c):
+            self.calls.issued_in_c(in_c, self._names)
         routed: list[tuple[int, Any]] = []
         others = t.heads[inside & ~np.isin(t.kinds, _IN_BULK)]
         kinds = t.kinds[inside & ~np.isin(t.kinds, _IN_BULK)].tolist()
@@ -237,11 +246,14 @@ class ProcessDrain:
             name, payload = self._names[number], blob_payload(records, at)
             if kind == COMM_JSON:
                 call, op, group, issue_ns, sent, received, dtype = payload
-                self.calls.issued(call, Call(op, group, issue_ns, sent, received, dtype, phase))
+                whole, sent = (sent, None) if isinstance(sent, int) else (None, sent)
+                self.calls.issued(call, Call(op, group, issue_ns, sent, received, dtype, phase, bytes=whole))
             elif kind == COMM_FAILED:
                 self.calls.failed(payload[0])
             elif name == "group":
                 self.calls.group(payload)
+            elif name == "flight":
+                self.calls.told_later(payload)
             elif name == DEVICE_KERNELS:
                 told_kernels(self.origin, payload, batch)
             elif name == "experts":

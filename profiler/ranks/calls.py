@@ -38,7 +38,7 @@ class Group:
 
     name: of the process group, or the stream where no group is told; members: its ranks as told, `0,1`, empty where
     they are not; told: whether the source names the group; peer, sends: of sends and receives whose other side is told,
-    that rank, and whether this one sends to it
+    that rank, and whether this one sends to it; counted: whether its calls tell their place among all of the group
     """
 
     name: str
@@ -46,6 +46,7 @@ class Group:
     told: bool
     peer: int | None = None
     sends: bool = False
+    counted: bool = False
 
     @property
     def ranks(self) -> tuple[int, ...] | None:
@@ -61,7 +62,8 @@ class Calls:
     groups, ops, labels: what the codes stand for; group, op, label: [calls] codes, label that of the kernel's name;
     starts, ends: [calls] ns, ends UNKNOWN for a call that never ended; moved: [calls] bytes that must cross the rank's
     link; buffer: [calls] bytes of the whole operation by NCCL's convention (nccl-tests, PERFORMANCE.md); received:
-    [calls] bytes from other ranks; UNKNOWN where not known; compute, busy, seen: [2, calls] time before the start and
+    [calls] bytes from other ranks; sequence: [calls] place among all calls of a group that counts them; UNKNOWN where
+    not known; compute, busy, seen: [2, calls] time before the start and
     before the end with compute, with any kernel, and recorded at all, ns; peer_to_peer: sends and receives whose other
     side is not told, left out;
     measured: whether start and end of all were seen; devices: those that communicate
@@ -78,6 +80,7 @@ class Calls:
     moved: Times
     buffer: Times
     received: Times
+    sequence: Times
     compute: Times
     busy: Times
     seen: Times
@@ -104,6 +107,7 @@ class _Rows:
     moved: Times
     buffer: Times
     received: Times
+    sequence: Times
     peer: Times
     sends: NDArray[np.bool_]
 
@@ -126,7 +130,11 @@ def calls_of(source: Source, compute: Intervals, busy: Intervals, recorded: Inte
     sides = [None if peer == UNKNOWN else peer for peer in rows.peer.tolist()]
     groups, group = _coded(
         list(
-            zip(rows.group.tolist(), rows.members.tolist(), rows.told.tolist(), sides, rows.sends.tolist(), strict=True)
+            zip(
+                *(rows.group.tolist(), rows.members.tolist(), rows.told.tolist(), sides, rows.sends.tolist()),
+                (rows.sequence >= 0).tolist(),
+                strict=True,
+            )
         )
     )
     ops, op = _coded(rows.op.tolist())
@@ -144,6 +152,7 @@ def calls_of(source: Source, compute: Intervals, busy: Intervals, recorded: Inte
         moved=rows.moved,
         buffer=rows.buffer,
         received=rows.received,
+        sequence=rows.sequence,
         compute=covered_before(compute, edges),
         busy=covered_before(busy, edges),
         seen=covered_before(recorded, edges) if recorded is not None else edges,
@@ -190,7 +199,8 @@ def _told(collectives: pa.Table, kernels: dict[str, Any]) -> _Rows:
     named = {text: _op(text) for text in dict.fromkeys(told.tolist())}
     ops = np.array([named[text] for text in told.tolist()], object)
     members = _texts(rows, "group_ranks")
-    buffer = _kernel_bytes(starts, durations, kernels)
+    given = rows.column("bytes").fill_null(UNKNOWN).to_numpy()
+    buffer = np.maximum(_kernel_bytes(starts, durations, kernels), given)
     sent, received = (rows.column(f"{way}_bytes").fill_null(UNKNOWN).to_numpy() for way in ("sent", "received"))
     size_of = {text: _size(text) for text in dict.fromkeys(members.tolist())}
     sizes = np.array([size_of[text] for text in members.tolist()], np.int64)
@@ -214,6 +224,7 @@ def _told(collectives: pa.Table, kernels: dict[str, Any]) -> _Rows:
         moved=moved,
         buffer=buffer,
         received=received,
+        sequence=rows.column("sequence").fill_null(UNKNOWN).to_numpy(),
         peer=np.where(pairs, peers, UNKNOWN),
         sends=sends,
     )
@@ -292,6 +303,7 @@ def _untold(kernels: dict[str, Any]) -> _Rows:
         moved=unknown,
         buffer=unknown,
         received=unknown,
+        sequence=unknown,
         peer=unknown,
         sends=np.zeros(count, np.bool_),
     )

@@ -1,8 +1,8 @@
 """Which call of one rank is which of another, by process group.
 
 Ranks of a process group make its calls in one order, so the n-th of each is the same collective. That is checked by
-the operations. Where a rank's trace begins earlier or ends later than another's, the shift is looked for at which
-operations agree and ends lie closest together.
+the operations. Calls that tell their place in that order may have gaps between them. Where a rank's trace begins
+earlier or ends later than another's, the shift is looked for at which operations agree and ends lie closest together.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from moescope.profiler.ranks.matched import BY_GROUP, BY_PAIR, FEW, Matched, Mat
 _MISSING: Final = -1
 _MOST_SHIFTS: Final = 512
 _OUTSIDE: Final = "made before or after what other ranks recorded"
+_ALONE: Final = "recorded by one rank alone: no other had a window open"
 
 
 def match(world: World) -> Matching:
@@ -66,7 +67,7 @@ def _told(world: World, group: Group, rows: dict[int, Times]) -> tuple[list[Matc
     if len(rows) < 2:
         held = "no other rank of its group is in the source" if len(world) > 1 else "the source holds one rank alone"
         return [], [Unmatched(group, total, held)]
-    found, lost = _aligned(world, rows)
+    found, lost = (_counted if group.counted else _aligned)(world, rows)
     left = [Unmatched(group, count, reason) for reason, count in lost.items()]
     if found is None:
         return [], left
@@ -131,6 +132,32 @@ def _aligned(world: World, rows: dict[int, Times]) -> tuple[Aligned | None, dict
     if not common.any():
         return None, lost
     return (ranks, places[:, common], names[first][common]), lost
+
+
+def _counted(world: World, rows: dict[int, Times]) -> tuple[Aligned | None, dict[str, int]]:
+    """Calls that tell their place in the group's order, as `_aligned` has them: those of one place are one."""
+    numbers = {rank: world[rank].sequence[at] for rank, at in rows.items()}
+    again = [rank for rank, own in numbers.items() if len(np.unique(own)) < len(own)]
+    if again:
+        reason = f"rank {again[0]} counts its calls from the start again"
+        return None, {reason: sum(map(len, rows.values()))}
+    ranks, places = tuple(sorted(rows)), np.unique(np.concatenate(list(numbers.values())))
+    found = np.full((len(ranks), len(places)), _MISSING, np.int64)
+    ops = np.full((len(ranks), len(places)), "", object)
+    for row, rank in enumerate(ranks):
+        at = np.searchsorted(places, numbers[rank])
+        found[row, at], ops[row, at] = rows[rank], ops_of(world[rank], rows[rank])
+    here = found != _MISSING
+    first = here.argmax(axis=0)
+    op = ops[first, np.arange(len(places))]
+    odd = (here & (ops != op)).any(axis=0)
+    common = (here.sum(axis=0) > 1) & ~odd
+    lost = {
+        _ALONE: int(here[:, ~common & ~odd].sum()),
+        "ranks make other calls, or in another order": int(here[:, odd].sum()),
+    }
+    lost = {reason: count for reason, count in lost.items() if count}
+    return ((ranks, found[:, common], op[common]) if common.any() else None), lost
 
 
 Line: TypeAlias = tuple[int, Times, NDArray[np.object_]]

@@ -90,11 +90,13 @@ def main() -> None:
     backend = os.environ.get("BACKEND", "nccl")
     dist.get_backend = lambda group=None: backend  # type: ignore[assignment, return-value]
     dist.get_backend_config = lambda group=None: "cpu:gloo,cuda:nccl"  # type: ignore[assignment]
-    (calls,) = (one for one in gc.get_objects() if type(one).__name__ == "_Calls")
-    methods = __import__(type(calls).__module__, fromlist=["METHODS"]).METHODS
+    (calls,) = (one for one in gc.get_objects() if type(one).__name__ == "Calls" and hasattr(one, "wrap"))
+    comm = __import__(type(calls).__module__, fromlist=["METHODS"])
+    methods, ranges = comm.METHODS, comm.RANGES
 
     def wrapped(method: str, original: Any) -> Any:
-        return calls.wrap(original, *methods[method])
+        op, bytes_of = methods[method]
+        return calls.wrap(original, op, bytes_of, f"gloo:{op}".encode() if op in ranges else b"", sure=True)
 
     ctypes.CDLL(os.environ["CUDA_INJECTION64_PATH"]).InitializeInjection()
     group, fp8 = Group(), torch.float8_e4m3fn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from moescope.profiler.ranks.across import Across, across
 from moescope.profiler.source import open_source
 from moescope.profiler.summary.answer import part_of, summarise
 from tests.live_recording import MemorySource
-from tests.ranks.worlds import World, run, source_of
+from tests.ranks.worlds import World, rows_of, run, source_of
 
 DATA = Path(__file__).parents[1] / "data"
 WORLD = tuple(range(4))
@@ -299,3 +300,36 @@ def test_the_builder_of_worlds_lets_all_ranks_leave_together() -> None:
         assert min(call.arrival for call in calls.values()) < max(call.arrival for call in calls.values())
     for calls in world.calls.values():
         assert all(a.end <= b.arrival for a, b in pairwise(calls))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.3, 0.7, 1.0]))
+def test_calls_that_tell_their_place_are_matched_across_gaps(seed: int, share: float) -> None:
+    world = run(PAIRS, 8, seed=seed)
+    rows, meta = rows_of(world, told=True, hosts=True)
+    draw = random.Random(seed)
+    each = [(rank, call) for rank, calls in world.calls.items() for call in calls]
+    kept = [(one, row) for one, row in zip(each, rows["collectives"], strict=True) if draw.random() < share]
+    source = MemorySource(meta=meta)
+    source.add("collectives", [row | {"sequence": call.number} for (_, call), row in kept])
+    source.add("kernels", [row for row in rows["kernels"] if not row["name"].startswith("nccl")])
+    meetings: dict[Any, list[Any]] = {}
+    for (_, call), _ in kept:
+        meetings.setdefault((call.group, call.number), []).append(call)
+    met = [calls for calls in meetings.values() if len(calls) > 1]
+    found = _across(source)
+    assert found.matching.matched == sum(map(len, met))
+    waited = 0
+    for calls in met:
+        latest = max(call.arrival for call in calls)
+        waited += sum(min(latest, call.end) - call.arrival for call in calls)
+    assert sum(int(one.wait.sum()) for one in found.taken) == waited
+    assert sum(one.calls for one in found.left) == len(kept) - sum(map(len, met))
+
+
+def test_a_rank_that_counts_its_calls_from_the_start_again_is_told() -> None:
+    rows, meta = rows_of(run([(0, 1)], 6), told=True, hosts=True)
+    again = [row | {"sequence": row["call"] % 4 if row["rank"] else row["call"]} for row in rows["collectives"]]
+    found = _across(MemorySource(meta=meta).add("collectives", again).add("kernels", rows["kernels"]))
+    assert not found.taken
+    assert "rank 1 counts its calls from the start again" in [one.reason for one in found.left]
