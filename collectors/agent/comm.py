@@ -395,6 +395,10 @@ class Calls:
         if name not in self._groups:
             self._learn(group, name)
 
+    def on_gloo_alone(self) -> bool:
+        """Whether all groups that are known execute the host's calls by gloo, under ranges."""
+        return all(group.gloo for group in list(self._groups.values()))
+
     def _learn(self, group: Any, name: str) -> _Group:
         """A group seen for the first time: its ranks, and by the way this process's rank."""
         distributed = self._distributed

@@ -15,6 +15,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
+from contextlib import suppress
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +91,11 @@ class FlightReader:
 
     def _look(self, *, final: bool) -> None:
         """Reads where calls of C++ were numbered and have waited for long, or may be overwritten soon."""
-        if self._distributed.is_initialized():
-            for group, name in list(self._distributed.distributed_c10d._world.pg_names.items()):
-                self._calls.meet(group, name)
+        with suppress(Exception):  # a group may be taken apart meanwhile: its calls stay, without its ranks
+            if self._distributed.is_initialized():
+                for group, name in list(self._distributed.distributed_c10d._world.pg_names.items()):
+                    self._calls.meet(group, name)
+        self._session.ring.follow_calls(self._calls.on_gloo_alone())
         while self._calls.made:
             self._made.append(self._calls.made.popleft())
         followed = self._session.ring.followed()

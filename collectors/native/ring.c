@@ -103,6 +103,7 @@ static void detach_in_child(void) {
     pthread_mutex_init(&name_lock, NULL);
     atomic_store(&expected_count, 0);
     announced = 0;
+    atomic_store(&followed, 0);
     pthread_mutex_init(&expected_lock, NULL);
     atomic_store(&listening, 0);
 }
@@ -357,10 +358,11 @@ static uint64_t take_expected(const struct name_entry *name) {
     return call;
 }
 
-static int add_expected(struct name_entry *entry, uint64_t call) {
+/* Has the next range of this name that nobody waits for execute the call, where fewer than `room` wait. 0, or ENOSPC. */
+static int add_expected(struct name_entry *entry, uint64_t call, uint32_t room) {
     pthread_mutex_lock(&expected_lock);
     uint32_t count = atomic_load(&expected_count);
-    int error = count == EXPECTED_MAX ? ENOSPC : 0;
+    int error = count >= room ? ENOSPC : 0;
     if (!error) {
         expected[count].name = entry;
         expected[count].call = call;
@@ -376,7 +378,7 @@ MOESCOPE_API uint64_t moescope_next_call(void) { return atomic_fetch_add(&call_n
 /* Tells that a call is about to be issued, and by what name its execution range will begin. 0, or an errno. */
 MOESCOPE_API int moescope_expect(const char *name, uint64_t call) {
     struct name_entry *entry = moescope_intern(name);
-    int error = entry ? add_expected(entry, call) : ENODEV;
+    int error = entry ? add_expected(entry, call, EXPECTED_MAX) : ENODEV;
     announced = !error;
     return error;
 }
@@ -431,7 +433,7 @@ static uint64_t follow(struct name_entry *name) {
     announced = 0;
     if (told || !atomic_load_explicit(&following, memory_order_relaxed)) return 0;
     uint64_t call = moescope_next_call();
-    if (add_expected(range, call)) return 0;
+    if (add_expected(range, call, EXPECTED_MAX / 2)) return 0; /* the rest is for those that Python issues */
     atomic_fetch_add(&followed, 1);
     return call;
 }
