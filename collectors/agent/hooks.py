@@ -73,17 +73,31 @@ def install_steps(session: Session) -> None:
     register_optimizer_step_post_hook(after_step)
 
 
+BACKWARD = "backward"
+"""Phase of a backward pass that is in none of the model's."""
+
+
 def install_backward(session: Session) -> None:
-    """Windows cannot open or close inside a backward pass: where one ends, what waits for that is done."""
+    """Windows cannot open or close inside a backward pass: where one ends, what waits for that is done.
+
+    A pass is a phase where nobody has named one around it. A model that names its steps names its phases, too: what it
+    leaves out of them stays out.
+    """
+    named = "phases" in session.settings.collect
     autograd = session.torch.autograd
     original = getattr(autograd, "_engine_run_backward", None)
     if original is None:
         return  # another version of torch: the timer asks again and again
 
     def run_backward(*args: Any, **kwargs: Any) -> Any:
+        ring, phase = session.ring, 0
+        if named and session.recorder.steps_from != "emit" and not ring.current_phase():
+            phase = ring.phase_begin(BACKWARD, 0)
         try:
             return original(*args, **kwargs)
         finally:
+            if phase:
+                ring.phase_end(phase)
             session.windows.after_backward()
 
     autograd._engine_run_backward = run_backward

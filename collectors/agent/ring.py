@@ -64,6 +64,9 @@ class Ring(Protocol):
     def phase_begin(self, name: str, place: int) -> int:
         """place: as `pack_place` has it"""
 
+    def current_phase(self) -> int:
+        """The innermost phase that is open on the calling thread; 0 for none."""
+
     def phases(self) -> int:
         """Phases that were opened."""
 
@@ -182,6 +185,8 @@ class NativeRing:
         fast = _module(library)
         lib.moescope_phases.restype = u64
         self.phases = lib.moescope_phases
+        lib.moescope_current_phase.restype = u64
+        self.current_phase = lib.moescope_current_phase
         self.phase: Any
         if fast is not None:
             self.phase = fast.phase
@@ -338,6 +343,9 @@ class FileRing:
 
     def phase(self, name: str, layer: int = -1, micro_batch: int = -1, /) -> AbstractContextManager[None]:
         return Phase(self, name, layer, micro_batch)
+
+    def current_phase(self) -> int:
+        return self._phase()
 
     def phases(self) -> int:
         return self._phases

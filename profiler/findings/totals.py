@@ -29,8 +29,8 @@ def exposed(seen: Aggregates) -> Iterator[Finding]:
     worst = sorted((phase for phase in seen.phases if phase.exposed_ns > 0), key=lambda phase: -phase.exposed_ns)[:3]
     where = f", {worst[0].exposed_ns / exposed:.0%} of it in {worst[0].name}" if worst else ""
     detail = "".join(
-        f"; {phase.name}: {duration_text(phase.exposed_ns)} exposed of {duration_text(phase.comm_ns)} "
-        f"in {phase.count} ranges"
+        f"; {phase.name}: {duration_text(phase.exposed_ns)} exposed of {duration_text(phase.comm_ns)}"
+        + (f" in {phase.count} ranges" if phase.count else "")
         for phase in worst
     )
     waiting = late = ""

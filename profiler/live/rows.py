@@ -113,14 +113,15 @@ def collective_rows(
         durations = calls["dur_ns"][at]
         done = durations != NULL
         times = np.maximum(durations[done], 0)
-        sent = calls["sent_bytes"][at]
+        op = names.text(int(calls["op"][pick[example]]), "unknown")
+        sent = _sent(op, names.text(int(calls["group_ranks"][pick[example]]), ""), calls, at)
         known = sent != NULL
         both = known & done
         busy = int(np.maximum(durations[both], 0).sum())
         moved = int(sent[both].sum())
         rows.append(
             CollectiveRow(
-                op=names.text(int(calls["op"][pick[example]]), "unknown"),
+                op=op,
                 group=names.text(int(calls["group"][pick[example]]), "–"),
                 backend=names.text(int(calls["backend"][pick[example]]), "–"),
                 calls=len(at),
@@ -135,6 +136,17 @@ def collective_rows(
             )
         )
     return tuple(sorted(rows, key=lambda row: (-row.exposed_ns, -row.calls, row.op, row.group)))
+
+
+def _sent(op: str, ranks: str, calls: Columns, at: Times) -> Times:
+    """Bytes that calls of one operation and group send; NULL where not known. ranks: of the group, `0,1`
+
+    Where a call tells its operand alone, what must cross the link: of n ranks an all-reduce moves 2 (n - 1) / n of it.
+    """
+    sent, operand, n = calls["sent_bytes"][at], calls["bytes"][at], ranks.count(",") + 1
+    if op != "all_reduce" or n < 2:
+        return sent
+    return np.where((sent == NULL) & (operand != NULL), 2 * (operand - operand // n), sent)
 
 
 def expert_rows(

@@ -80,6 +80,8 @@ def test_calls_of_ddp_and_functional_collectives_have_group_place_and_time(moesc
         assert (kernel["start_ns"], kernel["dur_ns"]) == (call["start_ns"], call["dur_ns"])
         assert kernel["name"] == f"gloo:{call['op']}"
     assert not [call for call in calls if call["dur_ns"] is None]
+    phases = {(row["rank"], row["id"]): row["name"] for row in rows(recording, "phases")}
+    assert {phases.get((c["rank"], c["phase_id"])) for c in buckets} == {"backward"}
     # One place of a group is one collective: it ends in both ranks at once, and rank 0 waits in it for rank 1.
     met: dict[tuple[str, int], dict[int, Any]] = {}
     for call in of_cpp:

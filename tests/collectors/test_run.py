@@ -36,6 +36,8 @@ while time.monotonic() < until:
         loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+for _ in range(3):
+    model(torch.randn(32, 64)).square().mean().backward()
 print("trained")
 """
 
@@ -84,6 +86,8 @@ def test_operators_phases_steps_and_cores_of_a_plain_script_are_recorded(trained
     names = {row["name"] for row in rows(recording, "kernels")}
     assert {"aten::addmm", "aten::mm", "aten::pow"} <= names
     assert {"mlp(F)", "mlp(B)"} <= {row["name"] for row in rows(recording, "phases")}
+    # A backward pass is a phase where it is in none.
+    assert [row["parent"] for row in rows(recording, "phases") if row["name"] == "backward"] == [None] * 3
     steps = [row["step"] for row in rows(recording, "steps")]
     assert steps == list(range(len(steps)))
     assert steps

@@ -267,6 +267,15 @@ def test_a_call_that_never_completed_is_counted_as_unfinished() -> None:
     assert row.bytes_per_s.value == pytest.approx(200 / 40 * 1e9)
 
 
+def test_an_all_reduce_moves_what_its_operand_makes_cross_a_link() -> None:
+    call = {"rank": 0, "op": "all_reduce", "group": "g", "group_ranks": "0,1,2,3", "bytes": 400, "dur_ns": 100}
+    rows = [call | {"call": n, "issue_ns": n, "start_ns": n} | more for n, more in enumerate(({}, {}, {"bytes": None}))]
+    source = MemorySource().add("windows", [window(0, 100)]).add("kernels", [kernel(0, 100)]).add("collectives", rows)
+    (row,) = _feed(source).snapshot(View()).collectives
+    assert (row.calls, row.bytes) == (3, 2 * 600)  # 2 (n - 1) / n, twice; of the third it is not known
+    assert row.bytes_per_s.value == pytest.approx(6e9)
+
+
 def test_experts_are_summed_over_ranks_and_the_last_steps() -> None:
     def counted(number: int, rank: int, tokens: list[int]) -> list[Row]:
         return [
