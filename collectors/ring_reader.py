@@ -19,6 +19,7 @@ import numpy.typing as npt
 MAGIC: Final = b"MOESRING"
 OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW, CALL = range(1, 9)
 COMPOSITE: Final = 1
+UNTOLD: Final = 2
 _FREE, _WRITING, _FULL = range(3)
 
 _RECORD_FIELDS: Final = (

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .recorder import CALL_COST_NS
 from .windows import COMMUNICATES
 
 if TYPE_CHECKING:
     from .session import Session
+
+_T = TypeVar("_T")
 
 Bytes = tuple[Sequence[int] | int | None, Sequence[int] | None]
 """Bytes to and from each rank of the group, by its rank in the group; None where the operation does not tell, and one
@@ -94,7 +97,8 @@ def _receive(me: int, n: int, tensors: Any, peer: int, *_: Any) -> Bytes:
 
 
 def _reduced(me: int, n: int, tensors: Any, *_: Any) -> Bytes:
-    return sum(_size(t) for t in tensors) if isinstance(tensors, list | tuple) else _size(tensors), None
+    each = tensors if isinstance(tensors, list | tuple) else (tensors,)
+    return None if any(getattr(t, "is_sparse", False) for t in each) else sum(_size(t) for t in each), None
 
 
 def _untold(me: int, n: int, *_: Any) -> Bytes:
@@ -104,7 +108,10 @@ def _untold(me: int, n: int, *_: Any) -> Bytes:
 RANGES = frozenset({"all_to_all", "all_reduce", "all_gather", "broadcast", "reduce", "gather", "scatter", "barrier"})
 """Operations that gloo executes under a range of this name."""
 
-ELSEWHERE = {"_reduce_scatter_base": "gloo:all_reduce", "reduce_scatter_single": "gloo:all_reduce"}
+ELSEWHERE = {
+    "_reduce_scatter_base": "gloo:all_reduce",
+    "reduce_scatter_single": "gloo:all_reduce",
+}
 """Methods that gloo executes under a range of another operation, of which it makes them: where a version does not, the
 call's `wait` tells."""
 
@@ -161,20 +168,25 @@ def install(session: Session) -> Calls | None:
         group_class._end_coalescing = calls.wrap_end(group_class._end_coalescing)
     work_class = session.torch._C._distributed_c10d.Work
     work_class.wait = calls.wrap_wait(work_class.wait)
+    module = distributed.distributed_c10d
+    make = getattr(module, "_new_process_group_helper", None)
+    if make is not None:
+        module._new_process_group_helper = calls.wrap_make(make)
     return calls
 
 
 class _Group:
     """A group as this process sees it.
 
-    me: its own place among the group's `n` ranks; gloo, nccl: whether they serve its tensors of the host and of GPUs
+    me: its own place among the group's `n` ranks; gloo, nccl: whether they serve its tensors of the host and of GPUs;
+    mark: its number in the ring; same: gives torch's group, which another may follow under its name
     kinds: `comm_kind` by dtype; together: calls that are to be launched as one, None outside of such
     """
 
-    __slots__ = ("gloo", "kinds", "me", "n", "name", "nccl", "together")
+    __slots__ = ("gloo", "kinds", "mark", "me", "n", "name", "nccl", "same", "together")
 
-    def __init__(self, name: str, me: int, n: int, gloo: bool, nccl: bool) -> None:
-        self.name, self.me, self.n, self.gloo, self.nccl = name, me, n, gloo, nccl
+    def __init__(self, name: str, me: int, n: int, gloo: bool, nccl: bool, mark: int, same: Callable[[], Any]) -> None:
+        self.name, self.me, self.n, self.gloo, self.nccl, self.mark, self.same = name, me, n, gloo, nccl, mark, same
         self.kinds: dict[Any, bytes] = {}
         self.together: list[int] | None = None
 
@@ -186,6 +198,7 @@ class Calls:
         self._session = session
         self._distributed = session.torch.distributed
         self._groups: dict[str, _Group] = {}
+        self._told_groups: dict[str, Any] = {}
         self.made: deque[Made] = deque(maxlen=MADE_KEPT)
         """The last collectives that Python issued, until `flight` takes them out."""
         self._waited: dict[int, int] = {}
@@ -201,7 +214,7 @@ class Calls:
         title: of the range that gloo executes it under, empty where there is none; sure: whether any version does
         """
         ring, now_ns, groups, made = self._session.ring, time.monotonic_ns, self._groups, self.made
-        settled, next_call = ring.settled, ring.next_call
+        settled, next_call, announce = ring.settled, ring.next_call, ring.announce
         between_two = op in ("send", "recv")
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
@@ -210,13 +223,15 @@ class Calls:
             issue_ns = now_ns()
             try:
                 name = group.group_name
-                known = groups.get(name) or self._learn(group, name)
+                known = groups.get(name)
+                if known is None or known.same() is not group:
+                    known = self._learn(group, name)
             except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
                 self._give_up(op, error)
                 return original(group, *args, **kwargs)
             number = next_call()
             gpu = known.nccl and _on_gpu(args, kwargs, known.gloo)
-            if gpu or not title or not known.gloo or ring.expect(title, number):
+            if gpu or not title or not known.gloo or ring.expect(title, number, known.mark):
                 # Told before it is made: it may block, and what never ends is what somebody will look for.
                 if not self._issued(number, issue_ns, known, op, bytes_of, args, kwargs):
                     return original(group, *args, **kwargs)
@@ -232,12 +247,14 @@ class Calls:
             found = settled(COMMUNICATES)
             here = found > 0 or self._ranges_on(many=found < 0)
             lent = None if here else self._lend()
+            announce(1)
             try:
                 work = original(group, *args, **kwargs)
             except BaseException:  # no range will come; raised again: the target's own
                 ring.withdraw(number)
                 raise
             finally:
+                announce(0)
                 if lent is not None:
                     self._take_back(lent)
             made.append((name, issue_ns, now_ns()))
@@ -252,6 +269,23 @@ class Calls:
             return work
 
         return call
+
+    def wrap_make(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`original`, which makes a group: threads that begin meanwhile execute its calls, and no others."""
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            before = _guarded(_threads)
+            made = original(*args, **kwargs)
+            if before is not None:
+                _guarded(lambda: self._tell_workers(made, before))
+            return made
+
+        return make
+
+    def _tell_workers(self, made: Any, before: set[int]) -> None:
+        mark = self._session.ring.group_mark(made[0].group_name)
+        for tid in _threads() - before:
+            self._session.ring.worker(tid, mark)
 
     def wrap_start(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def start(group: Any, *args: Any, **kwargs: Any) -> Any:
@@ -295,6 +329,7 @@ class Calls:
         marked: whether what it launches bears a number, and kernels tell the rest; None where it launches nothing yet
         """
         ring = self._session.ring
+        ring.announce(1)
         try:
             work = original(group, *args, **kwargs)
         except BaseException:  # told, and raised again: the target's own
@@ -302,6 +337,7 @@ class Calls:
                 ring.blob("comm_failed", [call])
             raise
         finally:
+            ring.announce(0)
             if marked:
                 ring.call_end()
         if marked is False:
@@ -392,7 +428,8 @@ class Calls:
 
     def meet(self, group: Any, name: str) -> None:
         """Takes in a group that may have made no call from Python."""
-        if name not in self._groups:
+        known = self._groups.get(name)
+        if known is None or known.same() is not group:
             self._learn(group, name)
 
     def on_gloo_alone(self) -> bool:
@@ -408,8 +445,15 @@ class Calls:
         backend, gloo, nccl = _backends(distributed, group)
         # A group that was made for one hop of an exchange carries the hop's name as its description.
         hop = group.group_desc if group.group_desc in HOPS else "direct"
-        self._session.ring.blob("group", {"name": name, "ranks": ranks, "backend": backend, "hop": hop})
-        known = self._groups[name] = _Group(name, me, n, gloo, nccl)
+        row = {"name": name, "ranks": ranks, "backend": backend, "hop": hop}
+        known = self._groups.get(name)
+        if known is not None and self._told_groups.get(name) == row:
+            known.same = _reference(group)
+            return known
+        self._session.ring.blob("group", row)
+        self._told_groups[name] = row
+        mark = self._session.ring.group_mark(name)
+        known = self._groups[name] = _Group(name, me, n, gloo, nccl, mark, _reference(group))
         return known
 
     def _follow(self, work: Any, number: int) -> None:
@@ -432,6 +476,25 @@ class Calls:
         self._waited[id(work)] = number
         if len(self._waited) > 10_000:
             self._waited.clear()
+
+
+def _reference(group: Any) -> Callable[[], Any]:
+    """What gives the group as long as it lives, and does not keep it alive."""
+    try:
+        return weakref.ref(group)
+    except TypeError:
+        return lambda: group
+
+
+def _guarded(action: Callable[[], _T]) -> _T | None:
+    try:
+        return action()
+    except Exception:  # noqa: BLE001  fail open: whose threads these are is not known
+        return None
+
+
+def _threads() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/task")}
 
 
 def _backends(distributed: Any, group: Any) -> tuple[str, bool, bool]:

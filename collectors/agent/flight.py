@@ -1,10 +1,10 @@
 """Collectives that C++ issues, past the methods that `comm` wraps: those of DDP's reducer, DTensor, compiled code.
 
-Where torch's ranges are on, the C library numbers such a call, leaves a record of its issue and knows its execution
-range. What it cannot see, the group and the place among that group's calls, torch's flight recorder tells: it keeps the
-last collectives of every group, whoever issued them (TORCH_FR_BUFFER_SIZE, 2,000 where it is not set). It is read a few
-seconds late, as each reading holds up the process for the time that it takes to write them all down; whether there is
-anything to read is known at no such price. Gloo's alone: NCCL's kernels tell by themselves.
+Where torch's ranges are on, the C library leaves a record of such a call's issue, and one of its execution, on a thread
+that belongs to one group. What it cannot see, which of the group's calls it is, torch's flight recorder tells: it keeps
+the last collectives of every group, whoever issued them (TORCH_FR_BUFFER_SIZE, 2,000 where it is not set). It is read
+seconds late and as seldom as can be, as the interpreter stands still meanwhile, and not at all where Python issues all
+calls. Gloo's alone: NCCL's kernels tell by themselves.
 """
 
 from __future__ import annotations
@@ -26,16 +26,24 @@ if TYPE_CHECKING:
     from .session import Session
 
 PERIOD_S = 1.0
-READ_S = 10.0
-"""Between two readings, as long as no more calls than READ_SHARE of what torch keeps were made meanwhile: one of 2,000
-calls takes 12 to 20 ms, in which nothing else runs in the interpreter."""
+READ_S = 2.0
+"""Between two readings at least, and as much longer as they cost: a share of COST. 2,000 calls take some 30 ms."""
+COST = 0.002
+HURRY = 5
+"""By how much more often it is read where calls would be overwritten else: more than READ_SHARE of what torch keeps."""
 READ_SHARE = 0.6
 KEPT = 2000
 """Calls that torch keeps unless it is told otherwise."""
+MOST = 5000
+"""Of more calls than this no reading is short enough."""
+TRIES = 3
+"""Readings in a row that may fail."""
 TOLD_AT_ONCE = 400
 """Calls of one row, so that it fits into the ring."""
 CLOCK_NS = 5_000
 """How far the two clocks may be apart by which a call's issue is told."""
+STEPPED_NS = 1_000_000
+"""By how much the time of day must have been set for what was told by it to be of no use."""
 
 _STATUS = {"includeCollectives": False, "includeStackTraces": False, "onlyActive": False}
 _CALLS = {"includeCollectives": True, "includeStackTraces": False, "onlyActive": False}
@@ -51,21 +59,25 @@ class FlightReader:
         self._dump = session.torch._C._distributed_c10d._dump_fr_trace
         size = os.environ.get("TORCH_FR_BUFFER_SIZE") or os.environ.get("TORCH_NCCL_TRACE_BUFFER_SIZE") or ""
         self._kept = int(size) if size.isdigit() else KEPT
-        if not self._kept:
-            raise ValueError("it keeps no calls (TORCH_FR_BUFFER_SIZE=0)")
+        if not 0 < self._kept <= MOST:
+            raise ValueError(f"TORCH_FR_BUFFER_SIZE={self._kept}: between 1 and {MOST} calls can be read")
         self._followed = 0
         self._enqueued: dict[str, int] = {}
         self._read_at = 0
         """Calls that had been enqueued at the last reading."""
-        self._made: deque[Made] = deque(maxlen=MADE_KEPT)
+        self._made: deque[Made] = deque(maxlen=max(MADE_KEPT, 4 * self._kept))
         self._last = -1
-        self._read_s = time.monotonic()
+        self._unfollowed_ns = time.monotonic_ns()
+        """When C++ had not issued any call since the last reading."""
+        self._read_s, self._gap_s = time.monotonic(), READ_S
+        self._offset_ns = _wall_offset_ns()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
+        self._failures = 0
         self._lost_told = False
 
     def start(self) -> None:
-        """Has calls numbered that C++ issues, and read."""
+        """Has calls followed that C++ issues, and read."""
         self._session.ring.follow_calls(1)
         threading.Thread(target=self._run, name="moescope-flight", daemon=True).start()
 
@@ -80,65 +92,88 @@ class FlightReader:
                 return
 
     def _guarded(self, *, final: bool) -> bool:
+        """Looks; whether to go on doing so."""
         try:
             with self._lock:
                 self._look(final=final)
         except Exception as error:  # noqa: BLE001  fail open: calls that Python issues go on being recorded
+            self._failures += 1
+            if self._failures < TRIES:
+                return True
             self._session.ring.follow_calls(0)
             self._session.recorder.log("warning", "communication", f"calls that C++ issues are not told: {error!r}")
             return False
+        self._failures = 0
         return True
 
     def _look(self, *, final: bool) -> None:
-        """Reads where calls of C++ were numbered and have waited for long, or may be overwritten soon."""
+        """Reads where C++ has issued calls that have waited for long, or may be overwritten soon."""
         with suppress(Exception):  # a group may be taken apart meanwhile: its calls stay, without its ranks
             if self._distributed.is_initialized():
                 for group, name in list(self._distributed.distributed_c10d._world.pg_names.items()):
                     self._calls.meet(group, name)
         self._session.ring.follow_calls(self._calls.on_gloo_alone())
-        while self._calls.made:
-            self._made.append(self._calls.made.popleft())
-        followed = self._session.ring.followed()
+        self._take_made()
+        now_ns, followed = time.monotonic_ns(), self._session.ring.followed()
         if followed == self._followed:
+            self._unfollowed_ns = now_ns
             return
         status = pickle.loads(self._dump(**_STATUS))["pg_status"]
         self._enqueued |= {group: int(one["last_enqueued_collective"]) for group, one in status.items()}
-        enqueued = sum(self._enqueued.values())
-        if final or enqueued - self._read_at > READ_SHARE * self._kept or time.monotonic() - self._read_s > READ_S:
-            self._followed, self._read_at, self._read_s = followed, enqueued, time.monotonic()
-            before_ns = time.monotonic_ns()
-            entries = pickle.loads(self._dump(**_CALLS))["entries"]
-            self._tell([entry for entry in entries if entry["record_id"] > self._last])
-            self._session.recorder.events_cost_ns += time.monotonic_ns() - before_ns
+        enqueued, waited_s = sum(self._enqueued.values()), time.monotonic() - self._read_s
+        hurry = HURRY if enqueued - self._read_at > READ_SHARE * self._kept else 1
+        if final or waited_s > self._gap_s / hurry:
+            self._followed, self._read_at = followed, enqueued
+            self._read(now_ns)
 
-    def _tell(self, entries: list[dict[str, Any]]) -> None:
-        """Files the calls that Python has not made."""
-        if not entries:
-            return
-        if entries[0]["record_id"] > self._last + 1 and not self._lost_told:
-            self._lost_told = True
-            text = "torch's flight recorder keeps too few calls: of some that C++ issued the group is not known"
-            self._session.recorder.log("warning", "communication", f"{text} (TORCH_FR_BUFFER_SIZE={self._kept})")
-        self._last = entries[-1]["record_id"]
+    def _take_made(self) -> None:
+        while self._calls.made:
+            self._made.append(self._calls.made.popleft())
+
+    def _read(self, now_ns: int) -> None:
+        entries = pickle.loads(self._dump(**_CALLS))["entries"]
+        self._take_made()
         offset_ns = _wall_offset_ns()
+        stepped = abs(offset_ns - self._offset_ns) > STEPPED_NS
+        self._offset_ns = offset_ns
+        new = [entry for entry in entries if entry["record_id"] > self._last]
+        if new:
+            self._last = new[-1]["record_id"]
+            issued = [entry["time_created_ns"] - offset_ns for entry in new]
+            lost = len(entries) >= self._kept and len(new) == len(entries) and issued[0] > self._unfollowed_ns
+            if (lost or stepped) and not self._lost_told:
+                self._lost_told = True
+                text = "some calls that C++ issued are not told: torch's flight recorder keeps too few "
+                text += f"(TORCH_FR_BUFFER_SIZE={self._kept}), or the time of day was set"
+                self._session.recorder.log("warning", "communication", text)
+            if not stepped:
+                self._tell(new, issued)
+        cost_ns = time.monotonic_ns() - now_ns
+        self._unfollowed_ns, self._read_s = now_ns, time.monotonic()
+        self._gap_s = max(READ_S, cost_ns / 1e9 / COST)
+        self._session.recorder.events_cost_ns += cost_ns
+
+    def _tell(self, entries: list[dict[str, Any]], issued: list[int]) -> None:
+        """Files the calls that Python has not made. issued: when each was, CLOCK_MONOTONIC ns"""
         spans: dict[str, list[tuple[int, int]]] = {}
         for group, start_ns, end_ns in self._made:
             spans.setdefault(group, []).append((start_ns, end_ns))
         for held in spans.values():
             held.sort()
-        found: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
-        for entry in entries:
+        found: dict[tuple[str, str, str], list[tuple[int, int, int, int]]] = {}
+        for entry, issued_ns in zip(entries, issued, strict=True):
             backend, _, op = entry["profiling_name"].partition(":")
-            issued_ns = entry["time_created_ns"] - offset_ns
             group = entry["process_group"][0]
             if backend != "gloo" or entry["is_p2p"] or _inside(issued_ns, spans.get(group, [])):
                 continue
             dtype, size = _operand(self._session.torch, entry)
-            found.setdefault((group, op, dtype), []).append((issued_ns, entry["collective_seq_id"], size))
+            thread = int(entry.get("thread_id", 0))
+            call = issued_ns, entry["collective_seq_id"], size, thread
+            found.setdefault((group, op, dtype), []).append(call)
         for (group, op, dtype), calls in found.items():
             for at in range(0, len(calls), TOLD_AT_ONCE):
                 row = {"group": group, "op": op, "dtype": dtype, "calls": calls[at : at + TOLD_AT_ONCE]}
-                self._session.ring.blob("flight", row)
+                self._session.ring.blob("flight", row | {"last_ns": issued[-1]})
 
 
 def _wall_offset_ns() -> int:

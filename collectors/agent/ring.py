@@ -89,12 +89,26 @@ class Ring(Protocol):
         """The number of a collective that is about to be issued, 1 for the first."""
 
     def follow_calls(self, on: int, /) -> None:
-        """Whether calls that C++ issues are numbered, and leave records of their issue, where torch's ranges are on."""
+        """Whether calls that C++ issues leave records of that, where torch's ranges are on."""
 
     def followed(self) -> int:
-        """How many calls that C++ issued have been numbered."""
+        """How many have."""
 
-    def expect(self, name: bytes, call: int) -> int: ...
+    def announce(self, on: int, /) -> None:
+        """Whether what the calling thread issues from now on comes from Python, which tells of it."""
+
+    def group_mark(self, name: str) -> int:
+        """A group's number, 0 where there is none."""
+
+    def worker(self, tid: int, mark: int, /) -> None:
+        """A thread executes the calls of this group alone."""
+
+    def expect(self, name: bytes, call: int, mark: int, /) -> int:
+        """A call of a group is about to be issued, and the next range of this name on its threads is the call's.
+
+        0, or an error where that cannot be told.
+        """
+
     def withdraw(self, call: int) -> int: ...
     def blob(self, kind: str, payload: Any) -> None: ...
     def comm(self, number: int, op: str, group: str, issue_ns: int, sent: Any, received: Any, dtype: str) -> None:
@@ -155,7 +169,9 @@ class NativeRing:
         lib.moescope_record.argtypes = (ctypes.c_uint32, text, i64, i64, u64, u64, u64)
         lib.moescope_record.restype = None
         lib.moescope_done.argtypes, lib.moescope_done.restype = (u64,), None
-        lib.moescope_expect.argtypes, lib.moescope_withdraw.argtypes = (text, u64), (u64,)
+        lib.moescope_expect.argtypes, lib.moescope_withdraw.argtypes = (text, u64, ctypes.c_uint32), (u64,)
+        lib.moescope_worker.argtypes, lib.moescope_worker.restype = (ctypes.c_uint32, ctypes.c_uint32), None
+        lib.moescope_name.argtypes, lib.moescope_name.restype = (text,), ctypes.c_uint32
         lib.moescope_blob.argtypes = (text, text, ctypes.c_uint32)
         lib.moescope_identity.argtypes = (text, ctypes.c_uint32)
         lib.moescope_context.argtypes, lib.moescope_context.restype = (u64,), None
@@ -174,6 +190,7 @@ class NativeRing:
         self.follow_calls = lib.moescope_follow_calls
         lib.moescope_followed.restype = u64
         self.followed = lib.moescope_followed
+        self.worker = lib.moescope_worker
         self.operators = lib.moescope_operators
         self.settle = lib.moescope_settle
         self.unsettle = lib.moescope_unsettle
@@ -194,6 +211,7 @@ class NativeRing:
             self.phase_end = fast.phase_end
             self.expect = fast.expect
             self.next_call = fast.next_call
+            self.announce = fast.announce
             self.mute = fast.mute
             self.thread_operators = fast.thread_operators
             self._comm = fast.comm
@@ -211,6 +229,8 @@ class NativeRing:
             self.expect = lib.moescope_expect
             lib.moescope_next_call.restype = u64
             self.next_call = lib.moescope_next_call
+            lib.moescope_announce.restype = None
+            self.announce = lib.moescope_announce
             self.mute = lib.moescope_mute
             lib.moescope_thread_operators.restype = u64
             self.thread_operators = lib.moescope_thread_operators
@@ -229,6 +249,9 @@ class NativeRing:
             if len(self._names) < 4096:
                 self._names[name] = found
         return found
+
+    def group_mark(self, name: str) -> int:
+        return int(self._lib.moescope_name(self._name(name)))
 
     def _slow_phase_begin(self, name: str, place: int) -> int:
         return int(self._lib.moescope_phase_begin(self._name(name), place))
@@ -392,7 +415,12 @@ class FileRing:
     def done(self, call: int) -> None:
         self.record(DONE, "", time.monotonic_ns(), 0, call)
 
-    def expect(self, name: bytes, call: int) -> int:
+    def announce(self, on: int, /) -> None: ...
+    def worker(self, tid: int, mark: int, /) -> None: ...
+    def group_mark(self, name: str) -> int:
+        return 0
+
+    def expect(self, name: bytes, call: int, mark: int, /) -> int:
         return errno.ENODEV  # without the library no execution range comes
 
     def withdraw(self, call: int) -> int:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.util import Finalize, register_after_fork
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,7 @@ class Session:
         self._flight: FlightReader | None = None
         self._open()
         os.register_at_fork(before=self._before_fork, after_in_child=self._in_child)
+        register_after_fork(self, Session._in_worker)
 
     def _open(self) -> None:
         self.ring, note = _open_ring(self.settings)
@@ -134,8 +136,13 @@ class Session:
             self._flight = FlightReader(self, calls)
             self._flight.start()
 
+    def _in_worker(self) -> None:
+        """A process that multiprocessing has forked ends without `atexit`."""
+        Finalize(None, self._at_exit, exitpriority=0)
+
     def _at_exit(self) -> None:
-        self.windows.stop()
+        if hasattr(self, "windows"):
+            self.windows.stop()
         if self._flight is not None:
             self._flight.stop()
         self.ring.close()

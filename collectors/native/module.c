@@ -297,8 +297,9 @@ static PyObject *expect(PyObject *module, PyObject *args) {
     (void)module;
     const char *name;
     unsigned long long call;
-    if (!PyArg_ParseTuple(args, "yK", &name, &call)) return NULL;
-    return PyLong_FromLong(moescope_expect(name, call));
+    unsigned int group;
+    if (!PyArg_ParseTuple(args, "yKI", &name, &call, &group)) return NULL;
+    return PyLong_FromLong(moescope_expect(name, call, group));
 }
 
 static PyObject *next_call(PyObject *module, PyObject *unused) {
@@ -327,6 +328,14 @@ static PyObject *mute(PyObject *module, PyObject *on) {
     Py_RETURN_NONE;
 }
 
+static PyObject *announce(PyObject *module, PyObject *on) {
+    (void)module;
+    long value = PyLong_AsLong(on);
+    if (PyErr_Occurred()) return NULL;
+    moescope_announce((int)value);
+    Py_RETURN_NONE;
+}
+
 static PyObject *thread_operators(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     return PyLong_FromUnsignedLongLong(moescope_thread_operators());
@@ -338,7 +347,7 @@ static PyMethodDef functions[] = {
     {"mute", mute, METH_O, NULL},             {"thread_operators", thread_operators, METH_NOARGS, NULL},
     {"uneven", uneven, METH_VARARGS, NULL},   {"settled", settled, METH_O, NULL},
     {"call_begin", call_begin, METH_O, NULL}, {"call_end", call_end, METH_NOARGS, NULL},
-    {"next_call", next_call, METH_NOARGS, NULL},
+    {"next_call", next_call, METH_NOARGS, NULL}, {"announce", announce, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_moescope_ring", NULL, -1, functions, NULL, NULL, NULL, NULL};

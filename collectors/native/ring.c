@@ -23,7 +23,9 @@ struct frame {
     uint64_t child_ns;
     uint64_t phase_id, outer_phase;
     uint64_t context;
-    uint64_t call;  /* of an execution range: the call that it executes; of an operator: the one that it issues; else 0 */
+    uint64_t call;  /* of an execution range: the call that it executes */
+    int untold;     /* of an execution range: nobody has told of the call */
+    int issues;     /* an operator by which C++ issues a call */
     int from_model; /* opened by moescope_phase_begin */
     int quiet;      /* tells nothing new: a graph node, or a range that the model has named itself */
 };
@@ -61,13 +63,22 @@ static pthread_mutex_t name_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
     struct name_entry *name;
     uint64_t call;
+    uint32_t group;
 } expected[EXPECTED_MAX];
 static _Atomic uint32_t expected_count;
 static pthread_mutex_t expected_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic uint64_t call_numbers;
-static _Atomic int following;      /* whether calls that C++ issues are numbered */
+static _Atomic int following;      /* whether calls that C++ issues are told */
 static _Atomic uint64_t followed;  /* of them so far */
-static __thread int announced;     /* the next call that this thread issues comes from Python, which has told it */
+static __thread int announced;     /* what this thread issues now comes from Python, which tells of it */
+/* Threads that execute the calls of one group alone, by the number of its name. */
+#define WORKERS_MAX 1024u
+static struct {
+    _Atomic uint32_t tid, group;
+} workers[WORKERS_MAX];
+static _Atomic uint32_t worker_count;
+static _Atomic uint32_t workers_changed = 1;
+static __thread uint32_t own_group, own_group_at; /* this thread's group, and as of which change of the table */
 /* Phases around the last calls that were pushed to the listener. */
 #define CALLS 16384u
 static struct {
@@ -104,6 +115,8 @@ static void detach_in_child(void) {
     atomic_store(&expected_count, 0);
     announced = 0;
     atomic_store(&followed, 0);
+    atomic_store(&worker_count, 0);
+    own_group_at = 0;
     pthread_mutex_init(&expected_lock, NULL);
     atomic_store(&listening, 0);
 }
@@ -270,6 +283,7 @@ struct name_entry *moescope_intern(const char *text) {
         memcpy(copy, text, length);
         copy[length] = 0;
         found->name_class = class_of(copy);
+        found->issues = !strncmp(copy, "c10d::", 6);
         atomic_store_explicit(&slots[at], found, memory_order_release);
         break;
     }
@@ -347,46 +361,70 @@ static uint64_t remove_expected(uint32_t at) {
     return call;
 }
 
-/* The oldest call that waits for a range of this name: a group's queue begins its work in the order of issue. */
-static uint64_t take_expected(const struct name_entry *name) {
+/* The group whose calls alone the calling thread executes; 0 where that is not known. */
+static uint32_t group_of_thread(void) {
+    uint32_t at = atomic_load_explicit(&workers_changed, memory_order_acquire);
+    if (own_group_at == at) return own_group;
+    uint32_t tid = (uint32_t)syscall(SYS_gettid), group = 0;
+    for (uint32_t i = 0, n = atomic_load(&worker_count); i < n && !group; i++)
+        if (atomic_load(&workers[i].tid) == tid) group = atomic_load(&workers[i].group);
+    own_group = group;
+    own_group_at = at;
+    return group;
+}
+
+/* Tells that thread `tid` executes the calls of this group alone. */
+MOESCOPE_API void moescope_worker(uint32_t tid, uint32_t group) {
+    pthread_mutex_lock(&expected_lock);
+    uint32_t n = atomic_load(&worker_count), at = 0;
+    while (at < n && atomic_load(&workers[at].tid) != tid) at++;
+    if (at < WORKERS_MAX) {
+        atomic_store(&workers[at].group, group);
+        atomic_store(&workers[at].tid, tid);
+        if (at == n) atomic_store(&worker_count, n + 1);
+        atomic_fetch_add(&workers_changed, 1);
+    }
+    pthread_mutex_unlock(&expected_lock);
+}
+
+/* The oldest call of the group that waits for a range of this name: its queue begins its work in the order of issue. */
+static uint64_t take_expected(const struct name_entry *name, uint32_t group) {
     if (!atomic_load(&expected_count)) return 0;
     uint64_t call = 0;
     pthread_mutex_lock(&expected_lock);
     for (uint32_t i = 0, n = atomic_load(&expected_count); i < n && !call; i++)
-        if (expected[i].name == name) call = remove_expected(i);
+        if (expected[i].name == name && (!group || !expected[i].group || expected[i].group == group)) call = remove_expected(i);
     pthread_mutex_unlock(&expected_lock);
     return call;
 }
 
-/* Has the next range of this name that nobody waits for execute the call, where fewer than `room` wait. 0, or ENOSPC. */
-static int add_expected(struct name_entry *entry, uint64_t call, uint32_t room) {
+/* The number of a call that is about to be issued, or of a range that nobody has told of. */
+MOESCOPE_API uint64_t moescope_next_call(void) { return atomic_fetch_add(&call_numbers, 1) + 1; }
+
+/* Tells that a call of a group is about to be issued, and by what name its execution range will begin. 0, or an errno. */
+MOESCOPE_API int moescope_expect(const char *name, uint64_t call, uint32_t group) {
+    struct name_entry *entry = moescope_intern(name);
+    if (!entry) return ENODEV;
     pthread_mutex_lock(&expected_lock);
     uint32_t count = atomic_load(&expected_count);
-    int error = count >= room ? ENOSPC : 0;
+    int error = count == EXPECTED_MAX ? ENOSPC : 0;
     if (!error) {
         expected[count].name = entry;
         expected[count].call = call;
+        expected[count].group = group;
         atomic_store(&expected_count, count + 1);
     }
     pthread_mutex_unlock(&expected_lock);
     return error;
 }
 
-/* The number of a call that is about to be issued. */
-MOESCOPE_API uint64_t moescope_next_call(void) { return atomic_fetch_add(&call_numbers, 1) + 1; }
+/* What the calling thread issues from now on comes from Python, or no longer. */
+MOESCOPE_API void moescope_announce(int on) { announced = on; }
 
-/* Tells that a call is about to be issued, and by what name its execution range will begin. 0, or an errno. */
-MOESCOPE_API int moescope_expect(const char *name, uint64_t call) {
-    struct name_entry *entry = moescope_intern(name);
-    int error = entry ? add_expected(entry, call, EXPECTED_MAX) : ENODEV;
-    announced = !error;
-    return error;
-}
-
-/* Whether calls that C++ issues are numbered where torch's ranges are on: each leaves a record of its issue. */
+/* Whether calls that C++ issues leave records of that, where torch's ranges are on. */
 MOESCOPE_API void moescope_follow_calls(int on) { atomic_store(&following, on); }
 
-/* How many calls that C++ issued have been numbered. */
+/* How many have. */
 MOESCOPE_API uint64_t moescope_followed(void) { return atomic_load(&followed); }
 
 /* Takes an expected call back; 0 where its range has begun already. */
@@ -399,43 +437,7 @@ MOESCOPE_API int moescope_withdraw(uint64_t call) {
             found = 1;
         }
     pthread_mutex_unlock(&expected_lock);
-    announced = 0;
     return found;
-}
-
-/* Operators that issue a call, and the range under which gloo executes it. */
-static const char *const issuing[][2] = {
-    {"c10d::allreduce_", "gloo:all_reduce"},       {"c10d::allgather_", "gloo:all_gather"},
-    {"c10d::_allgather_base_", "gloo:all_gather"}, {"c10d::_reduce_scatter_base_", "gloo:all_reduce"},
-    {"c10d::alltoall_base_", "gloo:all_to_all"},   {"c10d::alltoall_", "gloo:all_to_all"},
-    {"c10d::broadcast_", "gloo:broadcast"},        {"c10d::reduce_", "gloo:reduce"},
-    {"c10d::gather_", "gloo:gather"},              {"c10d::scatter_", "gloo:scatter"},
-    {"c10d::barrier", "gloo:barrier"},             {"c10d::allgather_into_tensor_coalesced_", "gloo:all_gather"},
-    {"c10d::reduce_scatter_tensor_coalesced_", "gloo:all_reduce"},
-};
-
-/* The range under which the call that an operator issues is executed; NULL for an operator that issues none. */
-static struct name_entry *executed_as(struct name_entry *name) {
-    struct name_entry *known = atomic_load_explicit(&name->executed_as, memory_order_acquire);
-    if (known) return known == name ? NULL : known;
-    known = name; /* itself: it issues nothing */
-    for (size_t i = 0; i < sizeof issuing / sizeof *issuing; i++)
-        if (!strcmp(name->text, issuing[i][0])) known = moescope_intern(issuing[i][1]);
-    atomic_store_explicit(&name->executed_as, known ? known : name, memory_order_release);
-    return known == name ? NULL : known;
-}
-
-/* An operator begins: a call that nobody has told is numbered, and the range that executes it will bear the number. */
-static uint64_t follow(struct name_entry *name) {
-    struct name_entry *range = executed_as(name);
-    if (!range) return 0;
-    int told = announced;
-    announced = 0;
-    if (told || !atomic_load_explicit(&following, memory_order_relaxed)) return 0;
-    uint64_t call = moescope_next_call();
-    if (add_expected(range, call, EXPECTED_MAX / 2)) return 0; /* the rest is for those that Python issues */
-    atomic_fetch_add(&followed, 1);
-    return call;
 }
 
 static struct frame *push(struct name_entry *name) {
@@ -541,7 +543,7 @@ void moescope_range_begin(struct name_entry *name) {
     switch (name->name_class) {
     case NAME_OPERATOR:
         self.operators_open++;
-        f->call = follow(name);
+        f->issues = name->issues && !announced && atomic_load_explicit(&following, memory_order_relaxed);
         break;
     case NAME_PHASE:
         /* Some operators name inner ranges without a namespace (`detach`): no user's range lies right inside an operator. */
@@ -554,7 +556,9 @@ void moescope_range_begin(struct name_entry *name) {
             open_phase(h, f, atomic_load_explicit(&process_context, memory_order_relaxed));
         break;
     case NAME_EXECUTION:
-        f->call = take_expected(name);
+        f->call = take_expected(name, group_of_thread());
+        f->untold = !f->call;
+        if (f->untold) f->call = moescope_next_call();
         break;
     default:
         break;
@@ -575,12 +579,15 @@ static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
     }
     if (f->quiet || f->name->name_class == NAME_NODE) return;
     if (f->name->name_class == NAME_EXECUTION) {
-        write_record(h, (struct record){.type = RECORD_EXECUTION, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase, .b = f->call});
+        write_record(h, (struct record){.type = RECORD_EXECUTION, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase, .b = f->call, .c = group_of_thread(),
+                                        .flags = f->untold ? FLAG_UNTOLD : 0});
         return;
     }
     t->operators_open--;
-    if (f->call)
-        write_record(h, (struct record){.type = RECORD_CALL, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase, .b = f->call});
+    if (f->issues) {
+        atomic_fetch_add(&followed, 1);
+        write_record(h, (struct record){.type = RECORD_CALL, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase, .b = (uint64_t)pthread_self()});
+    }
     for (uint32_t i = t->depth; i-- > 0;)
         if (t->frames[i].name->name_class == NAME_OPERATOR) {
             t->frames[i].child_ns += (uint64_t)dur;

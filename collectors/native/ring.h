@@ -22,15 +22,19 @@
 enum record_type {
     RECORD_OPERATOR = 1, /* name, start, dur, a = phase id, b = flops or 0, c = name of its shapes or 0 */
     RECORD_PHASE = 2,    /* name, start, dur, a = id, b = parent id, c = context */
-    RECORD_EXECUTION = 3,/* a backend's execution range (`gloo:all_to_all`): name, start, dur, a = phase id, b = call id or 0 */
+    RECORD_EXECUTION = 3,/* a backend's execution range (`gloo:all_to_all`): name, start, dur, a = phase id, b = call id,
+                            c = name of the group whose thread it is on, or 0 */
     RECORD_BLOB = 4,     /* name = kind, start = time, dur = payload bytes, a = phase id, b = context; payload follows */
     RECORD_DONE = 5,     /* start = completion time, a = call id: on the thread that completed it */
     RECORD_STEP = 6,     /* name = source, start, dur, c = context */
     RECORD_WINDOW = 7,   /* name = source, start, dur */
-    RECORD_CALL = 8      /* a collective that C++ issued: name = operator, start, dur of the issue, a = phase id, b = call id */
+    RECORD_CALL = 8      /* a collective that C++ issued: name = operator, start, dur of the issue, a = phase id, b = pthread */
 };
 
-enum record_flag { FLAG_COMPOSITE = 1 /* operators below cover at least half of it */ };
+enum record_flag {
+    FLAG_COMPOSITE = 1, /* operators below cover at least half of it */
+    FLAG_UNTOLD = 2     /* of an execution: nobody has told its call, whose id was made for it */
+};
 
 enum chunk_state { CHUNK_FREE = 0, CHUNK_WRITING = 1, CHUNK_FULL = 2 };
 
@@ -84,7 +88,7 @@ struct name_entry {
     uint32_t length;
     uint32_t id;
     uint32_t name_class;
-    struct name_entry *_Atomic executed_as; /* of an operator that issues a call: its execution range, once looked up */
+    int issues; /* whether it is an operator that issues a collective */
 };
 
 /* Used by itt.c. */
@@ -111,8 +115,9 @@ uint64_t moescope_phase_begin(const char *name, uint64_t place);
 void moescope_phase_end(uint64_t id);
 uint32_t moescope_name(const char *text);
 int moescope_blob(const char *kind, const void *payload, uint32_t bytes);
-int moescope_expect(const char *name, uint64_t call);
+int moescope_expect(const char *name, uint64_t call, uint32_t group);
 uint64_t moescope_next_call(void);
+void moescope_announce(int on);
 void moescope_mute(int on);
 uint64_t moescope_thread_operators(void);
 int moescope_settled(uint64_t operators);

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from moescope.collectors.ring_reader import DONE, Records, blob_bytes
+from moescope.collectors.ring_reader import DONE, EXECUTION, UNTOLD, Records, blob_bytes
 from moescope.collectors.sidecar.batch import Batch, Origin
 from moescope.collectors.sidecar.call_columns import (
     Call,
@@ -25,7 +25,7 @@ from moescope.collectors.sidecar.call_columns import (
     transfers,
     transfers_met,
 )
-from moescope.collectors.sidecar.flight import Flights, Told
+from moescope.collectors.sidecar.flight import Execution, Flights, Issue, Told
 from moescope.collectors.sidecar.names import Names
 
 LOST_NS: Final = 60_000_000_000
@@ -65,8 +65,6 @@ class Calls:
         self._packed: list[Packed] = []
         self._told: list[tuple[int, Records, Names]] = []
         self._flights = Flights()
-        self._unnamed: dict[int, Ended | None] = {}
-        """Calls that C++ issued and whose group is not known yet, with their end where they have."""
         self.seen = _Seen()
         self.threads: set[int] = set()
         """Threads that execute calls."""
@@ -98,34 +96,24 @@ class Calls:
                 self._packed.append(Packed(kind, words[alike], records["a"][at[alike]]))
 
     def issued_in_c(self, records: Records, names: Names) -> None:
-        """C++ has made calls, of groups that are told later; records: CALL alone"""
+        """C++ has made calls, and which they are is told later; records: CALL alone"""
         columns = (records[name].tolist() for name in ("name", "start_ns", "dur_ns", "a", "b"))
-        for name, start, dur, phase, number in zip(*columns, strict=True):
-            op = self._flights.issued(names[name], number, start, start + dur)
-            self.seen.add([number])
-            self._unnamed[number] = None
-            self._open_call(number, Call(op, "", start, None, None, "", phase))
+        for name, start, dur, phase, thread in zip(*columns, strict=True):
+            self._flights.issued(thread, Issue(start, start + dur, names[name], phase))
 
     def told_later(self, row: dict[str, Any]) -> None:
         """What torch's flight recorder tells of calls that C++ made."""
         self._flights.told(row)
 
-    def _name_calls(self) -> None:
-        """Files calls that C++ made, as their groups are told."""
-        found, lost = self._flights.met()
-        for number in lost:
-            self._unnamed.pop(number, None)
-            self._open.pop(number, None)
-        for issue, told in found:
-            ended = self._unnamed.pop(issue.number, None)
-            call = self._open.get(issue.number) if ended is None else ended.call
-            if call is None:
-                continue
-            call.group, call.dtype, call.sequence, call.issue_ns = told.group, told.dtype, told.sequence, told.issued_ns
-            call.sent, call.received = _moved(call.op, told, self._group(told.group))
-            call.bytes = told.bytes if call.sent is None and told.bytes >= 0 else None
-            if ended is not None:
-                self._ended.append(ended)
+    def _name_calls(self, *, final: bool) -> None:
+        """Files calls that C++ made, as far as they are known."""
+        for told, issue, execution in self._flights.met(final=final):
+            op = "reduce_scatter" if "reduce_scatter" in issue.operator else told.op.removeprefix("sparse_")
+            call = Call(op, told.group, told.issued_ns, None, None, told.dtype, issue.phase, told.sequence)
+            call.sent, call.received = _moved(op, told, self._group(told.group))
+            call.bytes = told.bytes if call.sent is None and told.bytes >= 0 and op == told.op else None
+            span = execution.start_ns, execution.end_ns - execution.start_ns
+            self._ended.append(Ended(execution.number, call, *span, measured=True))
 
     def _open_call(self, number: int, call: Call) -> None:
         self._open[number] = call
@@ -147,6 +135,9 @@ class Calls:
         if tid != self._origin.pid:
             self.threads.add(tid)
         self._told.append((tid, records, names))
+        of_group = records[(records["type"] == EXECUTION) & (records["c"] > 0)]
+        if len(of_group):  # a thread executes the calls of one group
+            self._flights.busy(names[int(of_group["c"][0])], of_group["start_ns"] + of_group["dur_ns"])
 
     def executed_on_gpu(self, records: Records, names: Names) -> None:
         """Execution ranges that a GPU's kernels tell; records: EXECUTION alone, each with the number of its call"""
@@ -162,7 +153,8 @@ class Calls:
         plain: list[tuple[int, Records, Names]] = []
         others: list[tuple[int, Records, Names]] = []
         for one in told:
-            (plain if (one[1]["type"] != DONE).all() and one[1]["b"].all() else others).append(one)
+            is_plain = (one[1]["type"] != DONE) & (one[1]["b"] > 0) & ((one[1]["flags"] & UNTOLD) == 0)
+            (plain if is_plain.all() else others).append(one)
         met: list[tuple[Packed, Executed, Names]] = []
         left = packed
         if plain:
@@ -191,14 +183,14 @@ class Calls:
 
     def _one_by_one(self, tid: int, records: Records, names: Names) -> None:
         waiting: list[tuple[int, int]] = []
-        columns = (records[name].tolist() for name in ("type", "start_ns", "dur_ns", "a", "b", "name"))
-        for type_, start, dur, a, b, name_number in zip(*columns, strict=True):
+        columns = (records[name].tolist() for name in ("type", "flags", "start_ns", "dur_ns", "a", "b", "c", "name"))
+        for type_, flags, start, dur, a, b, c, name_number in zip(*columns, strict=True):
             if type_ == DONE:
                 waiting.append((a, start))
                 continue
             end = start + dur
             name = names[name_number]
-            if b:
+            if b and not flags & UNTOLD:
                 self._complete(b, end, (start, end), tid, name)
                 continue
             inside = [entry for entry in waiting if start <= entry[1] <= end]
@@ -212,19 +204,19 @@ class Calls:
                     self._complete(*entry, None, tid, "")
                 self._complete(*inside[-1], (start, end), tid, name)
             else:
-                self._ranges.append(Range(name, start, dur, tid, a, None, measured=True))
+                self._ranges.append(Range(name, start, dur, tid, a, b or None, measured=True))
+                if b and c:
+                    self._flights.ran(names[c], name.partition(":")[2], Execution(start, end, b))
         for entry in waiting:
             self._complete(*entry, None, tid, "")
 
     def store(self, batch: Batch, *, final: bool = False) -> None:
         """Puts into the batch what has ended since the last time; where `final`, what never will as well."""
         met = self._meet()
-        self._name_calls()
+        self._name_calls(final=final)
         if final:
             # A peer that died, or the end of the run.
             for number, call in sorted(self._open.items()):
-                if number in self._unnamed:
-                    continue
                 self._ended.append(Ended(number, call, call.issue_ns, None, measured=False))
             self._open.clear()
         elif self._open:
@@ -286,11 +278,7 @@ class Calls:
             return
         start, end = span or (call.issue_ns, done_ns)
         measured = span is not None
-        ended = Ended(number, call, start, end - start, measured)
-        if number in self._unnamed:
-            self._unnamed[number] = ended
-        else:
-            self._ended.append(ended)
+        self._ended.append(Ended(number, call, start, end - start, measured))
         title = range_name(name, call.op) if name else f"{self._group(call.group).backend or 'comm'}:{call.op}"
         self._ranges.append(Range(title, start, end - start, tid, call.phase, number, measured))
 

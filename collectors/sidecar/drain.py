@@ -20,6 +20,7 @@ from moescope.collectors.ring_reader import (
     OPERATOR,
     PHASE,
     STEP,
+    UNTOLD,
     Records,
     Ring,
     ThreadRecords,
@@ -152,11 +153,6 @@ class ProcessDrain:
             issues = np.append(issues, told)
             order = np.argsort(issues)
             issues, numbers = issues[order], numbers[order]
-        in_c = np.flatnonzero(is_record & (records["type"] == CALL))
-        if len(in_c):
-            issues, numbers = np.append(issues, in_c), np.append(numbers, records["b"][in_c].astype(np.int64))
-            order = np.argsort(issues)
-            issues, numbers = issues[order], numbers[order]
         failures = [int(blob_payload(records, i)[0]) for i in heads[kinds == COMM_FAILED]]
         for i in heads[kinds == TOGETHER]:
             number, *members = blob_payload(records, i)
@@ -210,7 +206,8 @@ class ProcessDrain:
         """Places of what completes calls among the first `count` records, rising, and these calls' numbers."""
         records, is_record = t.thread.records[:count], t.is_record[:count]
         done = records["type"] == DONE
-        places = np.flatnonzero(is_record & (done | ((records["type"] == EXECUTION) & (records["b"] > 0))))
+        told = (records["type"] == EXECUTION) & (records["b"] > 0) & ((records["flags"] & UNTOLD) == 0)
+        places = np.flatnonzero(is_record & (done | told))
         numbers = np.where(done, records["a"], records["b"])[places].astype(np.int64)
         on_gpu = t.launched.before(count)
         if not len(on_gpu.calls):

@@ -1,97 +1,183 @@
-"""Calls that C++ issued: the C library saw when, torch's flight recorder tells a few seconds later what they were."""
+"""Calls that C++ issued. Three tell of them: the C library when each was issued and when something was executed for its
+group, and torch's flight recorder, seconds later, which calls there were and in which order.
+
+A group's calls of one kind begin to be executed in the order of their issue, on threads of its own. What is told is
+taken together so, and only where it fits: a call that was issued while no range was on has no execution, and one that
+begins long after it could have is another's.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-ISSUING: Final = {
-    "c10d::allreduce_": ("all_reduce", "all_reduce"),
-    "c10d::allgather_": ("all_gather", "all_gather"),
-    "c10d::_allgather_base_": ("all_gather", "all_gather"),
-    "c10d::allgather_into_tensor_coalesced_": ("all_gather", "all_gather"),
-    "c10d::reduce_scatter_tensor_coalesced_": ("reduce_scatter", "all_reduce"),
-    "c10d::_reduce_scatter_base_": ("reduce_scatter", "all_reduce"),
-    "c10d::alltoall_base_": ("all_to_all", "all_to_all"),
-    "c10d::alltoall_": ("all_to_all", "all_to_all"),
-    "c10d::broadcast_": ("broadcast", "broadcast"),
-    "c10d::reduce_": ("reduce", "reduce"),
-    "c10d::gather_": ("gather", "gather"),
-    "c10d::scatter_": ("scatter", "scatter"),
-    "c10d::barrier": ("barrier", "barrier"),
-}
-"""By operator that issues a call, as in collectors/native/ring.c: its operation, and that which gloo makes of it."""
+import numpy as np
+import numpy.typing as npt
 
-CLOCK_NS: Final = 50_000
-"""How far the clocks may be apart by which the two tell a call's issue."""
-TOLD_KEPT_NS: Final = 30_000_000_000
-"""How long what is told waits for the record of its issue, which was written before: most calls leave none."""
-ISSUES_KEPT: Final = 50_000
-"""Issues of one operation that wait to be told of."""
+CLOCK_NS: Final = 10_000
+"""How far the clocks may be apart by which the flight recorder and the C library tell a call's issue."""
+SETTLED_NS: Final = 5_000_000_000
+"""How long before the last call that was told all records of both have come."""
+PROMPT_NS: Final = 100_000_000
+"""How long a thread may take to begin with a call that it is free for, on a machine with too few cores."""
+BLIND_NS: Final = 2_000_000_000
+"""How long after a call without a range nobody knows whether its thread is free."""
+KEPT_NS: Final = 120_000_000_000
+"""How long a call is waited for that has been issued and not begun."""
+DRAINS_KEPT: Final = 64
+
+
+class Issue(NamedTuple):
+    """When C++ was in the operator that issues a call; phase: around it"""
+
+    start_ns: int
+    end_ns: int
+    operator: str
+    phase: int
 
 
 class Told(NamedTuple):
-    """What the flight recorder tells of a call; bytes: of its input, -1 where not known"""
+    """What the flight recorder tells of a call; sequence: its place among its group's; bytes: of its input, or -1"""
 
     issued_ns: int
     sequence: int
     bytes: int
+    thread: int
     group: str
+    op: str
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class Issue:
-    """When a call was issued, between two times; op: as `ISSUING` names it"""
+class Execution(NamedTuple):
+    """Something that a group's thread executed; number: made for it"""
 
-    number: int
-    op: str
     start_ns: int
     end_ns: int
+    number: int
+
+
+class Found(NamedTuple):
+    """A call of which all is known."""
+
+    told: Told
+    issue: Issue
+    execution: Execution
+
+
+class _Waiting(NamedTuple):
+    """A call whose execution is looked for; blind: whether others of its group may run of which nothing is seen"""
+
+    told: Told
+    issue: Issue
+    blind: bool
+
+
+@dataclass
+class _Line:
+    """Calls of one kind and group, and what was executed of that kind, each in order."""
+
+    calls: deque[_Waiting] = field(default_factory=deque)
+    executions: list[Execution] = field(default_factory=list)
 
 
 class Flights:
-    """Brings the two together, by what gloo makes of the calls."""
+    """Brings together what was told of calls that C++ issued."""
 
     def __init__(self) -> None:
-        self._issues: dict[str, list[Issue]] = {}
-        self._told: dict[str, list[Told]] = {}
-        self._changed: set[str] = set()
+        self._issues: dict[int, list[Issue]] = {}
+        self._fresh: list[Told] = []
+        self._lines: dict[tuple[str, str], _Line] = {}
+        self._ends: dict[str, deque[npt.NDArray[np.int64]]] = {}
+        self._unseen_ns: dict[str, int] = {}
+        """When the last call of each group was issued that has no range."""
+        self._horizon_ns = 0
 
-    def issued(self, operator: str, number: int, start_ns: int, end_ns: int) -> str:
-        """The C library saw a call; its operation."""
-        op, made_of = ISSUING[operator]
-        self._issues.setdefault(made_of, []).append(Issue(number, op, start_ns, end_ns))
-        self._changed.add(made_of)
-        return op
+    def issued(self, thread: int, issue: Issue) -> None:
+        """The C library saw a call; thread: as torch calls it"""
+        self._issues.setdefault(thread, []).append(issue)
 
     def told(self, row: dict[str, Any]) -> None:
         """The flight recorder tells of calls of one group and operation."""
-        group, dtype = row["group"], row["dtype"]
-        more = [Told(issued_ns, sequence, size, group, dtype) for issued_ns, sequence, size in row["calls"]]
-        self._told.setdefault(row["op"], []).extend(more)
-        self._changed.add(row["op"])
+        group, op, dtype = row["group"], row["op"], row["dtype"]
+        self._fresh += [
+            Told(issued, place, size, thread, group, op, dtype) for issued, place, size, thread in row["calls"]
+        ]
+        self._horizon_ns = max(self._horizon_ns, row["last_ns"] - SETTLED_NS)
 
-    def met(self) -> tuple[list[tuple[Issue, Told]], list[int]]:
-        """What is known of both sides by now, and numbers of calls that are waited for no longer."""
-        found: list[tuple[Issue, Told]] = []
-        lost: list[int] = []
-        for op in self._changed:
-            issues = sorted(self._issues.get(op, ()), key=lambda one: one.start_ns)
-            told = sorted(self._told.get(op, ()))
-            left, unmet, at = [], [], 0
-            for issue in issues:
-                while at < len(told) and told[at].issued_ns < issue.start_ns - CLOCK_NS:
-                    unmet.append(told[at])  # no range was on when it was issued, or its record is still to come
-                    at += 1
-                if at < len(told) and told[at].issued_ns <= issue.end_ns + CLOCK_NS:
-                    found.append((issue, told[at]))
-                    at += 1
-                else:
-                    left.append(issue)
-            unmet += told[at:]
-            lost += [issue.number for issue in left[:-ISSUES_KEPT]]
-            self._issues[op] = left[-ISSUES_KEPT:]
-            self._told[op] = [one for one in unmet if one.issued_ns >= told[-1].issued_ns - TOLD_KEPT_NS]
-        self._changed.clear()
-        return found, lost
+    def ran(self, group: str, op: str, execution: Execution) -> None:
+        """A group's thread executed a call that Python did not issue; op: as gloo names it"""
+        self._line(group, op).executions.append(execution)
+
+    def busy(self, group: str, ends_ns: npt.NDArray[np.int64]) -> None:
+        """A group's threads executed calls, whoever issued them, until these times."""
+        self._ends.setdefault(group, deque(maxlen=DRAINS_KEPT)).append(ends_ns)
+
+    def met(self, *, final: bool = False) -> list[Found]:
+        """Calls of which all is known by now; final: nothing more will be told"""
+        if not self._fresh and not final:
+            return []
+        until_ns = 2**63 - 1 if final else self._horizon_ns
+        self._admit(until_ns)
+        found: list[Found] = []
+        for (group, _), line in self._lines.items():
+            found += _paired(line, self._free(group), until_ns)
+        return found
+
+    def _line(self, group: str, op: str) -> _Line:
+        line = self._lines.get((group, op))
+        if line is None:
+            line = self._lines[group, op] = _Line()
+        return line
+
+    def _admit(self, until_ns: int) -> None:
+        """Lines up the calls that were issued while ranges were on: those inside an issue of their thread."""
+        self._fresh.sort()
+        count = bisect_right(self._fresh, until_ns, key=lambda told: told.issued_ns)
+        settled, self._fresh = self._fresh[:count], self._fresh[count:]
+        for issues in self._issues.values():
+            issues.sort()
+        for told in settled:
+            issues = self._issues.get(told.thread, [])
+            at = bisect_right(issues, told.issued_ns + CLOCK_NS, key=lambda issue: issue.start_ns) - 1
+            if at >= 0 and told.issued_ns <= issues[at].end_ns + CLOCK_NS:
+                blind = told.issued_ns - self._unseen_ns.get(told.group, -BLIND_NS) < BLIND_NS
+                self._line(told.group, told.op).calls.append(_Waiting(told, issues[at], blind))
+            else:
+                self._unseen_ns[told.group] = told.issued_ns
+        for thread, issues in list(self._issues.items()):
+            kept = issues[bisect_right(issues, until_ns - CLOCK_NS, key=lambda issue: issue.end_ns) :]
+            if kept:
+                self._issues[thread] = kept
+            else:
+                del self._issues[thread]
+
+    def _free(self, group: str) -> npt.NDArray[np.int64]:
+        """When the group's threads ended something, rising."""
+        ends = self._ends.get(group)
+        return np.sort(np.concatenate(list(ends))) if ends else np.empty(0, np.int64)
+
+
+def _paired(line: _Line, ends_ns: npt.NDArray[np.int64], until_ns: int) -> list[Found]:
+    """Takes what belongs together out of a line; ends_ns: when the group's threads became free, rising"""
+    found: list[Found] = []
+    line.executions.sort()
+    count = bisect_right(line.executions, until_ns, key=lambda one: one.start_ns)
+    settled, later = deque(line.executions[:count]), line.executions[count:]
+    while line.calls:
+        told, issue, blind = line.calls[0]
+        while settled and settled[0].start_ns < told.issued_ns - CLOCK_NS:
+            settled.popleft()  # nobody told of the call that this was
+        if not settled:
+            if told.issued_ns > until_ns - KEPT_NS:
+                break  # it has not begun yet
+            line.calls.popleft()
+            continue
+        at = int(np.searchsorted(ends_ns, settled[0].start_ns, side="right"))
+        free_ns = int(ends_ns[at - 1]) if at else 0
+        line.calls.popleft()
+        if blind or settled[0].start_ns - max(told.issued_ns, free_ns) <= PROMPT_NS:
+            found.append(Found(told, issue, settled.popleft()))
+    line.executions = [*(settled if line.calls else ()), *later]
+    return found

@@ -37,6 +37,9 @@ DRAIN_FILL: Final = 0.2
 
 PRESSED_FILL: Final = 0.4
 
+TOLD: Final = frozenset({"kernels", "phases", "communication"})
+"""Collectors by which a process shows that it works."""
+
 SAMPLE_S: Final = 1.0
 EARLY_S: Final = 0.01
 META_S: Final = 1.0
@@ -54,7 +57,7 @@ class Keeper:
         self._writer = RecordingWriter(folder, options.keep_s)
         # What lies in the rings meanwhile is kept beyond what was asked for.
         self._calm_s = UNWATCHED_S if options.keep_s is None else min(UNWATCHED_S, max(WATCHED_S, options.keep_s / 8))
-        self._ranks = RankTable(ring_dir, clock, options.ranks)
+        self._ranks = RankTable(ring_dir, clock, options.ranks, telling=not TOLD.isdisjoint(collect))
         self._audience = Audience(folder)
         self._samplers: list[Sampler] = []
         self._collect = collect

@@ -43,8 +43,9 @@ class RankProcess:
 class RankTable:
     """Finds rings in a folder and gives each active process a rank: its own word first, then free numbers."""
 
-    def __init__(self, ring_dir: Path, clock: Clock, only: str = "") -> None:
-        """only: the ranks that are recorded, `0,3`; all where empty"""
+    def __init__(self, ring_dir: Path, clock: Clock, only: str = "", *, telling: bool = True) -> None:
+        """only: the ranks that are recorded, `0,3`; all where empty; telling: whether processes tell what they do"""
+        self._telling = telling
         self._only = frozenset(int(rank) for rank in only.split(",") if rank)
         self._dir = ring_dir
         self._clock = clock
@@ -147,7 +148,7 @@ class RankTable:
     def rank_of(self, pid: int) -> int | None:
         """Rank of a process that has begun its work, for samplers: one that only starts others is none to look at."""
         found = next((p for p in self.processes if p.pid == pid and p.drain.origin.rank >= 0), None)
-        if found is None or found.state == LEFT_OUT or not found.drain.at_work:
+        if found is None or found.state == LEFT_OUT or (self._telling and not found.drain.at_work):
             return None
         return found.drain.origin.rank
 

@@ -21,6 +21,8 @@ WARM_UP_TIMES: Final = 3
 """A step among a run's first that takes this many times the median belongs to its warm-up, as do those before it."""
 WARM_UP_STEPS: Final = 10
 """How many steps a warm-up may have, and no more than a quarter of the run's."""
+WARM_STEPS: Final = 3
+"""After so many usual steps in a row it is over: what takes long then is a checkpoint, or a validation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,15 @@ def quantile_step(durations_ns: Sequence[int], share: float = 0.5) -> int | None
 def warm_up(durations_ns: Sequence[int]) -> int:
     """How many of a run's first steps are its warm-up; durations_ns: of all its steps, the oldest first"""
     first = min(WARM_UP_STEPS, len(durations_ns) // 4)
-    longest = WARM_UP_TIMES * (quantile_step(durations_ns) or 0)
-    return max((at + 1 for at in range(first) if durations_ns[at] >= longest), default=0)
+    long = max(WARM_UP_TIMES * (quantile_step(durations_ns) or 0), 1)
+    found = usual = 0
+    for at in range(first):
+        usual = 0 if durations_ns[at] >= long else usual + 1
+        if not usual:
+            found = at + 1
+        elif usual == WARM_STEPS:
+            break
+    return found
 
 
 def steps_in(

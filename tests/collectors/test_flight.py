@@ -11,14 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moescope.collectors.agent import flight
 from moescope.collectors.agent.flight import FlightReader
-from moescope.collectors.sidecar.flight import CLOCK_NS, Flights
-from tests.collectors.reading import rows
+from moescope.collectors.sidecar.flight import Execution, Flights, Issue
+from tests.collectors.reading import meta, rows
 from tests.collectors.test_communication import record
 from tests.conftest import Moescope
 
@@ -78,7 +79,7 @@ def test_calls_of_ddp_and_functional_collectives_have_group_place_and_time(moesc
     for call in of_cpp:
         kernel = kernels[call["rank"], call["call"]]
         assert (kernel["start_ns"], kernel["dur_ns"]) == (call["start_ns"], call["dur_ns"])
-        assert kernel["name"] == f"gloo:{call['op']}"
+        assert kernel["name"] == f"gloo:{'all_reduce' if call['op'] == 'reduce_scatter' else call['op']}"
     assert not [call for call in calls if call["dur_ns"] is None]
     phases = {(row["rank"], row["id"]): row["name"] for row in rows(recording, "phases")}
     assert {phases.get((c["rank"], c["phase_id"])) for c in buckets} == {"backward"}
@@ -100,41 +101,94 @@ def _end(call: dict[str, Any]) -> int:
     return int(call["start_ns"] + call["dur_ns"])
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 5))
-def test_what_is_told_meets_the_issue_around_it_however_the_two_arrive(seed: int, count: int, batches: int) -> None:
+class _Gloo:
+    """A process of some groups, each with two threads that take calls in the order of their issue."""
+
+    def __init__(self, draw: random.Random, groups: int, count: int) -> None:
+        self.issues: list[tuple[int, Issue]] = []
+        self.told: list[dict[str, Any]] = []
+        self.ran: list[tuple[str, str, Execution]] = []
+        self.busy: list[tuple[str, int]] = []
+        self.truth: dict[int, tuple[str, str, int, int]] = {}
+        free = {f"g{at}": [0, 0] for at in range(groups)}
+        place, last = dict.fromkeys(free, 0), dict.fromkeys(free, 0)
+        now, number = 10**12, 0
+        for _ in range(count):
+            now += draw.choice((60_000, 3_000_000, 40_000_000)) + draw.randint(0, 20_000)
+            group, op = draw.choice(list(free)), draw.choice(("all_reduce", "all_gather"))
+            by_python, seen = draw.random() < 0.2, draw.random() < 0.7  # seen: a range was on when it was issued
+            issued, end = now + draw.randint(0, 10_000), now + 30_000
+            worker = free[group].index(min(free[group]))
+            start = max(issued, free[group][worker], last[group]) + draw.randint(5_000, 60_000)
+            last[group] = start
+            ends = start + draw.choice((50_000, 5_000_000, 90_000_000))
+            free[group][worker], number, place[group] = ends, number + 1, place[group] + 1
+            if seen or by_python:
+                self.busy.append((group, ends))
+            if by_python:
+                continue
+            thread = draw.randint(1, 3)
+            call = (issued, place[group], 64, thread)
+            self.told.append({"op": op, "group": group, "dtype": "float32", "calls": [call], "last_ns": issued})
+            if seen:
+                self.issues.append((thread, Issue(now, end, f"c10d::{op}_", 7)))
+                self.ran.append((group, op, Execution(start, ends, number)))
+                self.truth[number] = (group, op, place[group], thread)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 80), st.integers(1, 6))
+def test_calls_meet_their_executions_however_they_are_told(seed: int, groups: int, count: int, batches: int) -> None:
     draw = random.Random(seed)
-    ops = {"all_reduce": "c10d::allreduce_", "all_gather": "c10d::allgather_"}
-    truth: dict[int, tuple[str, int]] = {}
-    issues, told = [], []
-    now = 10**12
-    for place in range(count):
-        now += draw.randint(3 * CLOCK_NS, 10_000_000)
-        op = draw.choice(list(ops))
-        start, issued, end = now, now + draw.randint(0, 20_000), now + 20_000 + draw.randint(0, 80_000)
-        told.append((op, (issued, place, 64)))
-        if draw.random() < 0.7:  # else no range was on
-            issues.append((ops[op], place + 1, start, end))
-            truth[place + 1] = (op, place)
-    flights, found = Flights(), {}
-    for batch in range(batches):
-        for one in issues[batch::batches]:
-            flights.issued(*one)
-        for op, call in told[batch::batches]:
-            flights.told({"op": op, "group": "g", "dtype": "float32", "calls": [call]})
-        met, lost = flights.met()
-        assert not lost
-        found |= {issue.number: (issue.op, one.sequence) for issue, one in met}
-    assert found == truth
+    gloo, flights, found = _Gloo(draw, groups, count), Flights(), {}
+    cuts = sorted(draw.choices(range(10**12, 10**12 + 40_000_000 * count), k=batches - 1))
+    before = 0
+    for cut in [*cuts, 2**62]:
+        for thread, issue in gloo.issues:
+            if before <= issue.start_ns < cut:
+                flights.issued(thread, issue)
+        for group, op, execution in gloo.ran:
+            if before <= execution.start_ns < cut:
+                flights.ran(group, op, execution)
+        for group, ends in gloo.busy:
+            if before <= ends < cut:
+                flights.busy(group, np.array([ends]))
+        # What is told is told of calls that lie some time back.
+        for row in gloo.told:
+            if before <= row["calls"][0][0] < cut:
+                flights.told(row)
+        before = cut
+        for told, issue, execution in flights.met(final=cut == 2**62):
+            assert (issue.phase, issue.operator) == (7, f"c10d::{told.op}_")
+            found[execution.number] = (told.group, told.op, told.sequence, told.thread)
+    assert found == gloo.truth
 
 
-def test_issues_that_nobody_tells_of_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moescope.collectors.sidecar.flight.ISSUES_KEPT", 10)
+def test_an_execution_that_never_came_costs_its_own_call_alone() -> None:
     flights = Flights()
-    for number in range(1, 31):
-        flights.issued("c10d::allreduce_", number, number * 1000, number * 1000 + 10)
-    assert flights.met() == ([], list(range(1, 21)))
-    assert flights.met() == ([], [])
+    for place in range(6):
+        at = 10**12 + place * 200_000_000
+        flights.issued(1, Issue(at, at + 50_000, "c10d::allreduce_", 0))
+        calls = [(at + 1000, place, 64, 1)]
+        flights.told({"op": "all_reduce", "group": "g", "dtype": "float32", "calls": calls, "last_ns": at})
+        if place != 2:
+            flights.ran("g", "all_reduce", Execution(at + 100_000, at + 200_000, 100 + place))
+            flights.busy("g", np.array([at + 200_000]))
+    flights.ran("g", "all_reduce", Execution(10**12 - 5_000_000, 10**12 - 4_000_000, 99))  # nobody told of this one
+    found = flights.met(final=True)
+    assert [(one.told.sequence, one.execution.number) for one in found] == [(p, 100 + p) for p in (0, 1, 3, 4, 5)]
+
+
+def test_calls_of_two_threads_at_once_are_told_apart() -> None:
+    flights, at = Flights(), 10**12
+    flights.issued(1, Issue(at, at + 90_000, "c10d::allreduce_", 11))
+    flights.issued(2, Issue(at + 10_000, at + 60_000, "c10d::_reduce_scatter_base_", 22))
+    for group, thread, issued in (("a", 1, at + 70_000), ("b", 2, at + 20_000)):
+        calls = [(issued, 1, 64, thread)]
+        flights.told({"op": "all_reduce", "group": group, "dtype": "float32", "calls": calls, "last_ns": issued})
+        flights.ran(group, "all_reduce", Execution(issued + 5000, issued + 6000, thread))
+    found = {one.told.group: (one.issue.phase, one.execution.number) for one in flights.met(final=True)}
+    assert found == {"a": (11, 1), "b": (22, 2)}
 
 
 class _Torch:
@@ -154,7 +208,11 @@ class _Torch:
         place = sum(one["process_group"][0] == group for one in self.entries)
         entry = {"record_id": len(self.entries), "profiling_name": f"gloo:{op}", "is_p2p": False}
         entry |= {"process_group": (group, ""), "collective_seq_id": place + 1, "input_sizes": [[3, 2]]}
-        entry |= {"input_dtypes": ["Float"], "time_created_ns": issued_ns + time.time_ns() - time.monotonic_ns()}
+        entry |= {
+            "input_dtypes": ["Float"],
+            "thread_id": "77",
+            "time_created_ns": issued_ns + time.time_ns() - time.monotonic_ns(),
+        }
         self.entries.append(entry)
 
     def _dump(self, *, includeCollectives: bool, includeStackTraces: bool, onlyActive: bool) -> bytes:
@@ -189,7 +247,7 @@ def _reader(torch: _Torch, monkeypatch: pytest.MonkeyPatch) -> tuple[FlightReade
 def test_what_python_issues_is_not_read_and_nothing_is_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = _Torch()
     reader, ring, logged, made = _reader(torch, monkeypatch)
-    at = time.monotonic_ns()
+    at = time.monotonic_ns() - 10**9
     for number in range(5):
         torch.made("0", issued_ns=at + number * 10**6)
         made.append(("0", at + number * 10**6 - 1000, at + number * 10**6 + 1000))
@@ -198,24 +256,78 @@ def test_what_python_issues_is_not_read_and_nothing_is_told_twice(monkeypatch: p
     for number in range(5, 13):
         torch.made("1" if number == 7 else "0", issued_ns=at + number * 10**6)
     ring.numbered = 3
-    reader._look(final=False)  # more than is safe to leave there
+    reader._look(final=False)  # too soon
+    assert torch.readings == 0
+    clock = [time.monotonic() + flight.READ_S + 1]
+    monkeypatch.setattr(flight.time, "monotonic", lambda: clock[0])
+    reader._look(final=False)
     assert torch.readings == 1
     assert [(row["group"], row["op"], row["dtype"], [call[1:] for call in row["calls"]]) for row in ring.told] == [
-        ("0", "all_reduce", "float32", [(place, 24) for place in (6, 7, 8, 9, 10, 11, 12)]),
-        ("1", "all_reduce", "float32", [(1, 24)]),
+        ("0", "all_reduce", "float32", [(place, 24, 77) for place in (6, 7, 8, 9, 10, 11, 12)]),
+        ("1", "all_reduce", "float32", [(1, 24, 77)]),
     ]
     assert abs(ring.told[0]["calls"][0][0] - (at + 5 * 10**6)) < 10**6
-    assert logged  # the first three were overwritten before they were read: whose they were is not known
+    assert not logged  # what was overwritten was made before C++ issued anything
     ring.told.clear()
     reader._look(final=True)
     torch.made("0", issued_ns=at + 10**8)
     ring.numbered = 4
-    reader._look(final=False)  # a single one can wait
-    assert (torch.readings, ring.told) == (1, [])
-    monkeypatch.setattr(reader, "_read_s", reader._read_s - flight.READ_S - 1)
     reader._look(final=False)
+    assert (torch.readings, ring.told) == (1, [])
+    reader._look(final=True)
     assert [call[1] for row in ring.told for call in row["calls"]] == [13]
+    assert not logged
+
+
+def test_calls_that_were_overwritten_before_they_could_be_read_are_missed_aloud(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = _Torch()
+    reader, ring, logged, _ = _reader(torch, monkeypatch)
+    at = time.monotonic_ns() + 10**6
+    for number in range(25):
+        torch.made("0", issued_ns=at + number * 10**6)
+    ring.numbered = 25
+    reader._look(final=True)
+    assert [call[1] for row in ring.told for call in row["calls"]] == list(range(16, 26))
     assert len(logged) == 1
+    assert "TORCH_FR_BUFFER_SIZE=10" in logged[0]
+
+
+def test_reading_costs_a_small_share_of_the_time_whatever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = _Torch()
+    reader, ring, _, _ = _reader(torch, monkeypatch)
+    clock = [10.0]
+    monkeypatch.setattr(reader, "_read_s", clock[0])
+    monkeypatch.setattr(flight.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(flight.time, "monotonic_ns", lambda: int(clock[0] * 1e9))
+    dump = reader._dump
+
+    def slow(**what: bool) -> bytes:
+        clock[0] += 0.05 if what["includeCollectives"] else 0.0
+        return dump(**what)
+
+    monkeypatch.setattr(reader, "_dump", slow)
+    started, spent = clock[0], 0.0
+    for _ in range(400):
+        clock[0] += 1.0
+        torch.made("0", issued_ns=int(clock[0] * 1e9))
+        ring.numbered += 1
+        before = clock[0]
+        reader._look(final=False)
+        spent += clock[0] - before
+    assert torch.readings > 2
+    assert spent <= 2.5 * flight.COST * flight.HURRY * (clock[0] - started)
+
+
+@pytest.mark.parametrize("size", ["0", "20000"])
+def test_a_flight_recorder_that_keeps_nothing_or_too_much_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", size)
+    session: Any = SimpleNamespace(torch=_Torch())
+    with pytest.raises(ValueError, match=size):
+        FlightReader(session, SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_a_flight_recorder_that_cannot_be_read_is_told_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +335,9 @@ def test_a_flight_recorder_that_cannot_be_read_is_told_and_left(monkeypatch: pyt
     reader, ring, logged, _ = _reader(torch, monkeypatch)
     monkeypatch.setattr(reader, "_dump", lambda **_: b"no pickle")
     ring.numbered = 1
-    assert not reader._guarded(final=False)
-    assert ring.switched == [True, 0]
+    assert [reader._guarded(final=False) for _ in range(flight.TRIES)] == [True] * (flight.TRIES - 1) + [False]
+    assert ring.switched[-1] == 0
+    assert len(logged) == 1
     assert "calls that C++ issues are not told" in logged[0]
 
 
@@ -252,3 +365,30 @@ def test_a_forked_child_tells_nothing_of_its_parents_calls(moescope: Moescope, t
     assert done.returncode == 0, done.stderr
     assert {row["rank"] for row in rows(tmp_path / "rec", "collectives")} == {0}
     assert "recorded 1 rank" in done.stderr
+
+
+WORKERS = """
+import os, time, torch, torch.distributed as dist, torch.multiprocessing as mp
+import torch.distributed._functional_collectives as functional
+
+def work(rank, path):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    for _ in range(50):
+        functional.all_reduce(torch.ones(8), "sum", dist.group.WORLD) + 1
+        time.sleep(0.02)
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(work, args=(folder + "/store",), nprocs=2, start_method="fork")
+"""
+
+
+def test_workers_that_were_forked_end_with_all_they_did(moescope: Moescope, tmp_path: Path) -> None:
+    (tmp_path / "target.py").write_text(WORKERS)
+    done = moescope("run", "--budget", "full", "-o", "rec", "--", sys.executable, "target.py")
+    assert done.returncode == 0, done.stderr
+    assert [row["state"] for row in meta(tmp_path / "rec")["ranks"]] == ["ended", "ended"]
+    calls = [row for row in rows(tmp_path / "rec", "collectives") if row["sequence"] is not None]
+    assert {rank: sum(row["rank"] == rank for row in calls) >= 30 for rank in (0, 1)} == {0: True, 1: True}

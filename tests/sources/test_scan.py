@@ -141,7 +141,7 @@ def test_large_blocks_are_cut_at_events_and_gzip_reads_the_same(tmp_path):
     plain_file, packed = tmp_path / "a.json", tmp_path / "b.json.gz"
     plain_file.write_text(json.dumps({"schemaVersion": 1, "traceEvents": events, "traceName": "x"}, indent=1))
     packed.write_bytes(
-        gzip.compress(plain_file.read_bytes()[:70_000]) + gzip.compress(plain_file.read_bytes()[70_000:])
+        gzip.compress(plain_file.read_bytes()[:70_000], mtime=0) + gzip.compress(plain_file.read_bytes()[70_000:])
     )
     sizes = []
     scan(plain_file, lambda some: sizes.append(len(some)), 32 << 10)

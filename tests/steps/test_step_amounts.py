@@ -79,8 +79,8 @@ def test_amounts_agree_with_a_bitmap(made: tuple[list[Any], list[Any], list[Any]
         truth["phase", name, "comm"], truth["phase", name, "exposed"] = own, own & ~compute
     inside = [slice(row["start_ns"], row["start_ns"] + row["dur_ns"]) for row in steps]
     lasts = [row["dur_ns"] for row in steps]
-    long = [at for at in range(len(lasts) // 4) if lasts[at] >= 3 * sorted(lasts)[(len(lasts) - 1) // 2]]
-    cold = long[-1] + 1 if long else 0  # fewer than 40 steps: a quarter of them is all that a warm-up may have
+    # Four steps at most: a quarter of them is all that a warm-up may have.
+    cold = int(len(lasts) == 4 and lasts[0] >= 3 * sorted(lasts)[1])
     assert found.recorded_ns == sum(int(seen[part].sum()) for part in inside[cold:])
     for what, cells in truth.items():
         each = [int(cells[part].sum()) for part in inside]
