@@ -24,8 +24,10 @@ lint: $(VENV)/.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What needs the machine for itself runs by itself. `pytest` alone runs all of it, one after another.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'alone and not soak and not gpu'
+	$(BIN)/python -m pytest -m 'not alone and not soak and not gpu' -n 2 --dist loadfile
 
 bench: $(VENV)/.stamp
 	$(BIN)/python -m benchmarks

@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
+ALONE = ("collectors", "commands", "whatif/test_command.py", "test_api.py", "tui/test_terminal.py")
+"""Tests of runs in processes of their own: what those do in time is looked at, so nothing else may run meanwhile."""
+
 Moescope = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what has to run by itself; the rest may share the machine (`make test`)."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(ALONE):
+            item.add_marker("alone")
 
 
 @pytest.fixture(autouse=True)

@@ -235,7 +235,7 @@ MOESCOPE_API void moescope_context(uint64_t context) { atomic_store(&process_con
  * class's bare name: a user's own bare names come through moescope_phase_begin), or a range that somebody named. */
 static uint32_t class_of(const char *s) {
     if (!strncmp(s, "autograd::engine::evaluate_function: ", 37)) return NAME_NODE;
-    if (!strcmp(s, "record_param_comms")) return NAME_NODE;
+    if (!strcmp(s, "record_param_comms") || !strncmp(s, "ProfilerStep#", 13)) return NAME_NODE;
     const char *p = s;
     while ((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || *p == '_') p++;
     if (p != s && !*p) return NAME_NODE;

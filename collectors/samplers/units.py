@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -38,7 +39,9 @@ Intervals = npt.NDArray[np.void]
 class SwitchIntervals:
     """Turns switch records into intervals, merging short gaps of one thread on one core."""
 
-    def __init__(self) -> None:
+    def __init__(self, alive: Callable[[int, int], bool] = lambda pid, tid: True) -> None:
+        """alive: whether a thread of a process still exists: a thread that ends leaves its core without a record"""
+        self._alive = alive
         self._running = np.empty(0, SWITCH)
 
     def take(self, switches: Switches, until_ns: int) -> Intervals:
@@ -48,19 +51,21 @@ class SwitchIntervals:
         """
         found = np.concatenate((self._running, switches))
         # At one time, who leaves goes first.
-        found = found[np.lexsort((~found["leaves"], found["t_ns"], found["tid"]))]
-        comes, tids = ~found["leaves"], found["tid"]
-        same = np.append(tids[1:] == tids[:-1], False)
-        # Without the pair a coming was before the first record, or lost.
-        pairs = np.flatnonzero(comes[:-1] & ~comes[1:] & same[:-1] & (found["core"][1:] == found["core"][:-1]))
-        still = np.flatnonzero(comes & ~same)
-        intervals = np.empty(len(pairs) + len(still), INTERVAL)
-        first = found[np.concatenate((pairs, still))]
+        found = found[np.lexsort((~found["leaves"], found["t_ns"], found["core"]))]
+        last = np.append(found["core"][1:] != found["core"][:-1], True)[: len(found)]
+        # Whatever comes next on a core, the thread before has left it. A leaving without a coming: that was before the
+        # first record, or lost.
+        came = np.flatnonzero(~found["leaves"] & ~last)
+        still = np.flatnonzero(~found["leaves"] & last)
+        lives = [self._alive(int(row["pid"]), int(row["tid"])) for row in found[still]]
+        still = still[np.array(lives, np.bool_)]
+        intervals = np.empty(len(came) + len(still), INTERVAL)
+        first = found[np.concatenate((came, still))]
         for name in ("pid", "tid", "core"):
             intervals[name] = first[name]
         intervals["start_ns"] = first["t_ns"]
-        intervals["end_ns"][: len(pairs)] = found["t_ns"][pairs + 1]
-        intervals["end_ns"][len(pairs) :] = until_ns
+        intervals["end_ns"][: len(came)] = found["t_ns"][came + 1]
+        intervals["end_ns"][len(came) :] = until_ns
         self._running = found[still]
         self._running["t_ns"] = until_ns
         return _merged(intervals[intervals["end_ns"] > intervals["start_ns"]])
@@ -83,6 +88,15 @@ def _merged(intervals: Intervals) -> Intervals:
     return merged
 
 
+def _exists(pid: int, tid: int) -> bool:
+    """Whether the thread has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/task/{tid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in "ZX"
+
+
 class UnitSampler:
     """Cores by perf's context-switch records."""
 
@@ -93,7 +107,7 @@ class UnitSampler:
         self._clock, self._rank_of, self._role_of = clock, rank_of, role_of
         self._buffers: list[SwitchBuffer] = []
         self._early = np.empty(0, SWITCH)
-        self._intervals = SwitchIntervals()
+        self._intervals = SwitchIntervals(_exists)
         self._waiting = np.empty(0, INTERVAL)
         self._lost = 0
 

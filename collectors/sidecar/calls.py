@@ -16,6 +16,7 @@ from moescope.collectors.sidecar.call_columns import (
     Group,
     Packed,
     Range,
+    call_kind,
     collectives,
     collectives_met,
     finished,
@@ -30,6 +31,9 @@ from moescope.collectors.sidecar.names import Names
 
 LOST_NS: Final = 60_000_000_000
 """A call whose kernel was not told, this long before one that a later call of the group had: the record was lost."""
+
+
+_BETWEEN_TWO: Final = ("gloo:send", "gloo:recv")
 
 
 class _Seen:
@@ -65,6 +69,7 @@ class Calls:
         self._packed: list[Packed] = []
         self._told: list[tuple[int, Records, Names]] = []
         self._flights = Flights()
+        self._told_between_two = False
         self.seen = _Seen()
         self.threads: set[int] = set()
         """Threads that execute calls."""
@@ -81,11 +86,13 @@ class Calls:
     def issued(self, number: int, call: Call) -> None:
         """The process has made a call."""
         self.seen.add([number])
+        self._told_between_two = self._told_between_two or call.op in ("send", "recv")
         self._open_call(number, call)
 
     def issued_packed(self, places: npt.NDArray[np.intp], kind: str, records: Records) -> None:
         """The process has made calls of one kind; places: of their blobs among `records`."""
         sizes = records["dur_ns"][places]
+        self._told_between_two = self._told_between_two or call_kind(kind)[0] in ("send", "recv")
         for size in np.unique(sizes).tolist():
             at = places[sizes == size]
             words = blob_bytes(records, at, size).view("<i8")
@@ -204,6 +211,8 @@ class Calls:
                     self._complete(*entry, None, tid, "")
                 self._complete(*inside[-1], (start, end), tid, name)
             else:
+                if name in _BETWEEN_TWO and self._told_between_two:
+                    continue  # the call's own row tells
                 self._ranges.append(Range(name, start, dur, tid, a, b or None, measured=True))
                 if b and c:
                     self._flights.ran(names[c], name.partition(":")[2], Execution(start, end, b))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -248,7 +249,9 @@ class Keeper:
             process.state = "ended" if process.drain.ring.closed else "killed"
             if process.state == "killed" and process.drain.at_work:
                 text = f"process {process.pid} ended without a normal exit; what it had recorded is kept"
-                self.log("warning", "agent", text, rank=process.drain.origin.rank)
+                # A pool's workers are ended so.
+                level = "info" if process.identity.get("role") == "worker" else "warning"
+                self.log(level, "agent", text, rank=process.drain.origin.rank)
 
     def _store_batch(self, process: RankProcess, batch: Batch) -> bool:
         """Stores a batch and marks it in the ring; where a table fails, the rest waits: what is stored stays so."""
@@ -366,6 +369,8 @@ class Keeper:
             text = f"processes {survivors} outlived the command; what they do from now on is not recorded"
             self.log("warning", "run", text)
         self.tick(final=True)
+        if exit_code:
+            self.log("warning", "run", f"the command ended with exit code {exit_code}{_signal_text(exit_code)}")
         unsaved = [process.pid for process in self._ranks.processes if not process.ended]
         self._meta |= {
             "state": "unsaved" if unsaved else "finished",
@@ -417,6 +422,14 @@ class Keeper:
         words.append(f"recorded {len(ranks)} rank(s) into {self.folder}")
         words.append(f"next: moescope summary {self.folder}" if ranks else "next: moescope doctor")
         return words
+
+
+def _signal_text(exit_code: int) -> str:
+    """What a shell means by a code above 128."""
+    try:
+        return f" ({signal.Signals(exit_code - 128).name})" if exit_code > 128 else ""
+    except ValueError:
+        return ""
 
 
 def target_name(command: tuple[str, ...]) -> str:

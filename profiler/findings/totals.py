@@ -93,8 +93,8 @@ def idle(seen: Aggregates) -> Iterator[Finding]:
 def slowest_rank(seen: Aggregates) -> Iterator[Finding]:
     """A rank that computes longer than the median rank."""
     found = straggler(seen.rank_compute)
-    if found is None:
-        return
+    if found is None or not seen.shares.overlapped_ns + seen.shares.exposed_ns:
+        return  # ranks that exchange nothing do not wait for one another
     rank, excess = found
     next_most = max(share for number, share in seen.rank_compute.items() if number != rank)
     least = min(seen.rank_compute[rank] - next_most, excess)

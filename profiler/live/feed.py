@@ -329,6 +329,9 @@ def _window(state: LiveState, view: View, span: tuple[int, int]) -> tuple[tuple[
     start, end = span
     if state.source.state == "live":
         recent = max(start, end - RECENT_NS, _enough_kernels(state))
+        steps = steps_in(state.tables["steps"], state.names)
+        if steps.warm_up_ns and steps.span_ns is not None:
+            recent = max(recent, min(steps.span_ns[0], end))
         return (recent, end), f"last {(end - recent) / 1e9:.3g} s", Steps()
     steps = steps_in(state.tables["steps"], state.names)
     if steps.span_ns is None:

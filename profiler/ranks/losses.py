@@ -19,13 +19,16 @@ LOSS_SHARE: Final = 0.01
 """Of the ranks' mean time: what a late rank must cost to be told."""
 
 IN_TURN: Final = 1.5
-"""A rank whose lateness is less than this many times the next one's, for no known reason, is not to blame alone."""
+"""A rank whose lateness is less than this many times the next one's is not to blame alone."""
 
 EXPOSED: Final = 0.05
 FEW_UNITS: Final = 0.1
 SLOW_RATE: Final = 0.5
 LARGE_BYTES: Final = 4_000_000
 """Bytes of a collective from which on its rate is that of its link, and not of its start."""
+
+SURE: Final = ("tokens", "clock")
+"""Causes that more is known of than times, which differ by chance as well."""
 
 COMPUTE: Final = ("compute", "tokens", "clock")
 """Causes that show as a longer time with compute."""
@@ -76,7 +79,8 @@ def _late(found: Across, seen: Aggregates) -> Iterator[Finding]:
         + "".join(f"{text}; " for text in others)
         + f"ends agree within {duration_text(found.clocks.residual_ns or 0)} [derived]"
     )
-    if len(found.late) > 1 and late.lead_ns < IN_TURN * found.late[1].lead_ns and late.cause is None:
+    alone = late.cause in SURE or len(found.late) < 2 or late.lead_ns >= IN_TURN * found.late[1].lead_ns
+    if not alone:
         yield _in_turn(found, seen, evidence, each)
         return
     reason = CAUSES[late.cause] if late.cause else f"why is not known ({late.reason})"

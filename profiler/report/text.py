@@ -91,6 +91,11 @@ def steps_line(steps: dict[str, Any]) -> str:
         first = "the first" if cold["count"] == 1 else f"the first {cold['count']}"
         left.append(f"{first}, {time_text(cold['us'])} of warm-up,")
     without = f"; {' and '.join(left)} left out" if left else ""
+    if many := steps["long"]["count"]:
+        long = (
+            f"takes over {steps['long']['times']} times" if many == 1 else f"take over {steps['long']['times']} times"
+        )
+        without += f"; {many} of them {long} that, {time_text(steps['long']['us'])} in all"
     median = f"(median {time_text(steps['median_us'])}{without})"
     hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
     shares = ", ".join(
@@ -202,7 +207,7 @@ def _phases(ranks: list[dict[str, Any]]) -> Table:
     for row in rows[:_ROWS]:
         values = time_text(row["total_us"]), time_text(row["comm_us"]), time_text(row["exposed_comm_us"])
         _row(table, row["name"], str(row["count"]), *values)
-    return table
+    return _and_more(table, len(rows))
 
 
 def _operators(ranks: list[dict[str, Any]]) -> Table:
@@ -219,6 +224,13 @@ def _operators(ranks: list[dict[str, Any]]) -> Table:
             _share(row["total_us"], whole),
             bound_of(ranks, row["class"], row["kind"]) or UNKNOWN,
         )
+    return _and_more(table, len(rows))
+
+
+def _and_more(table: Table, count: int) -> Table:
+    """The table of the first rows of so many, which says how many it leaves out."""
+    if count > _ROWS:
+        _row(table, f"… {count - _ROWS} more: see --json", *[""] * (len(table.columns) - 1))
     return table
 
 

@@ -22,6 +22,9 @@ from moescope.profiler.steps.durations import quantile_step
 FEWEST: Final = 4
 """Whole steps from which on a median has quartiles."""
 
+LONG: Final = 10
+"""A step that takes more than this many times the median is told apart."""
+
 MEDIAN: Final = "median over the steps that were recorded whole"
 SHARE: Final = "share of the recorded time, times the median step"
 
@@ -51,6 +54,7 @@ def steps_answer(part: Part, seen: Aggregates) -> dict[str, Any]:
         "median_us": us(median),
         "q1_us": us(low),
         "q3_us": us(high),
+        "long": _long(steps.durations_ns, median),
         "others": [{"stage": stage, "count": count} for stage, count in steps.others],
         "warm_up": {"count": len(steps.warm_up_ns), "us": us(sum(steps.warm_up_ns))} if steps.warm_up_ns else None,
         **({} if steps.warm_up_ns else {"warm_up_reason": "no step at the start takes much longer than the rest"}),
@@ -66,6 +70,12 @@ def steps_answer(part: Part, seen: Aggregates) -> dict[str, Any]:
         "evidence": "derived",
     }
     return {"steps": steps_alone}
+
+
+def _long(durations_ns: Sequence[int], median_ns: int) -> dict[str, Any]:
+    """Steps that take much longer than the rest: with a checkpoint, or an evaluation between two of an optimizer's."""
+    long = [duration for duration in durations_ns if duration > LONG * median_ns]
+    return {"count": len(long), "us": us(sum(long)), "times": LONG}
 
 
 def us(ns: int) -> float | int:

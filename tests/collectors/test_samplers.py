@@ -191,6 +191,23 @@ def test_switch_intervals_cover_what_ran_and_merge_short_gaps_only(found: list[t
     assert sorted(joined) == sorted(expected)
 
 
+def test_a_thread_that_ends_on_its_core_holds_it_no_longer() -> None:
+    ended: set[int] = set()
+    intervals = SwitchIntervals(lambda pid, tid: tid not in ended)
+    ms = 1_000_000
+
+    def take(until: int, *records: tuple[int, int, int, bool]) -> list[tuple[int, int, int, int]]:
+        switches = np.array([(PID, tid, core, t * ms, leaves) for tid, core, t, leaves in records], SWITCH)
+        found = intervals.take(switches, until * ms)
+        return sorted((int(i["tid"]), int(i["core"]), i["start_ns"] // ms, i["end_ns"] // ms) for i in found)
+
+    # 5 and 6 end without a record: on one core another comes, on the other nobody does.
+    assert take(100, (5, 0, 10, False), (6, 1, 20, False)) == [(5, 0, 10, 100), (6, 1, 20, 100)]
+    ended.update((5, 6))
+    assert take(200, (7, 0, 150, False), (7, 0, 160, True)) == [(5, 0, 100, 150), (7, 0, 150, 160)]
+    assert take(300) == []
+
+
 def test_perf_where_it_is_permitted_sees_this_process_run() -> None:
     sampler = UnitSampler(CLOCK, lambda pid: 0 if pid == os.getpid() else None, lambda *_: "compute")
     try:

@@ -179,6 +179,9 @@ def test_a_rank_that_was_seen_for_less_time_computes_no_longer_for_that() -> Non
     source.add("kernels", [kernel(0, 60 * MS), kernel(100 * MS, 60 * MS, rank=1)])
     assert "straggler" not in [finding.id for finding in findings(aggregates_of(source))]
     source.add("kernels", [kernel(100 * MS, 60 * MS, stream="second")])
+    # Ranks that exchange nothing do not wait for one another.
+    assert "straggler" not in [finding.id for finding in findings(aggregates_of(source))]
+    source.add("kernels", [kernel(190 * MS, 100, "comm", rank=rank) for rank in (0, 1)])
     (finding,) = (finding for finding in findings(aggregates_of(source)) if finding.id == "straggler")
     assert "Rank 0 computes 40.0%" in finding.what  # 120 ms against 60 ms, over the 150 ms that ranks are seen for
 
