@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
-ALONE = ("collectors", "commands", "whatif/test_command.py", "test_api.py", "tui/test_terminal.py")
-"""Tests of runs in processes of their own: what those do in time is looked at, so nothing else may run meanwhile."""
+ALONE = (
+    *(f"collectors/test_{name}.py" for name in ("communication", "faults", "flight", "kills", "run", "windows")),
+    "commands/test_demo_truth.py",
+    "tui/test_terminal.py",
+)
+"""Tests of how processes go in time: nothing else may run meanwhile."""
 
 Moescope = Callable[..., subprocess.CompletedProcess[str]]
 

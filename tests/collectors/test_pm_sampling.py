@@ -265,7 +265,7 @@ def test_without_a_driver_the_log_says_so_and_the_run_goes_its_way(moescope: Moe
     done = moescope("run", "--pm-sampling", "10ms", "-o", "rec", "--", sys.executable, "-c", "import torch; exit(3)")
     assert done.returncode == 3, done.stderr
     assert [text.partition(" (")[0] for text in _told(tmp_path / "rec")] == ["no NVIDIA driver on this machine"]
-    assert "1 warning(s) in the recording's log" in done.stderr
+    assert "2 warning(s) in the recording's log" in done.stderr  # that, and the exit code
 
 
 def test_the_process_that_samples_ends_with_the_recorder_however_that_ends(tmp_path: Path, library: Path) -> None:
