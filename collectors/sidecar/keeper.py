@@ -166,9 +166,10 @@ class Keeper:
         self._failed = False
         self._ranks.scan(now_ns)
         self._look_at_gpus()
-        for problem in self._ranks.problems:
-            self.log("warning", "ranks", problem)
+        for text in (*self._ranks.problems, *self._ranks.notes):
+            self.log("warning", "ranks", text)
         self._ranks.problems.clear()
+        self._ranks.notes.clear()
         watched = self._audience.looks()
         period_s = WATCHED_S if watched else self._calm_s
         due = final or now_s - self._drained_s >= period_s - EARLY_S

@@ -54,6 +54,8 @@ class RankTable:
         self._opening = False
         self.processes: list[RankProcess] = []
         self.problems: list[str] = []
+        self.notes: list[str] = []
+        """What whoever reads the recording has to know."""
 
     def scan(self, now_ns: int) -> None:
         """Takes in rings that are new."""
@@ -122,6 +124,11 @@ class RankTable:
             # A rank started again after its process ended (an elastic restart) goes on in the same folder.
             if holder is None or holder.ended or not alive(holder.pid):
                 process.drain.origin.rank = wanted
+                if holder is not None:
+                    self.notes.append(
+                        f"rank {wanted} is process {process.pid} from here on, and was process {holder.pid}: its "
+                        "figures are of both (a run that was started again; of two runs make two recordings)"
+                    )
                 process.drain.origin.id_base = (
                     sum(p.drain.origin.rank == wanted for p in self.processes if p is not process) << 32
                 )

@@ -37,7 +37,8 @@ while time.monotonic() < until:
     optimizer.step()
     optimizer.zero_grad()
 for _ in range(3):
-    model(torch.randn(32, 64)).square().mean().backward()
+    with record_function("ProfilerStep#7"):  # as a profiler's schedule names each step
+        model(torch.randn(32, 64)).square().mean().backward()
 print("trained")
 """
 
@@ -86,6 +87,7 @@ def test_operators_phases_steps_and_cores_of_a_plain_script_are_recorded(trained
     names = {row["name"] for row in rows(recording, "kernels")}
     assert {"aten::addmm", "aten::mm", "aten::pow"} <= names
     assert {"mlp(F)", "mlp(B)"} <= {row["name"] for row in rows(recording, "phases")}
+    assert not [row for row in rows(recording, "phases") if row["name"].startswith("ProfilerStep#")]
     # A backward pass is a phase where it is in none.
     assert [row["parent"] for row in rows(recording, "phases") if row["name"] == "backward"] == [None] * 3
     steps = [row["step"] for row in rows(recording, "steps")]
@@ -160,8 +162,10 @@ for i in range(12):
     ("code", "expected"),
     [("raise SystemExit(7)", 7), ("import os; os._exit(9)", 9), ("import os; os.kill(os.getpid(), 15)", 143)],
 )
-def test_the_exit_code_is_the_targets(moescope: Moescope, code: str, expected: int) -> None:
+def test_the_exit_code_is_the_targets_and_told(moescope: Moescope, tmp_path: Path, code: str, expected: int) -> None:
     assert moescope("run", "-o", "rec", "--", sys.executable, "-c", code).returncode == expected
+    told = [row["message"] for row in rows(tmp_path / "rec", "log") if row["source"] == "run"]
+    assert told == [f"the command ended with exit code {expected}" + (" (SIGTERM)" if expected == 143 else "")]
 
 
 def test_commands_that_cannot_be_run_say_so_and_leave_nothing(moescope: Moescope, tmp_path: Path) -> None:

@@ -536,6 +536,28 @@ def test_a_warm_up_is_none_of_the_steps() -> None:
     assert "mean of 3 steps" in chosen.shares_note  # what somebody asks to see is there
 
 
+def test_steps_that_take_much_longer_than_the_rest_are_told_apart() -> None:
+    source = MemorySource().add("windows", [window(0, 30_000)])
+    lasts = [*[100] * 8, 1500, *[100] * 8, 1001, 1000]
+    starts = [sum(lasts[:at]) for at in range(len(lasts))]
+    source.add("steps", [step(at, start, dur) for at, (start, dur) in enumerate(zip(starts, lasts, strict=True))])
+    source.add("kernels", [kernel(start, 60) for start in starts])
+    summed = summarise(source)["steps"]
+    assert summed["long"] == {"count": 2, "us": 2.501, "times": 10}
+    assert "Within its 19 steps (median 0.1 µs; 2 of them take over 10 times that, 2.5 µs in all): " in steps_line(
+        summed
+    )
+
+
+def test_a_warm_up_is_left_out_while_the_run_goes_on() -> None:
+    source = MemorySource("live").add("windows", [window(0, 30_000)])
+    lasts = [20_000, *[100] * 40]
+    starts = [sum(lasts[:at]) for at in range(len(lasts))]
+    source.add("steps", [step(at, start, dur) for at, (start, dur) in enumerate(zip(starts, lasts, strict=True))])
+    source.add("kernels", [kernel(start, 60) for start in starts])
+    assert "mean of 40 steps" in _feed(source).snapshot(View()).shares_note
+
+
 @pytest.mark.parametrize(
     ("lasts", "count"),
     [
