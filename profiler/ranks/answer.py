@@ -90,6 +90,7 @@ def _collectives(found: Across, part: Part) -> tuple[dict[str, Any] | None, str]
         ],
         "unmatched_groups": len(found.left),
         "peer_to_peer_calls": sum(calls.peer_to_peer for calls in found.world.values()),
+        "calls_of_windows": sum(int((calls.sequence >= 0).sum()) for calls in found.world.values()),
         "groups_lacking_ranks": lacking,
         "groups_of_unknown_ranks": untold,
         **_or_reason("wait_us", _us(wait) if found.taken else None, why),

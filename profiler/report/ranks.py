@@ -77,6 +77,8 @@ def _wait_lines(found: dict[str, Any] | None) -> list[str]:
             )
     elif found["calls"]:
         lines.append(f"Collectives: waiting and transfer cannot be told apart: {found['wait_share_reason']}.")
+    if some := found["calls_of_windows"]:
+        lines.append(f"Collectives: {some} of the calls were issued by C++, as by DDP: of such those in windows alone.")
     if found["wait_share"] is not None and found["unmatched"]:
         lost = sum(one["calls"] for one in found["unmatched"])
         lines.append(f"Collectives: {lost} calls found no counterpart: {found['unmatched'][0]['reason']}.")
