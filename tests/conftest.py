@@ -11,11 +11,7 @@ from typing import Any
 
 import pytest
 
-ALONE = (
-    *(f"collectors/test_{name}.py" for name in ("communication", "faults", "flight", "kills", "run", "windows")),
-    "commands/test_demo_truth.py",
-    "tui/test_terminal.py",
-)
+ALONE = ("collectors", "commands/test_demo_truth.py", "tui/test_terminal.py")
 """Tests of how processes go in time: nothing else may run meanwhile."""
 
 Moescope = Callable[..., subprocess.CompletedProcess[str]]

@@ -26,7 +26,10 @@ BLIND_NS: Final = 2_000_000_000
 """How long after a call without a range nobody knows whether its thread is free."""
 KEPT_NS: Final = 120_000_000_000
 """How long a call is waited for that has been issued and not begun."""
-DRAINS_KEPT: Final = 64
+DRAINS_KEPT: Final = 512
+"""Of so many drains it is known when a group's threads became free."""
+MOST: Final = 50_000
+"""Issues of a thread, and executions of a kind, that wait to be told of."""
 
 
 class Issue(NamedTuple):
@@ -96,7 +99,10 @@ class Flights:
 
     def issued(self, thread: int, issue: Issue) -> None:
         """The C library saw a call; thread: as torch calls it"""
-        self._issues.setdefault(thread, []).append(issue)
+        held = self._issues.setdefault(thread, [])
+        held.append(issue)
+        if len(held) > MOST:
+            del held[: MOST // 2]
 
     def told(self, row: dict[str, Any]) -> None:
         """The flight recorder tells of calls of one group and operation."""
@@ -108,7 +114,10 @@ class Flights:
 
     def ran(self, group: str, op: str, execution: Execution) -> None:
         """A group's thread executed a call that Python did not issue; op: as gloo names it"""
-        self._line(group, op).executions.append(execution)
+        held = self._line(group, op).executions
+        held.append(execution)
+        if len(held) > MOST:
+            del held[: MOST // 2]
 
     def busy(self, group: str, ends_ns: npt.NDArray[np.int64]) -> None:
         """A group's threads executed calls, whoever issued them, until these times."""

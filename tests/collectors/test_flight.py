@@ -179,6 +179,16 @@ def test_an_execution_that_never_came_costs_its_own_call_alone() -> None:
     assert [(one.told.sequence, one.execution.number) for one in found] == [(p, 100 + p) for p in (0, 1, 3, 4, 5)]
 
 
+def test_what_nobody_tells_of_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moescope.collectors.sidecar.flight.MOST", 10)
+    flights = Flights()
+    for at in range(1000):
+        flights.issued(1, Issue(at, at + 1, "c10d::allreduce_", 0))
+        flights.ran("g", "all_reduce", Execution(at, at + 1, at))
+    assert len(flights._issues[1]) <= 10
+    assert len(flights._lines["g", "all_reduce"].executions) <= 10
+
+
 def test_calls_of_two_threads_at_once_are_told_apart() -> None:
     flights, at = Flights(), 10**12
     flights.issued(1, Issue(at, at + 90_000, "c10d::allreduce_", 11))
