@@ -60,7 +60,11 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("kind", "string", "what the source itself knows (`comm`, `memory`), else null: the classifier decides"),
         ("start_ns", "int64", "start, ns since the epoch"),
         ("dur_ns", "int64", "duration, ns"),
-        ("correlation", "int64", "launch id, or the id of the call in `collectives`; null where there is none"),
+        (
+            "correlation",
+            "int64",
+            "launch id, or the id of its call, which is in `collectives` where it is known; null where there is none",
+        ),
         ("phase_id", "int64", "`phases.id` of the innermost phase around the launch; null outside any phase"),
         ("grid", "string", "launch grid `x,y,z`; null on the CPU backend"),
         ("block", "string", "thread block `x,y,z`; null on the CPU backend"),
@@ -114,7 +118,11 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     ),
     "collectives": _columns(
         ("rank", "int32", "rank of the process"),
-        ("call", "int64", "unique in a rank, in the order of the calls"),
+        (
+            "call",
+            "int64",
+            "unique in a rank; in the order of their issue, those that C++ issued in that of their execution",
+        ),
         (
             "sequence",
             "int64",

@@ -19,101 +19,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from .operations import ELSEWHERE, METHODS, RANGES, Bytes, all_to_all_base
 from .recorder import CALL_COST_NS
 from .windows import COMMUNICATES
 
 if TYPE_CHECKING:
     from .session import Session
-
-_T = TypeVar("_T")
-
-Bytes = tuple[Sequence[int] | int | None, Sequence[int] | None]
-"""Bytes to and from each rank of the group, by its rank in the group; None where the operation does not tell, and one
-number for the operand's where they do not say what goes to whom."""
-
-
-def _size(tensor: Any) -> int:
-    return int(tensor.nbytes)
-
-
-def _uneven(tensor: Any, splits: Sequence[int] | None, n: int) -> list[int]:
-    """Bytes of each part of `tensor`, split along its first dimension."""
-    total = tensor.nbytes
-    if not splits:
-        return [total // n] * n
-    shape = tensor.shape
-    row = total // max(shape[0], 1) if shape else total
-    return [row * part for part in splits]
-
-
-def _except(me: int, n: int, value: int) -> list[int]:
-    return [0 if peer == me else value for peer in range(n)]
-
-
-def _only(peer: int, n: int, value: int) -> list[int]:
-    return [value if p == peer else 0 for p in range(n)]
-
-
-def _all_to_all_base(me: int, n: int, output: Any, input: Any, outs: Any = None, ins: Any = None, *_: Any) -> Bytes:
-    return _uneven(input, ins, n), _uneven(output, outs, n)
-
-
-def _all_to_all(me: int, n: int, outputs: Any, inputs: Any, *_: Any) -> Bytes:
-    return [_size(t) for t in inputs], [_size(t) for t in outputs]
-
-
-def _all_gather_base(me: int, n: int, output: Any, input: Any, *_: Any) -> Bytes:
-    return _except(me, n, _size(input)), _except(me, n, _size(output) // n)
-
-
-def _all_gather(me: int, n: int, outputs: Any, inputs: Any, *_: Any) -> Bytes:
-    own = sum(_size(t) for t in inputs)
-    return _except(me, n, own), _except(me, n, own)
-
-
-def _reduce_scatter_base(me: int, n: int, output: Any, input: Any, *_: Any) -> Bytes:
-    return _except(me, n, _size(input) // n), _except(me, n, _size(output))
-
-
-def _reduce_scatter(me: int, n: int, outputs: Any, inputs: Any, *_: Any) -> Bytes:
-    sent = [sum(_size(parts[peer]) for parts in inputs) for peer in range(n)]
-    return sent, _except(me, n, sum(_size(t) for t in outputs))
-
-
-def _broadcast(me: int, n: int, tensors: Any, options: Any = None, *_: Any) -> Bytes:
-    total = sum(_size(t) for t in tensors) if isinstance(tensors, list | tuple) else _size(tensors)
-    root = options if isinstance(options, int) else int(getattr(options, "rootRank", 0))
-    return (_except(me, n, total), [0] * n) if me == root else ([0] * n, _only(root, n, total))
-
-
-def _send(me: int, n: int, tensors: Any, peer: int, *_: Any) -> Bytes:
-    return _only(peer, n, sum(_size(t) for t in tensors)), [0] * n
-
-
-def _receive(me: int, n: int, tensors: Any, peer: int, *_: Any) -> Bytes:
-    return [0] * n, _only(peer, n, sum(_size(t) for t in tensors))
-
-
-def _reduced(me: int, n: int, tensors: Any, *_: Any) -> Bytes:
-    each = tensors if isinstance(tensors, list | tuple) else (tensors,)
-    return None if any(getattr(t, "is_sparse", False) for t in each) else sum(_size(t) for t in each), None
-
-
-def _untold(me: int, n: int, *_: Any) -> Bytes:
-    return None, None
-
-
-RANGES = frozenset({"all_to_all", "all_reduce", "all_gather", "broadcast", "reduce", "gather", "scatter", "barrier"})
-"""Operations that gloo executes under a range of this name."""
-
-ELSEWHERE = {
-    "_reduce_scatter_base": "gloo:all_reduce",
-    "reduce_scatter_single": "gloo:all_reduce",
-}
-"""Methods that gloo executes under a range of another operation, of which it makes them: where a version does not, the
-call's `wait` tells."""
 
 Made = tuple[str, int, int]
 """A call's group, and when it began and ended to be issued, CLOCK_MONOTONIC ns."""
@@ -121,33 +34,6 @@ MADE_KEPT = 8192
 
 HOPS = frozenset({"internode", "intranode"})
 """What a group may be described as (`new_group(group_desc=)`), so that its transfers are told by hop."""
-
-METHODS: dict[str, tuple[str, Callable[..., Bytes]]] = {
-    "alltoall_base": ("all_to_all", _all_to_all_base),
-    "all_to_all_single": ("all_to_all", _all_to_all_base),
-    "alltoall": ("all_to_all", _all_to_all),
-    "allgather": ("all_gather", _all_gather),
-    "_allgather_base": ("all_gather", _all_gather_base),
-    "all_gather_single": ("all_gather", _all_gather_base),
-    "all_gather_single_coalesced": ("all_gather", _untold),
-    "allgather_into_tensor_coalesced": ("all_gather", _untold),
-    "allgather_coalesced": ("all_gather", _untold),
-    "reduce_scatter": ("reduce_scatter", _reduce_scatter),
-    "_reduce_scatter_base": ("reduce_scatter", _reduce_scatter_base),
-    "reduce_scatter_single": ("reduce_scatter", _reduce_scatter_base),
-    "reduce_scatter_single_coalesced": ("reduce_scatter", _untold),
-    "reduce_scatter_tensor_coalesced": ("reduce_scatter", _untold),
-    "allreduce": ("all_reduce", _reduced),
-    "allreduce_coalesced": ("all_reduce", _reduced),
-    "broadcast": ("broadcast", _broadcast),
-    "reduce": ("reduce", _reduced),
-    "gather": ("gather", _untold),
-    "scatter": ("scatter", _untold),
-    "send": ("send", _send),
-    "recv": ("recv", _receive),
-    "recv_anysource": ("recv", _untold),
-    "barrier": ("barrier", _untold),
-}
 
 
 def install(session: Session) -> Calls | None:
@@ -179,14 +65,17 @@ class _Group:
     """A group as this process sees it.
 
     me: its own place among the group's `n` ranks; gloo, nccl: whether they serve its tensors of the host and of GPUs;
-    mark: its number in the ring; same: gives torch's group, which another may follow under its name
+    row: as it is told; mark: its number in the ring; same: gives torch's group, which another may follow under its name
     kinds: `comm_kind` by dtype; together: calls that are to be launched as one, None outside of such
     """
 
-    __slots__ = ("gloo", "kinds", "mark", "me", "n", "name", "nccl", "same", "together")
+    __slots__ = ("gloo", "kinds", "mark", "me", "n", "name", "nccl", "row", "same", "together")
 
-    def __init__(self, name: str, me: int, n: int, gloo: bool, nccl: bool, mark: int, same: Callable[[], Any]) -> None:
-        self.name, self.me, self.n, self.gloo, self.nccl, self.mark, self.same = name, me, n, gloo, nccl, mark, same
+    def __init__(
+        self, row: dict[str, Any], me: int, n: int, gloo: bool, nccl: bool, mark: int, same: Callable[[], Any]
+    ) -> None:
+        self.row, self.me, self.n, self.gloo, self.nccl, self.mark, self.same = row, me, n, gloo, nccl, mark, same
+        self.name: str = row["name"]
         self.kinds: dict[Any, bytes] = {}
         self.together: list[int] | None = None
 
@@ -198,7 +87,6 @@ class Calls:
         self._session = session
         self._distributed = session.torch.distributed
         self._groups: dict[str, _Group] = {}
-        self._told_groups: dict[str, Any] = {}
         self.made: deque[Made] = deque(maxlen=MADE_KEPT)
         """The last collectives that Python issued, until `flight` takes them out."""
         self._waited: dict[int, int] = {}
@@ -274,18 +162,17 @@ class Calls:
         """`original`, which makes a group: threads that begin meanwhile execute its calls, and no others."""
 
         def make(*args: Any, **kwargs: Any) -> Any:
-            before = _guarded(_threads)
+            before = _threads()
             made = original(*args, **kwargs)
-            if before is not None:
-                _guarded(lambda: self._tell_workers(made, before))
+            try:
+                mark = self._session.ring.group_mark(made[0].group_name)
+                for tid in _threads() - before if before else ():
+                    self._session.ring.worker(tid, mark)
+            except Exception as error:  # noqa: BLE001  fail open: whose threads these are is not known
+                self._tell(error)
             return made
 
         return make
-
-    def _tell_workers(self, made: Any, before: set[int]) -> None:
-        mark = self._session.ring.group_mark(made[0].group_name)
-        for tid in _threads() - before:
-            self._session.ring.worker(tid, mark)
 
     def wrap_start(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def start(group: Any, *args: Any, **kwargs: Any) -> Any:
@@ -412,7 +299,7 @@ class Calls:
         """Files a call; whether that could be done."""
         try:
             self._session.recorder.events_cost_ns += CALL_COST_NS
-            if bytes_of is _all_to_all_base and not kwargs and len(args) > 3:
+            if bytes_of is all_to_all_base and not kwargs and len(args) > 3:
                 output, input, outs, ins = args[:4]
                 kind = group.kinds.get(input.dtype)
                 if kind is None:
@@ -447,13 +334,12 @@ class Calls:
         hop = group.group_desc if group.group_desc in HOPS else "direct"
         row = {"name": name, "ranks": ranks, "backend": backend, "hop": hop}
         known = self._groups.get(name)
-        if known is not None and self._told_groups.get(name) == row:
+        if known is not None and known.row == row:
             known.same = _reference(group)
             return known
         self._session.ring.blob("group", row)
-        self._told_groups[name] = row
         mark = self._session.ring.group_mark(name)
-        known = self._groups[name] = _Group(name, me, n, gloo, nccl, mark, _reference(group))
+        known = self._groups[name] = _Group(row, me, n, gloo, nccl, mark, _reference(group))
         return known
 
     def _follow(self, work: Any, number: int) -> None:
@@ -486,15 +372,12 @@ def _reference(group: Any) -> Callable[[], Any]:
         return lambda: group
 
 
-def _guarded(action: Callable[[], _T]) -> _T | None:
-    try:
-        return action()
-    except Exception:  # noqa: BLE001  fail open: whose threads these are is not known
-        return None
-
-
 def _threads() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/task")}
+    """This process's threads; none where that is not told."""
+    try:
+        return {int(name) for name in os.listdir("/proc/self/task")}
+    except OSError:
+        return set()
 
 
 def _backends(distributed: Any, group: Any) -> tuple[str, bool, bool]:

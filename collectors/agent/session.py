@@ -15,9 +15,10 @@ from types import ModuleType
 from typing import Any
 
 from . import comm, hooks
+from .file_ring import FileRing
 from .flight import FlightReader
 from .recorder import Recorder
-from .ring import FileRing, NativeRing, Ring
+from .ring import NativeRing, Ring
 from .settings import Settings
 from .windows import WindowKeeper
 

@@ -3,7 +3,7 @@
  * One writer a chunk (the thread that claimed it), one reader a file (the sidecar). `used` is stored with release order
  * after the record is whole, so a reader sees whole records only, also after SIGKILL: the pages outlive the process.
  * A full ring drops the newest records and counts them; a writer never waits.
- * The layout is mirrored in collectors/ring_format.py. */
+ * The layout is mirrored in collectors/ring_reader.py. */
 #ifndef MOESCOPE_RING_H
 #define MOESCOPE_RING_H
 

@@ -12,7 +12,7 @@ from moescope.collectors.ring_reader import BLOB, RECORD, RingError, ThreadRecor
 
 
 class FileRing:
-    """One process's event file (collectors/agent/ring.py): JSON lines, the last of which may be torn."""
+    """One process's event file (collectors/agent/file_ring.py): JSON lines, the last of which may be torn."""
 
     def __init__(self, path: Path) -> None:
         """Raises RingError where the file's name tells no process, OSError where it cannot be opened."""

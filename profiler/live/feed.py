@@ -147,7 +147,7 @@ class _Window:
         self.stage = view.stage or self.run_stage
         # What the run's other stages did is left out of a finished run's figures: they say of which stage they are.
         self.which = f"{self.run_stage or 'unnamed'} " if run.others else ""
-        self.time_note = self.period or f"all {self.which}steps" + _but_the_first(len(run.warm_up_ns))
+        self.time_note = self.period or f"all {self.which}steps" + run.without
         self.coverage = self._coverage(self.ranks)
         self.kernels, self.short_kernels = kernel_rows(state, self.ranks, self.window)
         self.phases = phase_rows(state, self.ranks, self.window)
@@ -337,11 +337,6 @@ def _window(state: LiveState, view: View, span: tuple[int, int]) -> tuple[tuple[
     if steps.span_ns is None:
         return (start, end), "whole run", steps
     return _within(steps.span_ns, span), "", steps
-
-
-def _but_the_first(count: int) -> str:
-    """What is said of a warm-up of so many steps."""
-    return "" if not count else " but the first" if count == 1 else f" but the first {count}"
 
 
 def _within(window: tuple[int, int], span: tuple[int, int]) -> tuple[int, int]:

@@ -92,10 +92,9 @@ def steps_line(steps: dict[str, Any]) -> str:
         left.append(f"{first}, {time_text(cold['us'])} of warm-up,")
     without = f"; {' and '.join(left)} left out" if left else ""
     if many := steps["long"]["count"]:
-        long = (
-            f"takes over {steps['long']['times']} times" if many == 1 else f"take over {steps['long']['times']} times"
-        )
-        without += f"; {many} of them {long} that, {time_text(steps['long']['us'])} in all"
+        take = "takes" if many == 1 else "take"
+        without += f"; {many} of them {take} over {steps['long']['times']} times that, "
+        without += f"{time_text(steps['long']['us'])} in all"
     median = f"(median {time_text(steps['median_us'])}{without})"
     hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
     shares = ", ".join(

@@ -44,6 +44,12 @@ class Steps:
     warm_up_ns: tuple[int, ...] = ()
 
     @property
+    def without(self) -> str:
+        """What is said of them where a warm-up is left out."""
+        count = len(self.warm_up_ns)
+        return "" if not count else " but the first" if count == 1 else f" but the first {count}"
+
+    @property
     def mean_ns(self) -> float | None:
         """The mean step; None without steps."""
         return sum(self.durations_ns) / len(self.durations_ns) if self.durations_ns else None

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moescope.collectors.agent.file_ring import FileRing as Writer
 from moescope.collectors.agent.kineto import write_device_events
-from moescope.collectors.agent.ring import FileRing as Writer
 from moescope.collectors.clock import Clock
 from moescope.collectors.ring_reader import DONE, EXECUTION, RECORD
 from moescope.collectors.sidecar.batch import Batch, Origin

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moescope.collectors.agent.ring import FileRing as Writer
+from moescope.collectors.agent.file_ring import FileRing as Writer
 from moescope.collectors.clock import Clock
 from moescope.collectors.ring_reader import OPERATOR, PHASE, STEP
 from moescope.collectors.sidecar.drain import ProcessDrain

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moescope.collectors.agent import flight
+from moescope.collectors.agent.comm import Calls
 from moescope.collectors.agent.flight import FlightReader
 from moescope.collectors.sidecar.flight import Execution, Flights, Issue
 from tests.collectors.reading import meta, rows
@@ -349,6 +350,31 @@ def test_a_flight_recorder_that_cannot_be_read_is_told_and_left(monkeypatch: pyt
     assert ring.switched[-1] == 0
     assert len(logged) == 1
     assert "calls that C++ issues are not told" in logged[0]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_call_whose_range_another_version_does_not_tell_ends_with_its_wait(begun: bool) -> None:
+    done: list[int] = []
+    ring: Any = SimpleNamespace(done=done.append, announce=lambda on: None, mute=lambda on: None, blob=lambda *_: None)
+    ring.next_call, ring.settled, ring.group_mark = (lambda: 7), (lambda operators: 1), (lambda name: 1)
+    ring.expect, ring.withdraw, ring.comm = (lambda *_: 0), (lambda call: int(not begun)), (lambda *_: None)
+    distributed: Any = SimpleNamespace(get_process_group_ranks=lambda group: [0, 1], get_world_size=lambda: 2)
+    distributed.get_group_rank, distributed.get_rank = (lambda group, rank: rank), (lambda: 0)
+    distributed.get_backend = lambda group: "gloo"
+    session: Any = SimpleNamespace(torch=SimpleNamespace(distributed=distributed), ring=ring)
+    session.recorder, session.learn_rank = SimpleNamespace(events_cost_ns=0), lambda *_: None
+    calls, work, group = Calls(session), _Work(), _Work()
+    original = lambda group, *tensors: work  # noqa: E731
+    call = calls.wrap(original, "reduce_scatter", lambda *_: (None, None), b"gloo:all_reduce", sure=False)
+    assert call(group) is work
+    wait = calls.wrap_wait(lambda work: "waited")
+    assert [wait(work), wait(work)] == ["waited"] * 2
+    assert done == ([] if begun else [7])
+    assert [(name, start <= end) for name, start, end in calls.made] == [("0", True)]
+
+
+class _Work:
+    group_name, group_desc = "0", "default_pg"
 
 
 FORKS = """

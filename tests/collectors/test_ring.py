@@ -193,7 +193,7 @@ def test_a_file_that_is_no_ring_is_refused(tmp_path: Path, content: bytes) -> No
 
 
 def test_the_event_file_speaks_the_rings_language(tmp_path: Path) -> None:
-    from moescope.collectors.agent.ring import FileRing as Writer
+    from moescope.collectors.agent.file_ring import FileRing as Writer
     from moescope.collectors.sidecar.file_reader import FileRing
 
     path = tmp_path / f"{os.getpid()}-1.events"

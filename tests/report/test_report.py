@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from moescope.profiler.report.text import render_text
+from moescope.profiler.report.text import _and_more, _table, render_text
 from moescope.profiler.source import open_source
 from moescope.profiler.summary.answer import summarise
 
@@ -106,3 +106,9 @@ def test_what_is_not_whole_says_so(summary: dict[str, Any], state: str, said: st
     lines = text(summary | {"state": state}, 100, terminal=False)
     assert said in lines
     assert (("still goes on" in lines), ("cut short" in lines)) == (state == "live", state == "torn")
+
+
+def test_a_table_says_how_many_rows_it_leaves_out() -> None:
+    assert _and_more(_table("phase", "count"), 12).row_count == 0
+    table = _and_more(_table("phase", "count"), 15)
+    assert [str(cell) for column in table.columns for cell in column.cells] == ["… 3 more: see --json", ""]
