@@ -26,7 +26,8 @@ LIBRARY = library_path()
 WRITER = """
 import json, sys
 from moescope.collectors.agent.recorder import Recorder
-from moescope.collectors.agent.ring import FileRing, NativeRing
+from moescope.collectors.agent.file_ring import FileRing
+from moescope.collectors.agent.ring import NativeRing
 library, path, rows = sys.argv[1:]
 recorder = Recorder(NativeRing(library, path, 16) if library else FileRing(path))
 recorder.ring.blob("group", {"name": "g h", "ranks": [4, 3, 5], "backend": "gloo", "hop": "internode"})
@@ -118,7 +119,7 @@ def test_what_does_not_fit_into_words_is_kept_as_it_was_told(tmp_path: Path, val
 UNEVEN = """
 import json, sys
 from collections import namedtuple
-from moescope.collectors.agent.comm import _all_to_all_base
+from moescope.collectors.agent.operations import all_to_all_base
 from moescope.collectors.agent.ring import NativeRing
 library, path, cases = sys.argv[1:]
 Tensor = namedtuple("Tensor", "nbytes shape")
@@ -127,7 +128,7 @@ for number, (n, output, input, outs, ins) in enumerate(json.loads(cases)):
     output, input = Tensor(*output), Tensor(*input)
     fast = ring.uneven(ring.comm_kind("all_to_all", "fast", "int8"), number, 7, n, input, ins, output, outs)
     try:
-        ring.comm(number, "all_to_all", "slow", 7, *_all_to_all_base(0, n, output, input, outs, ins), "int8")
+        ring.comm(number, "all_to_all", "slow", 7, *all_to_all_base(0, n, output, input, outs, ins), "int8")
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         assert not fast, number
 """
