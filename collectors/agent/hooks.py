@@ -102,7 +102,7 @@ def install_backward(session: Session) -> None:
         finally:
             if phase:
                 ring.phase_end(phase)
-            session.windows.after_backward()
+            session.windows.settle_owed()
 
     autograd._engine_run_backward = run_backward
 

@@ -1,8 +1,12 @@
-"""Records operators in short windows whose share of the time follows a budget.
+"""Records operators in windows whose share of the time follows a budget.
 
-A timer thread decides when; the main thread, through `Py_AddPendingCall`, opens and closes: torch's profilers are
-thread-local, and toggling them from another thread crashes the target. The cost of an operator is measured at the first
-window, on this process; what a window has cost decides how long to wait for the next.
+Where steps are short a window is a whole step, opened and closed where steps begin. Elsewhere it is a slice of time: a
+timer thread decides when; the main thread, through `Py_AddPendingCall`, opens and closes: torch's profilers are
+thread-local, and toggling them from another thread crashes the target. The main thread cannot always answer (inside a
+backward pass, or one long call). What it cannot cut is then recorded whole where a slice was open as it began, and not
+at all where none was, so that everything is recorded for the same share of its time.
+
+The cost of an operator is measured at the first window, on this process; what windows have cost decides their share.
 """
 
 from __future__ import annotations
@@ -16,18 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 from . import kineto
 from .device import DeviceKeeper
+from .pace import GOLDEN, Pace, Steps
 from .ring import WINDOW
 
 if TYPE_CHECKING:
     from .session import Session
 
 PERIOD_S = 0.5
-"""Windows open at whole multiples of this on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one
-another, so a window that only one of them has open would slow down all, once for each."""
+"""One slice in each, counted on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one another, so a
+window that only one of them has open would slow down all, once for each."""
 MIN_WINDOW_S = 0.004
-LONGEST_GAP_S = 1.0
-"""Between the starts of two windows, whatever the first has cost: one that met more operators than the last shortens
-those to come. Only one that could not be closed when it should have been keeps the next one waiting for longer."""
+WHOLE_STEPS_S = 0.5
+"""Windows are whole steps where as many are affordable as one in this time, on average; at most twice this, which is
+what a process that is killed may leave unrecorded, lies between two."""
+STARVED_S = 5.0
+"""Without a window for so long, and for two steps, the next slice may open as late as the main thread answers."""
 AWAIT_S = 0.1
 """How often to look whether CUDA has started, where it is likely to."""
 RETRY_S = (0.02, 0.5)
@@ -112,13 +119,22 @@ class WindowKeeper:
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._follower = _Follower()
-        self._last_overhead = 0.0
         self._failed = False
+        self._pace = Pace()
+        self._steps = Steps()
+        self._share = 0.0
+        """Of the time, in which windows are to be open."""
+        self._by_steps = False
+        """Whether windows are whole steps now: the timer decides."""
+        self._whole = False
+        """Whether the open window is one."""
         self._last_cost_ns = 0
-        self._last_window_s = 0.0
+        self._last_open = time.monotonic()
         self._owed: Callable[[], None] | None = None
         self._asked = False
         self._lent_on_main = False
+        self._at_it = False
+        """Whether the main thread is opening or closing a window: what the timer asks for waits."""
         self._device: DeviceKeeper | None = None
         self._with_device = False
         self._callback = _PENDING(self._pending)
@@ -190,6 +206,7 @@ class WindowKeeper:
         finally:
             if _on_main():
                 self._lent_on_main = False
+                self.settle_owed()
 
     def start(self) -> None:
         """Starts the timer thread; where steps were asked for, they open and close the window instead."""
@@ -197,6 +214,8 @@ class WindowKeeper:
         if self._session.settings.steps is not None:
             self._session.recorder.on_step = self._at_step
             return
+        if self._budget is not None:
+            self._session.recorder.on_step = self._at_boundary
         threading.Thread(target=self._run, name="moescope", daemon=True).start()
 
     def stop(self) -> None:
@@ -228,16 +247,22 @@ class WindowKeeper:
     def close_window(self) -> None:
         """Closes the open window, if any; on the main thread alone."""
         if self._open_since and _on_main():
-            self._close_on_main()
+            self._at_it = True
+            try:
+                self._close_on_main()
+            finally:
+                self._at_it = False
 
     def settle(self) -> None:
         """Does what the timer asks for, if it asks and this is a moment for it; on the main thread."""
-        if self._owed is None or self._lent_on_main:
+        if self._lent_on_main or self._at_it:
             return
         # Inside a backward pass torch has swapped the thread's state: what is opened there is lost with it.
         if self._session.torch._C._current_graph_task_id() != -1:
             return
         action, self._owed = self._owed, None
+        if action is None:
+            return  # no longer asked for
         try:
             action()
         except Exception as error:  # noqa: BLE001  fail open
@@ -245,8 +270,8 @@ class WindowKeeper:
         finally:
             self._changed.set()
 
-    def after_backward(self) -> None:
-        """A backward pass has ended."""
+    def settle_owed(self) -> None:
+        """What the timer could not have done a moment ago can be done now: a backward pass or a call has ended."""
         if self._owed is not None and _on_main():
             self.settle()
 
@@ -260,16 +285,18 @@ class WindowKeeper:
         self._session.recorder.log("error", "kernels", f"operators are no longer recorded: {error!r}")
 
     def _run(self) -> None:
-        duty = 0.05
         # A short first wait lets the program finish its imports.
-        gap = 0.02
+        gap, patience_s = 0.02, 0.0
         while not self._stopping.wait(gap):
             if self._failed or _is_data_worker(self._session.torch):
                 return
+            self._by_steps = False
             if self._paused:
                 gap = 0.02
                 continue
             if self._device is not None and self._device.used():
+                if self._whole and not self._ask(self._close_on_main):
+                    return
                 if self._device.records():
                     self._device.turn()
                     gap = PERIOD_S
@@ -278,23 +305,44 @@ class WindowKeeper:
             elif self._device is not None and self._device.awaited():
                 gap = AWAIT_S
                 continue
-            open_s = PERIOD_S if self._budget is None else max(MIN_WINDOW_S, duty * PERIOD_S)
-            if not self._ask(self._open_on_main):
-                return
-            self._stopping.wait(open_s)
-            if self._stopping.is_set() or not self._ask(self._close_on_main):
-                return
             if self._budget is None:
                 gap = 0.0
+                if not self._slice(PERIOD_S, late=True):
+                    return
                 continue
             available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
-            # At most twice as long as the last: one in which the program loaded or waited tells little of what comes.
-            duty = min(1.0, 2 * duty, available / max(self._last_overhead, 1e-4))
-            pause_s = self._last_cost_ns / 1e9 / available - PERIOD_S
-            # Inside a backward pass it stays open to the end of the pass.
-            if self._last_window_s < 2 * open_s + MIN_WINDOW_S:
-                pause_s = min(pause_s, LONGEST_GAP_S - 1.5 * PERIOD_S)
-            gap = 0.0 if duty >= 1.0 else _until_next(max(pause_s, 0.0))
+            self._share = self._pace.share(available)
+            step_s = (self._steps.usual_ns() or 0.0) / 1e9
+            self._by_steps = self._steps.flow(time.monotonic_ns()) and step_s <= WHOLE_STEPS_S * self._share
+            if self._by_steps:
+                gap = PERIOD_S
+                continue
+            if self._whole and not self._ask(self._close_on_main):
+                return  # steps have stopped within one
+            starved = time.monotonic() - self._last_open > patience_s
+            if not self._slice(max(MIN_WINDOW_S, self._share * PERIOD_S), late=starved):
+                return
+            patience_s = max(STARVED_S, 2 * step_s, 1e-9 * self._last_cost_ns / available)
+            gap = _until_next(2 if self._share * PERIOD_S < MIN_WINDOW_S else 1)
+
+    def _slice(self, lasts_s: float, *, late: bool) -> bool:
+        """One window of this length from now on; False where the process is ending.
+
+        late: it may open after its end, and lasts as long from then on; otherwise there is none where the main thread
+        does not answer in time
+        """
+        if late:
+            if not self._ask(self._open_on_main):
+                return False
+            end = time.monotonic() + lasts_s
+        else:
+            end = time.monotonic() + lasts_s
+            if not self._ask(lambda: self._open_on_main(until=end), until=end):
+                return False
+        self._stopping.wait(max(0.0, end - time.monotonic()))
+        if self._stopping.is_set():
+            return False
+        return not self._open_since or self._ask(self._close_slice)
 
     def _take_in_device(self) -> None:
         """CUDA has started and CUPTI cannot be had: windows hold the GPU's kernels from here on."""
@@ -327,21 +375,51 @@ class WindowKeeper:
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
 
-    def _ask(self, action: Callable[[], None]) -> bool:
-        """Has the main thread run `action`; False where the process is ending meanwhile."""
+    def _at_boundary(self, _: int) -> None:
+        """A step begins: the window of the one before it ends, and this one has its own if it is chosen."""
+        torch = self._session.torch
+        # An optimizer may step inside a backward pass.
+        if self._failed or not _on_main() or torch._C._current_graph_task_id() != -1:
+            return
+        self._at_it = True
+        try:
+            self._steps.begin(time.monotonic_ns())
+            if self._whole:
+                self._close_on_main()
+            if self._by_steps and not self._lent_on_main and self._steps.chosen(self._share):
+                self._close_on_main()
+                self._open_on_main()
+                self._whole = self._open_since != 0
+        except Exception as error:  # noqa: BLE001  fail open
+            self._fail(error)
+        finally:
+            self._at_it = False
+
+    def _ask(self, action: Callable[[], None], until: float | None = None) -> bool:
+        """Has the main thread run `action`; False where the process is ending meanwhile.
+
+        until: time.monotonic() at which it is no longer asked for
+        """
         self._changed.clear()
         self._owed = action
         wait_s, longest_s = RETRY_S
         while not self._stopping.is_set() and threading.main_thread().is_alive():
             if not self._asked:
                 self._asked = ctypes.pythonapi.Py_AddPendingCall(self._callback, None) == 0
-            if self._changed.wait(wait_s):
+            left_s = wait_s if until is None else until - time.monotonic()
+            if self._changed.wait(max(0.0, min(wait_s, left_s))):
+                return not self._stopping.is_set()
+            if left_s <= wait_s and until is not None:
+                self._owed = None
                 return not self._stopping.is_set()
             wait_s = min(2 * wait_s, longest_s)
         return False
 
-    def _open_on_main(self) -> None:
+    def _open_on_main(self, until: float | None = None) -> None:
+        """until: time.monotonic() from which on it is too late."""
         if self._open_since or self._paused or self._stopping.is_set():
+            return
+        if until is not None and time.monotonic() >= until:
             return
         if _is_data_worker(self._session.torch):
             self._stopping.set()
@@ -354,12 +432,18 @@ class WindowKeeper:
         before = time.monotonic_ns()
         self._source.open()
         self._open_since = time.monotonic_ns()
+        self._last_open = self._open_since / 1e9
         self._session.ring.unsettle()
         self._session.ring.overhead(self._open_since - before)
+
+    def _close_slice(self) -> None:
+        if not self._whole:
+            self._close_on_main()
 
     def _close_on_main(self) -> None:
         if not self._open_since:
             return
+        self._whole = False
         start, self._open_since = self._open_since, 0
         self._session.ring.unsettle()
         end = time.monotonic_ns()
@@ -370,8 +454,7 @@ class WindowKeeper:
         cost = int(operators * self._operator_cost_ns + (time.monotonic_ns() - end))
         ring.overhead(cost)
         self._last_cost_ns = cost
-        self._last_window_s = (end - start) / 1e9
-        self._last_overhead = cost / max(end - start, 1)
+        self._pace.window(cost, end - start)
 
     def _choose(self) -> Any:
         torch, ring = self._session.torch, self._session.ring
@@ -409,10 +492,18 @@ def _on_main() -> bool:
     return threading.get_ident() == threading.main_thread().ident
 
 
-def _until_next(pause_s: float) -> float:
-    """How long it is to the first whole multiple of the period after a pause."""
+def _until_next(every: int) -> float:
+    """How long it is to the next slice, s: each lies at a place of its own in its period.
+
+    every: 2 for every second one
+    """
     now = time.monotonic()
-    return ((now + pause_s) // PERIOD_S + 1) * PERIOD_S - now
+    period = int(now / PERIOD_S)
+    while True:
+        start = (period + period * GOLDEN % 1.0) * PERIOD_S
+        if start > now and period % every == 0:
+            return start - now
+        period += 1
 
 
 def _time_operators(torch: Any, count: int = 50) -> float:

@@ -1,11 +1,16 @@
-"""Windows in which operators are recorded: how far apart they lie, whatever a program does between two of them."""
+"""Windows in which operators are recorded: how far apart they lie, and that they show what takes a program's time."""
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+from moescope.collectors.agent.windows import WindowKeeper
 from tests.collectors.reading import rows
 from tests.conftest import Moescope
 
@@ -29,3 +34,156 @@ def test_a_window_that_cost_much_does_not_keep_the_next_one_waiting(moescope: Mo
     # A second at most, and as much again for a machine that is busy with others.
     assert max(b - a for a, b in pairwise(starts)) < 2_000_000_000
     assert len(starts) >= 5
+
+
+# A step of 40 ms, a backward pass and a sleep among it; a window can be cut in neither.
+SHORT_STEPS = """
+import time, torch
+from torch.autograd.profiler import record_function
+model = torch.nn.Sequential(*[torch.nn.Linear(512, 512) for _ in range(10)])
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, foreach=True)
+x = torch.randn(64, 512)
+until = time.monotonic() + 7
+while time.monotonic() < until:
+    loss = model(x).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with record_function("nap"):
+        time.sleep(0.015)
+"""
+
+
+def _inside(ranges: list[tuple[int, int]], windows: list[tuple[int, int]]) -> int:
+    return sum(max(0, min(b, d) - max(a, c)) for a, b in ranges for c, d in windows)
+
+
+def _ranges(found: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    return [(row["start_ns"], row["start_ns"] + row["dur_ns"]) for row in found]
+
+
+def test_windows_are_whole_steps_where_steps_are_short(moescope: Moescope, tmp_path: Path) -> None:
+    (tmp_path / "target.py").write_text(SHORT_STEPS)
+    done = moescope("run", "-o", "rec", "--", sys.executable, "target.py")
+    assert done.returncode == 0, done.stderr
+    steps = sorted(_ranges(rows(tmp_path / "rec", "steps")))[5:]
+    windows = _ranges(rows(tmp_path / "rec", "windows"))
+    whole = [one for one in steps if _inside([one], windows) >= 0.98 * (one[1] - one[0])]
+    partly = [one for one in steps if one not in whole and _inside([one], windows) >= 0.1 * (one[1] - one[0])]
+    assert len(whole) >= 5
+    assert len(whole) > 2 * len(partly)
+    # What a step consists of is what the recorded ones consist of.
+    for name in ("nap", "backward"):
+        found = _ranges([row for row in rows(tmp_path / "rec", "phases") if row["name"] == name])
+        span = (steps[0][0], steps[-1][1])
+        true = _inside(found, [span]) / (span[1] - span[0])
+        seen = _inside(found, whole) / sum(b - a for a, b in whole)
+        assert abs(seen / true - 1) < 0.25, (name, true, seen)
+
+
+class _Ring:
+    """As much of the ring as a window touches."""
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[int, int]] = []
+
+    def record(self, kind: int, name: str, start_ns: int, dur_ns: int) -> None:
+        self.windows.append((start_ns, dur_ns))
+
+    def operators(self) -> int:
+        return 0
+
+    def overhead(self, ns: int) -> None: ...
+
+    def unsettle(self) -> None: ...
+
+
+class _Profiler:
+    name = "stand-in"
+
+    def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Program:
+    """A session whose main thread is inside a backward pass, or not."""
+
+    def __init__(self) -> None:
+        self.passes = -1
+        self.ring = _Ring()
+        self.settings = SimpleNamespace(budget=0.02, steps=None)
+        self.torch = SimpleNamespace(
+            _C=SimpleNamespace(_current_graph_task_id=lambda: self.passes),
+            utils=SimpleNamespace(data=SimpleNamespace(get_worker_info=lambda: None)),
+        )
+        self.keeper = WindowKeeper(self)  # type: ignore[arg-type]
+        self.keeper._source = _Profiler()
+
+    def slice(self, lasts_s: float, *, late: bool = False) -> threading.Thread:
+        timer = threading.Thread(target=self.keeper._slice, args=(lasts_s,), kwargs={"late": late})
+        timer.start()
+        return timer
+
+    def leave_pass(self) -> None:
+        self.passes = -1
+        self.keeper.settle_owed()
+
+
+def _busy(seconds: float) -> None:
+    """The main thread answers between any two lines of Python."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+
+
+def test_a_slice_that_ends_inside_a_backward_pass_is_left_out() -> None:
+    """Opened late it would show what comes after such passes instead of what takes the time."""
+    program = _Program()
+    program.passes = 7
+    timer = program.slice(0.03)
+    _busy(0.1)
+    timer.join(5)
+    program.leave_pass()
+    _busy(0.05)
+    assert not timer.is_alive()
+    assert not program.ring.windows
+
+
+def test_a_slice_that_outlasts_the_pass_is_the_rest_of_it() -> None:
+    program = _Program()
+    program.passes = 7
+    begin = time.monotonic_ns()
+    timer = program.slice(2.0)
+    _busy(0.1)
+    program.leave_pass()
+    _busy(2.2)
+    timer.join(5)
+    ((start, lasted),) = program.ring.windows
+    assert start > begin + 100_000_000
+    assert lasted < 2_000_000_000
+
+
+def test_a_slice_stays_open_to_the_end_of_a_pass() -> None:
+    program = _Program()
+    timer = program.slice(0.05)
+    while not program.keeper._open_since:
+        _busy(0.001)
+    program.passes = 7
+    _busy(0.3)
+    assert not program.ring.windows
+    program.leave_pass()
+    timer.join(5)
+    ((_, lasted),) = program.ring.windows
+    assert lasted > 250_000_000
+
+
+def test_one_that_may_be_late_opens_when_the_pass_has_ended() -> None:
+    program = _Program()
+    program.passes = 7
+    timer = program.slice(0.03, late=True)
+    _busy(0.1)
+    program.leave_pass()
+    while timer.is_alive():
+        _busy(0.01)
+    assert len(program.ring.windows) == 1

@@ -1,0 +1,91 @@
+"""How much of the time windows take, and which steps they are."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moescope.collectors.agent.pace import FIRST_SHARE, JUMP, Pace, Steps
+
+WINDOW_NS = 25_000_000
+AVAILABLE = 0.004
+
+
+def test_the_first_share_is_a_guess_and_what_windows_cost_takes_its_place() -> None:
+    pace = Pace()
+    assert abs(pace.share(AVAILABLE) - FIRST_SHARE) < 1e-9
+    for _ in range(300):
+        pace.window(WINDOW_NS // 50, WINDOW_NS)
+    assert abs(pace.share(AVAILABLE) / (AVAILABLE / 0.02) - 1) < 0.05
+
+
+def test_windows_that_cost_nothing_may_take_all_of_the_time() -> None:
+    pace = Pace()
+    for _ in range(200):
+        pace.window(0, 500_000_000)
+    assert pace.share(AVAILABLE) == 1.0
+
+
+@given(st.integers(2, 12), st.floats(0.005, 0.05))
+def test_the_share_does_not_follow_what_the_program_does_at_the_moment(each: int, dense: float) -> None:
+    """Busy and waiting by turns, as a loop over data does: windows last as long in either."""
+    pace, seen = Pace(), {True: [], False: []}  # type: ignore[var-annotated]
+    for at in range(400):
+        busy = at // each % 2 == 0
+        if at >= 100:
+            seen[busy].append(pace.share(AVAILABLE))
+        pace.window(int(WINDOW_NS * dense) if busy else 0, WINDOW_NS)
+    means = [sum(shares) / len(shares) for shares in seen.values()]
+    assert max(means) / min(means) < 1.35
+
+
+def test_much_dearer_windows_are_heeded_at_once() -> None:
+    pace = Pace()
+    for _ in range(200):
+        pace.window(0, WINDOW_NS)
+    pace.window(WINDOW_NS // 5, WINDOW_NS)
+    assert pace.share(AVAILABLE) <= JUMP * AVAILABLE / 0.2
+
+
+def _chosen(share: float, count: int) -> list[int]:
+    steps = Steps()
+    found = []
+    for at in range(count):
+        steps.begin(at)
+        if steps.chosen(share):
+            found.append(at)
+    return found
+
+
+@given(st.floats(0.02, 1.0))
+def test_chosen_steps_are_spread_evenly(share: float) -> None:
+    found = _chosen(share, 2000)
+    assert abs(len(found) / 2000 - share) < 0.005
+    assert max(b - a for a, b in pairwise(found)) <= 2 / share + 1
+
+
+@given(st.floats(0.02, 1.0), st.floats(0.02, 1.0))
+def test_a_rank_that_may_record_more_records_what_the_other_does_too(one: float, other: float) -> None:
+    assert set(_chosen(min(one, other), 500)) <= set(_chosen(max(one, other), 500))
+
+
+@given(st.integers(2, 16))
+def test_chosen_steps_are_in_step_with_no_period(period: int) -> None:
+    """Every so-manieth step is another (it evaluates, it saves): as many of those are recorded as of all."""
+    found = _chosen(0.125, 8000)
+    special = sum(at % period == 0 for at in found)
+    assert abs(special / len(found) - 1 / period) < 0.02
+
+
+def test_steps_flow_until_one_lasts_much_longer_than_the_others() -> None:
+    steps = Steps()
+    assert steps.usual_ns() is None
+    for at in range(6):
+        steps.begin(at * 100)
+    assert steps.usual_ns() == 100
+    assert steps.flow(550)
+    assert not steps.flow(900)
+    steps.begin(1000)
+    assert steps.flow(1050)
