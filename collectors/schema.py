@@ -56,7 +56,11 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("rank", "int32", "rank of the process"),
         ("device", "string", "device the kernel ran on: `cuda:0`, or `cpu` (one a process) on the CPU backend"),
         ("stream", "string", "CUDA stream, or on the CPU backend the thread: `main`, `pt_gloo_runloop 4711`"),
-        ("name", "string", "kernel name; on the CPU backend the leaf operator, `aten::mm`, or `gloo:all_to_all`"),
+        (
+            "name",
+            "string",
+            "kernel name; on the CPU backend the leaf operator, `aten::mm`, `gloo:all_to_all`, or `compiled graph …`",
+        ),
         ("kind", "string", "what the source itself knows (`comm`, `memory`), else null: the classifier decides"),
         ("start_ns", "int64", "start, ns since the epoch"),
         ("dur_ns", "int64", "duration, ns"),

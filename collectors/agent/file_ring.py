@@ -140,6 +140,11 @@ class FileRing:
     def settled(self, operators: int, /) -> int:
         return 0
 
+    def graph_begin(self, name: str) -> int:
+        return 0
+
+    def graph_end(self, outer: int, /) -> None: ...
+    def window(self, on: int, /) -> None: ...
     def operators(self) -> int:
         return self._operators
 

@@ -137,6 +137,16 @@ class Ring(Protocol):
         -1 where more than so many operators have ended on it since it was asked last: it has to see to that.
         """
 
+    def graph_begin(self, name: str) -> int:
+        """A compiled graph begins on the calling thread: inside a window what it does between operators is recorded.
+
+        What is returned has to be given back as it ends.
+        """
+
+    def graph_end(self, outer: int, /) -> None: ...
+    def window(self, on: int, /) -> None:
+        """A window of the calling thread opens or closes."""
+
     def operators(self) -> int: ...
     def mute(self, on: int) -> None:
         """Whether operators of the calling thread are left out from now on."""
@@ -186,6 +196,11 @@ class NativeRing:
         self.followed = lib.moescope_followed
         self.worker = lib.moescope_worker
         self.operators = lib.moescope_operators
+        lib.moescope_graph_begin.argtypes, lib.moescope_graph_begin.restype = (text,), ctypes.c_uint32
+        lib.moescope_graph_end.argtypes, lib.moescope_graph_end.restype = (ctypes.c_uint32,), None
+        lib.moescope_window.restype = None
+        self.graph_end = lib.moescope_graph_end
+        self.window = lib.moescope_window
         self.settle = lib.moescope_settle
         self.unsettle = lib.moescope_unsettle
         self.overhead = lib.moescope_add_overhead
@@ -246,6 +261,9 @@ class NativeRing:
 
     def group_mark(self, name: str) -> int:
         return int(self._lib.moescope_name(self._name(name)))
+
+    def graph_begin(self, name: str) -> int:
+        return int(self._lib.moescope_graph_begin(self._name(name)))
 
     def _slow_phase_begin(self, name: str, place: int) -> int:
         return int(self._lib.moescope_phase_begin(self._name(name), place))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import kineto
 from .device import DeviceKeeper
+from .graphs import Graphs
 from .pace import GOLDEN, Pace, Steps
 from .ring import WINDOW
 
@@ -120,6 +121,7 @@ class WindowKeeper:
         self._stopping = threading.Event()
         self._follower = _Follower()
         self._failed = False
+        self._graphs = Graphs(session)
         self._pace = Pace()
         self._steps = Steps()
         self._share = 0.0
@@ -430,7 +432,9 @@ class WindowKeeper:
             self._session.tell(source=self._source.name)
         self._operators_before = self._session.ring.operators()
         before = time.monotonic_ns()
+        self._graphs.look()
         self._source.open()
+        self._session.ring.window(1)
         self._open_since = time.monotonic_ns()
         self._last_open = self._open_since / 1e9
         self._session.ring.unsettle()
@@ -447,8 +451,9 @@ class WindowKeeper:
         start, self._open_since = self._open_since, 0
         self._session.ring.unsettle()
         end = time.monotonic_ns()
-        self._source.close()
         ring = self._session.ring
+        ring.window(0)
+        self._source.close()
         ring.record(WINDOW, self._source.name, start, end - start)
         operators = ring.operators() - self._operators_before
         cost = int(operators * self._operator_cost_ns + (time.monotonic_ns() - end))

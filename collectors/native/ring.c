@@ -16,6 +16,7 @@
 
 #define STACK_FRAMES 192
 #define NAME_SLOTS 32768u /* a power of two */
+#define BETWEEN_NS 1000   /* what a compiled graph does between two operators is told from this length on */
 
 struct frame {
     struct name_entry *name;
@@ -40,6 +41,9 @@ struct thread_state {
     uint64_t heard;  /* state of the listener that `pushed` belongs to */
     uint32_t pushed; /* phases of this thread that the listener knows, and the call that is being issued */
     uint64_t call_heard; /* state of the listener that this call was pushed in, 0 for none */
+    uint32_t graph;      /* name of the compiled graph that runs, 0 for none */
+    uint32_t in_window;
+    int64_t between_ns; /* since when the graph runs no operator */
     struct frame frames[STACK_FRAMES];
 };
 
@@ -534,6 +538,48 @@ static void open_phase(struct ring_header *h, struct frame *f, uint64_t context)
     tell_open(&self, f->phase_id);
 }
 
+/* What a compiled graph does up to now without an operator: its own loops, of which torch tells nothing. */
+static void between(struct ring_header *h, int64_t now) {
+    if (!self.graph || !self.in_window || muted || now - self.between_ns < BETWEEN_NS) return;
+    write_record(h, (struct record){.type = RECORD_OPERATOR, .flags = FLAG_BETWEEN, .name = self.graph, .start_ns = self.between_ns,
+                                    .dur_ns = now - self.between_ns, .a = self.phase});
+    atomic_fetch_add_explicit(&h->operators, 1, memory_order_relaxed);
+}
+
+/* A compiled graph begins on this thread, inside the one whose name is returned, and ends by giving that back. One that
+ * an operator calls is part of that. */
+MOESCOPE_API uint32_t moescope_graph_begin(const char *name) {
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    struct thread_state *t = this_thread();
+    uint32_t outer = t->graph;
+    if (!h || t->operators_open) return outer;
+    int64_t now = now_ns();
+    between(h, now);
+    t->graph = moescope_name(name);
+    t->between_ns = now;
+    return outer;
+}
+
+MOESCOPE_API void moescope_graph_end(uint32_t outer) {
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    struct thread_state *t = this_thread();
+    if (!h || t->operators_open) return;
+    int64_t now = now_ns();
+    between(h, now);
+    t->graph = outer;
+    t->between_ns = now;
+}
+
+/* A window of this thread opens or closes, maybe while a graph runs. */
+MOESCOPE_API void moescope_window(int open) {
+    struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
+    struct thread_state *t = this_thread();
+    int64_t now = now_ns();
+    if (h && !open && !t->operators_open) between(h, now);
+    t->in_window = open != 0;
+    t->between_ns = now;
+}
+
 void moescope_range_begin(struct name_entry *name) {
     struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
     if (!h || !name) return;
@@ -564,6 +610,7 @@ void moescope_range_begin(struct name_entry *name) {
         break;
     }
     f->start_ns = now_ns();
+    if (self.graph && self.operators_open == 1 && name->name_class == NAME_OPERATOR) between(h, f->start_ns);
 }
 
 static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
@@ -583,7 +630,7 @@ static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
                                         .flags = f->untold ? FLAG_UNTOLD : 0});
         return;
     }
-    t->operators_open--;
+    if (!--t->operators_open) t->between_ns = end;
     if (f->issues) {
         atomic_fetch_add(&followed, 1);
         write_record(h, (struct record){.type = RECORD_CALL, .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase, .b = (uint64_t)pthread_self()});

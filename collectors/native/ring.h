@@ -33,7 +33,8 @@ enum record_type {
 
 enum record_flag {
     FLAG_COMPOSITE = 1, /* operators below cover at least half of it */
-    FLAG_UNTOLD = 2     /* of an execution: nobody has told its call, whose id was made for it */
+    FLAG_UNTOLD = 2,    /* of an execution: nobody has told its call, whose id was made for it */
+    FLAG_BETWEEN = 4    /* no operator: time of a compiled graph in which it runs none */
 };
 
 enum chunk_state { CHUNK_FREE = 0, CHUNK_WRITING = 1, CHUNK_FULL = 2 };

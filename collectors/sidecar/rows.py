@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moescope.collectors.agent.packed import FORMATS, NONE, PREFIX, Format
-from moescope.collectors.ring_reader import PHASE, STEP, WINDOW, Records, blob_bytes
+from moescope.collectors.ring_reader import BETWEEN, PHASE, STEP, WINDOW, Records, blob_bytes
 from moescope.collectors.sidecar.batch import Batch, Origin, context_columns, split_context
 from moescope.collectors.sidecar.names import ISSUES, Names
 from moescope.collectors.sidecar.operators import leaves
@@ -38,6 +38,10 @@ def operators(origin: Origin, tid: int, records: Records, names: Names, batch: B
         "flops": pa.array(flops, mask=flops == 0),
         "evidence": "measured",
     }
+    loops = (kernels["flags"] & BETWEEN) != 0
+    if loops.any():
+        # What lies between two operators of a compiled graph: its loops, and a little Python.
+        columns["evidence"] = pa.array(["measured", "derived"], pa.string()).take(pa.array(loops.astype(np.int64)))
     if shapes.any():
         columns["shapes"] = names.take(shapes)
     if len(kernels):

@@ -63,6 +63,17 @@ HOST: Final = (
         "issue",
         "the call that issues a collective on the host: its execution is recorded by itself",
     ),
+    Rule(
+        "host-compiled",
+        "whole",
+        any_of(
+            r"^TorchDynamo Cache Lookup$|^Pregraph bytecode$|^AOTDispatcher Runtime Wrapper Prologue$",
+            r"^Torch-Compiled Region: |^CompiledFunction(?:Backward)?$|^## Call CompiledFxGraph ",
+        ),
+        "host",
+        "issue",
+        "how torch.compile calls the code that it made: that is recorded by itself",
+    ),
 )
 
 MEMORY: Final = (
@@ -155,6 +166,12 @@ COMPILERS: Final = (
         "a TorchInductor kernel computes on its own device, even when its name mentions a collective",
     ),
     _compiled("inductor-cpu", r"^(?:cpp_fused|graph_\d+_cpp_fused)_", "elementwise", "a TorchInductor loop on the CPU"),
+    _compiled(
+        "inductor-graph",
+        r"^compiled graph\b",
+        "elementwise",
+        "what code of torch.compile does on the CPU between the operators that it calls: mostly fused loops",
+    ),
     _compiled("xla-gemm", r"^(?:gemm|dot|cublas\w*|__cublas\w*|triton_gemm)_fusion", "gemm", "a matrix product by XLA"),
     _compiled(
         "xla-fusion",

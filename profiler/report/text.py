@@ -40,12 +40,12 @@ def render_text(summary: dict[str, Any], console: Console) -> None:
     summary = all_printable(summary)
     if not console.is_terminal:
         console.width = max(console.width, _PLAIN_WIDTH)
-    total = summary["total"]
+    shown_first = summary["steps"] or summary["total"]
     console.print(Text(headline(summary), style="bold"), soft_wrap=not console.is_terminal)
-    console.print(_bar(total, max(20, min(console.width, 100) - 2)), soft_wrap=True)
-    console.print(_legend(total, console.width), soft_wrap=True)
+    console.print(_bar(shown_first, max(20, min(console.width, 100) - 2)), soft_wrap=True)
+    console.print(_legend(shown_first, console.width), soft_wrap=True)
     if summary["steps"]:
-        console.print(Text(steps_line(summary["steps"])), soft_wrap=not console.is_terminal)
+        console.print(Text(whole_line(summary["total"])), soft_wrap=not console.is_terminal)
     console.print()
     shown, left = listed(summary["ranks"])
     console.print(_ranks(shown, console))
@@ -70,10 +70,13 @@ def render_text(summary: dict[str, Any], console: Console) -> None:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    """One sentence: how much communication is hidden, and what the rest costs."""
+    """One sentence: how much communication is hidden, and what the rest costs; of the steps, where there are any."""
     total, ranks = summary["total"], summary["ranks"]
     count = len({rank["rank"] for rank in ranks})
-    who = f"{summary['source']}: {count} rank{'s' if count != 1 else ''}, {time_text(total['span_us'])} of device time"
+    who = f"{summary['source']}: {count} rank{'s' if count != 1 else ''}"
+    if summary["steps"]:
+        return f"{who}. {steps_line(summary['steps'])}"
+    who = f"{who}, {time_text(total['span_us'])} of device time"
     if total["overlap_fraction"] is None:
         return f"{who}; no communication, {_share(total['busy_us'], total['span_us'])} busy."
     return (
@@ -82,8 +85,14 @@ def headline(summary: dict[str, Any]) -> str:
     )
 
 
+def whole_line(total: dict[str, Any]) -> str:
+    """The whole recording beside its steps: starting up is part of it, and hides what a step looks like."""
+    whole = f"{time_text(total['span_us'])} of device time with what lies around these steps"
+    return f"All that was recorded, {whole}: {_said(total)}."
+
+
 def steps_line(steps: dict[str, Any]) -> str:
-    """The steps alone: starting up is part of the recording, and hides what a step looks like."""
+    """The steps alone."""
     stage, count, others = steps["stage"], steps["count"], steps["others"]
     which = f"{stage} " if stage and (others or stage == "decode") else ""
     left = [f"{other['count']} of {other['stage'] or 'no stage'}" for other in others]
@@ -96,17 +105,20 @@ def steps_line(steps: dict[str, Any]) -> str:
         without += f"; {many} of them {take} over {steps['long']['times']} times that, "
         without += f"{time_text(steps['long']['us'])} in all"
     median = f"(median {time_text(steps['median_us'])}{without})"
-    hidden = "" if steps["overlap_fraction"] is None else f"{steps['overlap_fraction']:.1%} of communication hidden, "
-    shares = ", ".join(
-        f"{_share(steps[key], steps['span_us'])} {word}"
-        for key, word in (("exposed_comm_us", "exposed"), ("compute_us", "compute"), ("idle_us", "idle"))
-    )
-    return f"Within its {count} {which}step{'s' if count != 1 else ''} {median}: {hidden}{shares}."
+    return f"Within its {count} {which}step{'s' if count != 1 else ''} {median}: {_said(steps)}."
+
+
+def _said(times: dict[str, Any]) -> str:
+    fraction, whole = times["overlap_fraction"], times["span_us"]
+    hidden = "no communication" if fraction is None else f"{fraction:.1%} of communication hidden"
+    shares = (("exposed_comm_us", "exposed"), ("compute_us", "compute"), ("idle_us", "idle"))
+    told = shares[1:] if fraction is None else shares
+    return ", ".join([hidden, *(f"{_share(times[key], whole)} {word}" for key, word in told)])
 
 
 def _parts(total: dict[str, Any]) -> list[float]:
     compute = total["compute_us"] - total["overlapped_us"]
-    other = total["busy_us"] - compute - total["comm_us"]
+    other = total["span_us"] - total["idle_us"] - compute - total["comm_us"]
     return [compute, total["overlapped_us"], total["exposed_comm_us"], max(other, 0), total["idle_us"]]
 
 
@@ -252,7 +264,9 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     units = summary["ranks"][0]["units"]
     notes = [f"Evidence: times {summary['evidence']}, units {units['evidence']}."]
     if summary["steps"]:
-        notes.append("Findings are of these steps; all else is of the whole recording, what lies around them included.")
+        notes.append(
+            "The first line, the bar and the findings are of these steps; the tables are of all that was recorded."
+        )
     if units["comm_typical"] is None:
         notes.append(f"Units: {units['comm_typical_reason']}.")
     notes += machine_notes(summary["ranks"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +15,7 @@ from moescope.profiler.overlap.intervals import in_order
 from moescope.profiler.sources.arrow import nullable, strings, table_of
 from moescope.profiler.sources.collectives import collective_tables
 from moescope.profiler.sources.columns import NO_INT, NO_TEXT, Codes, Columns, Ints, TraceColumns, count, picked
+from moescope.profiler.sources.graphs import GRAPH_RANGE, loops_name, loops_of
 from moescope.profiler.sources.nesting import NOBODY, Innermost, leaves, parents
 
 if TYPE_CHECKING:
@@ -279,6 +280,8 @@ def _operator_table(columns: TraceColumns, phases: _Phases) -> pa.Table:
     both = {name: np.concatenate((values, extra.get(name, nothing))) for name, values in columns.operators.items()}
     both["key"] = both["thread"].astype(np.int64)
     both = picked(both, np.lexsort((-both["dur"], both["start"], both["key"])))
+    told = len(columns.texts)
+    columns, both = _with_loops(columns, both)
     ends = both["start"] + both["dur"]
     kept = [first + leaves(both["start"][first:last], ends[first:last]) for first, last in _runs(both["key"])]
     own = picked(both, np.concatenate(kept) if kept else np.empty(0, np.int64))
@@ -301,5 +304,27 @@ def _operator_table(columns: TraceColumns, phases: _Phases) -> pa.Table:
         phase_id=nullable(np.where(phase_ids == 0, NO_INT, phase_ids)),
         shapes=strings(own["shapes"], columns.texts),
         dtype=strings(own["dtype"], columns.texts),
-        evidence=strings(np.zeros(rows, np.int32), ["measured"]),
+        evidence=strings((own["name"] >= told).astype(np.int32), ["measured", "derived"]),
     )
+
+
+def _with_loops(columns: TraceColumns, ranges: dict[str, NDArray[Any]]) -> tuple[TraceColumns, dict[str, NDArray[Any]]]:
+    """The ranges of all threads, and what compiled graphs do between them, under names of their own."""
+    is_graph = _named(columns, ranges, lambda name: name.startswith(GRAPH_RANGE))
+    if not is_graph.any():
+        return columns, ranges
+    ends = ranges["start"] + ranges["dur"]
+    texts, number = list(columns.texts), dict[int, int]()
+    for code in np.unique(ranges["name"][is_graph]).tolist():
+        number[code] = len(texts)
+        texts.append(loops_name(columns.texts[code]))
+    added: list[Columns] = []
+    for first, last in _runs(ranges["key"]):
+        begin, end, graph = loops_of(ranges["start"][first:last], ends[first:last], is_graph[first:last])
+        loops = picked(ranges, first + graph)
+        loops |= {"start": begin, "dur": end - begin, "shapes": np.full(len(begin), NO_TEXT, np.int32)}
+        loops["name"] = np.array([number[code] for code in loops["name"].tolist()], np.int32)
+        added.append(loops)
+    all_ranges = {name: np.concatenate((values, *(one[name] for one in added))) for name, values in ranges.items()}
+    order = np.lexsort((-all_ranges["dur"], all_ranges["start"], all_ranges["key"]))
+    return replace(columns, texts=texts), picked(all_ranges, order)

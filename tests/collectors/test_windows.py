@@ -187,3 +187,47 @@ def test_one_that_may_be_late_opens_when_the_pass_has_ended() -> None:
     while timer.is_alive():
         _busy(0.01)
     assert len(program.ring.windows) == 1
+
+
+# What runs a graph of torch.compile's, without a compiler: two operators with loops of its own around them.
+GRAPHS = """
+import time, torch
+import torch._inductor.debug
+from torch._inductor.output_code import CompiledFxGraph
+a = torch.randn(256, 256)
+def loop(seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+def code(inputs):
+    loop(0.003)
+    b = inputs[0] @ inputs[0]
+    loop(0.002)
+    return b @ b
+graph = object.__new__(CompiledFxGraph)
+graph.current_callable, graph._compile_context, graph.compiled_fn_runner = code, None, None
+graph._fx_graph_cache_key = "fabcdefghijklmnop"
+until = time.monotonic() + 2
+while time.monotonic() < until:
+    graph([a])
+    time.sleep(0.01)
+"""
+
+
+def test_what_a_compiled_graph_does_between_its_operators_is_recorded(moescope: Moescope, tmp_path: Path) -> None:
+    (tmp_path / "target.py").write_text(GRAPHS)
+    done = moescope("run", "-o", "rec", "--budget", "full", "--", sys.executable, "target.py")
+    assert done.returncode == 0, done.stderr
+    kernels = rows(tmp_path / "rec", "kernels")
+    loops = [row for row in kernels if row["name"] == "compiled graph fabcdefghi"]
+    products = [row for row in kernels if row["name"] == "aten::mm"]
+    assert {row["evidence"] for row in loops} == {"derived"}
+    assert {row["evidence"] for row in products} == {"measured"}
+    # Two long ones of each run of the graph, and what lies after its last operator where that is long enough.
+    long = sorted(row["dur_ns"] for row in loops if row["dur_ns"] > 1_000_000)
+    runs = len(products) / 2
+    assert abs(len(long) / (2 * runs) - 1) < 0.1
+    assert long[0] > 1_900_000
+    assert long[-1] > 2_900_000
+    ends = sorted((row["start_ns"], row["start_ns"] + row["dur_ns"]) for row in loops + products)
+    assert all(b[0] >= a[1] for a, b in pairwise(ends))

@@ -238,6 +238,29 @@ def test_a_cpu_trace_gives_leaf_operators(tmp_path):
     assert (rank["device"], rank["compute_us"], rank["comm_us"]) == ("cpu", 18, 20)
 
 
+def test_what_a_compiled_graph_does_itself_is_a_kernel_of_a_cpu_trace(tmp_path):
+    graph = "## Call CompiledFxGraph fgr2mmq342ganwv25utqmkuuk6 ##"
+    events = [
+        event("cpu_op", "TorchDynamo Cache Lookup", 0, 10, tid=1),
+        event("cpu_op", "Torch-Compiled Region: 0/0", 10, 100, tid=1),
+        event("cpu_op", "CompiledFunction", 11, 98, tid=1),
+        event("cpu_op", graph, 12, 96, tid=1),
+        event("cpu_op", "aten::addmm", 20, 10, tid=1),
+        event("cpu_op", "aten::mm", 30.5, 9.5, tid=1),
+        event("cpu_op", "aten::mul", 50, 5, tid=2),
+    ]
+    rows = open_source([write(tmp_path / "cpu.json", events)]).table("kernels").to_pylist()
+    base = min(row["start_ns"] for row in rows) - 12_000
+    found = [(row["name"], (row["start_ns"] - base) / 1e3, row["dur_ns"] / 1e3, row["evidence"]) for row in rows]
+    assert found == [
+        ("compiled graph fgr2mmq342", 12, 8, "derived"),
+        ("aten::addmm", 20, 10, "measured"),
+        ("aten::mm", 30.5, 9.5, "measured"),
+        ("compiled graph fgr2mmq342", 40, 68, "derived"),
+        ("aten::mul", 50, 5, "measured"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
