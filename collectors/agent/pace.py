@@ -22,6 +22,8 @@ JUMP = 4.0
 STEPS = 8
 """The last steps, from which their usual length is told."""
 ENOUGH_STEPS = 3
+LEAST_NS = 10_000_000
+"""To open a window and to close it has its price."""
 STALLED = 3.0
 """Times the usual length, from which on a step is no longer one of many."""
 
@@ -63,9 +65,16 @@ class Steps:
         self._began = now_ns
         self._count += 1
 
-    def chosen(self, share: float) -> bool:
-        """Whether the step that begins is among those to record where a share of all is."""
-        return self._count * GOLDEN % 1.0 < share
+    def chosen(self, share: float) -> int:
+        """How many steps are to be recorded from the one that begins on, where a share of all is; 0 for none.
+
+        As many as last as long as a window has to, at least.
+        """
+        least, usual_ns = 1, self.usual_ns() or LEAST_NS
+        while least * usual_ns < LEAST_NS:
+            least *= 2
+        chosen = not self._count % least and self._count // least * GOLDEN % 1.0 < share
+        return least if chosen else 0
 
     def usual_ns(self) -> float | None:
         """How long steps last, None where there are too few to tell."""

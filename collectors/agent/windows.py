@@ -32,8 +32,12 @@ PERIOD_S = 0.5
 window that only one of them has open would slow down all, once for each."""
 MIN_WINDOW_S = 0.004
 WHOLE_STEPS_S = 0.5
-"""Windows are whole steps where as many are affordable as one in this time, on average; at most twice this, which is
-what a process that is killed may leave unrecorded, lies between two."""
+"""Windows are whole steps alone where as many are affordable as one in this time, on average; at most twice this, which
+is what a process that is killed may leave unrecorded, lies between two."""
+SOME_STEPS_S = 8.0
+"""Where one in this time is, steps have their part of the windows beside slices: only a whole step shows what waits for
+what from its start to its end."""
+STEPS_PART = 2 / 3
 STARVED_S = 5.0
 """Without a window for so long, and for two steps, the next slice may open as late as the main thread answers."""
 AWAIT_S = 0.1
@@ -124,12 +128,11 @@ class WindowKeeper:
         self._graphs = Graphs(session)
         self._pace = Pace()
         self._steps = Steps()
-        self._share = 0.0
-        """Of the time, in which windows are to be open."""
-        self._by_steps = False
-        """Whether windows are whole steps now: the timer decides."""
-        self._whole = False
-        """Whether the open window is one."""
+        self._steps_share = 0.0
+        """Of all steps, those that are to be windows: the timer decides."""
+        self._whole = 0
+        """Steps that the open window is still to hold, 0 for a slice."""
+        self._opening_ns = 0
         self._last_cost_ns = 0
         self._last_open = time.monotonic()
         self._owed: Callable[[], None] | None = None
@@ -292,11 +295,11 @@ class WindowKeeper:
         while not self._stopping.wait(gap):
             if self._failed or _is_data_worker(self._session.torch):
                 return
-            self._by_steps = False
             if self._paused:
                 gap = 0.02
                 continue
             if self._device is not None and self._device.used():
+                self._steps_share = 0.0
                 if self._whole and not self._ask(self._close_on_main):
                     return
                 if self._device.records():
@@ -313,19 +316,21 @@ class WindowKeeper:
                     return
                 continue
             available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
-            self._share = self._pace.share(available)
+            share = self._pace.share(available)
             step_s = (self._steps.usual_ns() or 0.0) / 1e9
-            self._by_steps = self._steps.flow(time.monotonic_ns()) and step_s <= WHOLE_STEPS_S * self._share
-            if self._by_steps:
+            flow = self._steps.flow(time.monotonic_ns())
+            self._steps_share = _steps_share(share, step_s) if flow else 0.0
+            if self._whole and not flow and not self._ask(self._close_on_main):
+                return
+            if self._steps_share == share:
                 gap = PERIOD_S
                 continue
-            if self._whole and not self._ask(self._close_on_main):
-                return  # steps have stopped within one
+            lasts_s = (share - self._steps_share) * PERIOD_S
             starved = time.monotonic() - self._last_open > patience_s
-            if not self._slice(max(MIN_WINDOW_S, self._share * PERIOD_S), late=starved):
+            if not self._slice(max(MIN_WINDOW_S, lasts_s), late=starved):
                 return
             patience_s = max(STARVED_S, 2 * step_s, 1e-9 * self._last_cost_ns / available)
-            gap = _until_next(2 if self._share * PERIOD_S < MIN_WINDOW_S else 1)
+            gap = _until_next(2 if lasts_s < MIN_WINDOW_S else 1)
 
     def _slice(self, lasts_s: float, *, late: bool) -> bool:
         """One window of this length from now on; False where the process is ending.
@@ -386,12 +391,16 @@ class WindowKeeper:
         self._at_it = True
         try:
             self._steps.begin(time.monotonic_ns())
-            if self._whole:
+            if self._whole == 1:
                 self._close_on_main()
-            if self._by_steps and not self._lent_on_main and self._steps.chosen(self._share):
+            elif self._whole:
+                self._whole -= 1
+                return
+            steps = 0 if self._lent_on_main else self._steps.chosen(self._steps_share)
+            if steps:
                 self._close_on_main()
                 self._open_on_main()
-                self._whole = self._open_since != 0
+                self._whole = steps if self._open_since else 0
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
         finally:
@@ -438,7 +447,7 @@ class WindowKeeper:
         self._open_since = time.monotonic_ns()
         self._last_open = self._open_since / 1e9
         self._session.ring.unsettle()
-        self._session.ring.overhead(self._open_since - before)
+        self._opening_ns = self._open_since - before
 
     def _close_slice(self) -> None:
         if not self._whole:
@@ -447,7 +456,7 @@ class WindowKeeper:
     def _close_on_main(self) -> None:
         if not self._open_since:
             return
-        self._whole = False
+        self._whole = 0
         start, self._open_since = self._open_since, 0
         self._session.ring.unsettle()
         end = time.monotonic_ns()
@@ -456,7 +465,7 @@ class WindowKeeper:
         self._source.close()
         ring.record(WINDOW, self._source.name, start, end - start)
         operators = ring.operators() - self._operators_before
-        cost = int(operators * self._operator_cost_ns + (time.monotonic_ns() - end))
+        cost = int(operators * self._operator_cost_ns + self._opening_ns + (time.monotonic_ns() - end))
         ring.overhead(cost)
         self._last_cost_ns = cost
         self._pace.window(cost, end - start)
@@ -495,6 +504,14 @@ class WindowKeeper:
 
 def _on_main() -> bool:
     return threading.get_ident() == threading.main_thread().ident
+
+
+def _steps_share(share: float, step_s: float) -> float:
+    """Share of the steps that are windows, where windows take this share of the time; the rest of it is for slices."""
+    if step_s <= WHOLE_STEPS_S * share:
+        return share
+    part = STEPS_PART * share
+    return part if step_s <= SOME_STEPS_S * part else 0.0
 
 
 def _until_next(every: int) -> float:

@@ -44,6 +44,8 @@ def told(found: Projected, name: str) -> dict[str, Any]:
             "stretches": len({lane.segment for lane in nodes.lanes}),
             "kernels": len(nodes),
             "kernels_left_out": nodes.left_out,
+            # Where windows hold whole steps, those alone are re-run.
+            "whole_steps": nodes.whole_steps,
             **_or_reason("step_us", None if found.step_ns is None else _us(found.step_ns), NO_STEP),
             **_or_reason("step_spread", _spread(found), NO_STEP if found.step_ns is None else "fewer than four steps"),
             "evidence": "measured",

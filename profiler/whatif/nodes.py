@@ -7,6 +7,7 @@ that several ranks take part in are matched, so that a replay can let them end t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from moescope.profiler.ranks.matched import Matching
 from moescope.profiler.ranks.matching import match
 from moescope.profiler.ranks.view import RankView, ranks_in
 from moescope.profiler.whatif.issues import exchanges_of, issues_of, unseen_wires
+from moescope.profiler.whatif.whole import with_whole_steps
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -51,12 +53,12 @@ class Nodes:
 
     starts, ends: [nodes] ns on the common clock; lane: [nodes] place in `lanes`; kinds, operators: [nodes] str; rows:
     [nodes] row in `kernels`; meetings: matched collectives, each the nodes of its ranks; left_out: kernels outside
-    the stretches that all ranks recorded; clock_error_ns: how far 95 % of the clocks are off at most, 0 for one
-    clock; reason: why collectives were not matched across ranks, empty where they were; ahead: [nodes] how long
-    before its start a call was issued, NOBODY where not told, and issuer: [nodes] the lane that issued it;
-    exchange: [nodes] of what an emulated wire adds to an exchange, that exchange; NOBODY for all else; wire:
-    [nodes] ns that an emulated wire was busy beneath an exchange that outlasted it, 0 for all else; clocks: of all
-    ranks
+    the stretches that all ranks recorded, or, where whole_steps, outside those in which each recorded a whole step;
+    clock_error_ns: how far 95 % of the clocks are off at most, 0 for one clock; reason: why collectives were not
+    matched across ranks, empty where they were; ahead: [nodes] how long before its start a call was issued, NOBODY
+    where not told, and issuer: [nodes] the lane that issued it; exchange: [nodes] of what an emulated wire adds to
+    an exchange, that exchange; NOBODY for all else; wire: [nodes] ns that an emulated wire was busy beneath an
+    exchange that outlasted it, 0 for all else; clocks: of all ranks
     """
 
     starts: Times
@@ -68,6 +70,7 @@ class Nodes:
     lanes: tuple[Lane, ...]
     meetings: tuple[Times, ...]
     left_out: int
+    whole_steps: bool
     clock_error_ns: float
     reason: str
     ahead: Times
@@ -138,6 +141,8 @@ def nodes_of(source: Source) -> Nodes:
     held = sorted({device.rank for device in devices})
     world, matching, clocks = _clocks(source, held)
     shared = _shared(recorded_windows(source), held, clocks)
+    of_steps = None if shared is None else with_whole_steps(shared, source, held, partial(_aligned, clocks))
+    shared = shared if of_steps is None else of_steps
     streams = labels_in(table.column("stream"))
     parts = []
     for number, device in enumerate(devices):
@@ -190,6 +195,7 @@ def nodes_of(source: Source) -> Nodes:
         lanes=lanes,
         meetings=meetings,
         left_out=left_out,
+        whole_steps=of_steps is not None,
         clock_error_ns=clocks.residual_ns or 0.0 if len(set(clocks.clock_of.values())) > 1 else 0.0,
         reason=reason,
         ahead=ahead,

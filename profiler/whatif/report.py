@@ -88,9 +88,8 @@ def _notes(answer: dict[str, Any]) -> list[str]:
             "(quartiles): bounds leave that out, and no projection of one run is surer."
         )
     if recorded["kernels_left_out"]:
-        notes.append(
-            f"{recorded['kernels_left_out']:,} kernels lie outside of what all ranks recorded and are left out."
-        )
+        kept = "the steps that all ranks recorded whole" if recorded["whole_steps"] else "what all ranks recorded"
+        notes.append(f"{recorded['kernels_left_out']:,} kernels lie outside of {kept} and are left out.")
     return notes
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.steps.durations import quantile_step
 from moescope.profiler.whatif.nodes import Nodes
+from moescope.profiler.whatif.whole import SLACK, steps_of
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
@@ -61,11 +62,6 @@ class Borders:
 
 def borders_of(source: Source, nodes: Nodes) -> Borders:
     """Steps that lie wholly in one recorded stretch of a rank whose threads were recorded."""
-    rows = [row for row in source.table("steps").to_pylist() if row["dur_ns"] is not None and row["dur_ns"] > 0]
-    total: dict[str, int] = {}
-    for row in rows:
-        total[row["stage"] or ""] = total.get(row["stage"] or "", 0) + row["dur_ns"]
-    main = max(total, key=lambda stage: total[stage], default="")
     ranks, segments = nodes.ranks, nodes.segments
     on_cpu = nodes.of_lanes(lambda lane: lane.on_cpu).astype(bool)
     held: dict[int, list[Times]] = {}
@@ -75,14 +71,13 @@ def borders_of(source: Source, nodes: Nodes) -> Borders:
         if on_cpu[own].any():
             held.setdefault(int(ranks[own[0]]), []).append(own)
     found: list[tuple[int, int, int, int, int, int]] = []
-    for owner, row in enumerate(row for row in rows if (row["stage"] or "") == main):
+    for owner, row in enumerate(steps_of(source)):
         start, end = nodes.clocks.aligned(
             row["rank"], np.array([row["start_ns"], row["start_ns"] + row["dur_ns"]])
         ).tolist()
         for own in held.get(row["rank"], ()):
             first = own[np.argmin(nodes.starts[own])]
-            # Between the last operator and a step's end, or its start and the first one, lies the host's own time.
-            slack = row["dur_ns"] // 20
+            slack = row["dur_ns"] // SLACK
             if nodes.starts[first] - slack <= start and end <= nodes.ends[own[-1]] + slack:
                 for time, sign in ((start, -1), (end, 1)):
                     at = int(np.searchsorted(nodes.ends[own], time, side="right")) - 1

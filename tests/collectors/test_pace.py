@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.collectors.agent.pace import FIRST_SHARE, JUMP, Pace, Steps
+from moescope.collectors.agent.pace import FIRST_SHARE, JUMP, LEAST_NS, Pace, Steps
 
 WINDOW_NS = 25_000_000
 AVAILABLE = 0.004
@@ -49,12 +49,12 @@ def test_much_dearer_windows_are_heeded_at_once() -> None:
     assert pace.share(AVAILABLE) <= JUMP * AVAILABLE / 0.2
 
 
-def _chosen(share: float, count: int) -> list[int]:
-    steps = Steps()
-    found = []
+def _chosen(share: float, count: int, step_ns: int = LEAST_NS) -> list[int]:
+    steps, found, left = Steps(), [], 0
     for at in range(count):
-        steps.begin(at)
-        if steps.chosen(share):
+        steps.begin(at * step_ns)
+        left = max(left - 1, 0) or steps.chosen(share)
+        if left:
             found.append(at)
     return found
 
@@ -69,6 +69,14 @@ def test_chosen_steps_are_spread_evenly(share: float) -> None:
 @given(st.floats(0.02, 1.0), st.floats(0.02, 1.0))
 def test_a_rank_that_may_record_more_records_what_the_other_does_too(one: float, other: float) -> None:
     assert set(_chosen(min(one, other), 500)) <= set(_chosen(max(one, other), 500))
+
+
+def test_steps_shorter_than_a_window_are_recorded_several_in_a_row() -> None:
+    found = _chosen(0.1, 4000, LEAST_NS // 6)
+    assert abs(len(found) / 4000 - 0.1) < 0.01
+    edges = [0, *(at for at, (a, b) in enumerate(pairwise(found), 1) if b != a + 1), len(found)]
+    rows = [b - a for a, b in pairwise(edges)]
+    assert all(row % 8 == 0 for row in rows[1:-1])
 
 
 @given(st.integers(2, 16))

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from moescope.collectors.agent.windows import WindowKeeper
+from moescope.collectors.agent.windows import STEPS_PART, WindowKeeper, _steps_share
 from tests.collectors.reading import rows
 from tests.conftest import Moescope
 
@@ -81,6 +81,12 @@ def test_windows_are_whole_steps_where_steps_are_short(moescope: Moescope, tmp_p
         assert abs(seen / true - 1) < 0.25, (name, true, seen)
 
 
+def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_long() -> None:
+    assert _steps_share(0.1, 0.04) == 0.1
+    assert _steps_share(0.1, 0.2) == 0.1 * STEPS_PART
+    assert _steps_share(0.1, 1.0) == 0.0
+
+
 class _Ring:
     """As much of the ring as a window touches."""
 
@@ -96,6 +102,8 @@ class _Ring:
     def overhead(self, ns: int) -> None: ...
 
     def unsettle(self) -> None: ...
+
+    def window(self, on: int) -> None: ...
 
 
 class _Profiler:

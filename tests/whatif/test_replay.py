@@ -11,7 +11,8 @@ from moescope.profiler.whatif.graph import Assumed, graph_of
 from moescope.profiler.whatif.nodes import nodes_of
 from moescope.profiler.whatif.project import BETWEEN, EXTREMES, Runs
 from moescope.profiler.whatif.waits import CERTAIN, CONSUMER, PRODUCER, waits_of
-from tests.live_recording import MemorySource, kernel, window
+from moescope.profiler.whatif.whole import FEWEST
+from tests.live_recording import MemorySource, kernel, step, window
 from tests.whatif.runs import MS, gpu, nodes, source_of
 
 ALL = (BETWEEN, *EXTREMES)
@@ -146,3 +147,23 @@ def test_stretches_that_not_all_ranks_recorded_are_left_out() -> None:
     source.add("windows", [window(0, 20 * MS), window(30 * MS, 15 * MS), window(0, 15 * MS, 1), window(60 * MS, MS, 1)])
     held = nodes_of(source)
     assert (len(held), held.left_out) == (2, 2)
+
+
+def test_where_steps_were_recorded_whole_they_alone_are_re_run() -> None:
+    rows, windows, steps = [], [], []
+    for at in range(5):
+        for rank in (0, 1):
+            rows.append(kernel(100 * MS * at, 38 * MS, rank=rank))
+            steps.append(step(at, 100 * MS * at, 40 * MS, rank=rank))
+            windows.append(window(100 * MS * at, 39 * MS, rank))
+    # A slice of a step: as long as all of the others are, nothing can move in it.
+    rows += [kernel(900 * MS, 5 * MS), kernel(900 * MS, 5 * MS, rank=1)]
+    windows += [window(900 * MS, 6 * MS), window(900 * MS, 6 * MS, 1)]
+    source = source_of(*rows)
+    source.add("windows", windows)
+    assert (len(nodes_of(source)), nodes_of(source).whole_steps) == (12, False)
+    source.add("steps", steps[: 2 * FEWEST - 1])
+    assert not nodes_of(source).whole_steps
+    source.add("steps", steps[2 * FEWEST - 1 : 2 * FEWEST])
+    held = nodes_of(source)
+    assert (len(held), held.left_out, held.whole_steps) == (2 * FEWEST, 12 - 2 * FEWEST, True)
