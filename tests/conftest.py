@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-ALONE = ("collectors", "commands/test_demo_truth.py", "tui/test_terminal.py")
+ALONE = (
+    "collectors/test_communication.py",
+    "collectors/test_flight.py",
+    "collectors/test_kills.py",
+    "collectors/test_unit_intervals.py",
+    "collectors/test_windows.py",
+    "commands/test_demo_truth.py",
+    "tui/test_terminal.py",
+)
 """Tests of how processes go in time: nothing else may run meanwhile."""
 
 Moescope = Callable[..., subprocess.CompletedProcess[str]]

@@ -175,6 +175,13 @@ def run(options: RunOptions, on_tick: Callable[[float], None] | None = None) -> 
         if problem is None:
             with _Ticker(recording, yields=options.budget != "full") as ticker:
                 code = _watch(target, recording, ticker, watched, on_tick)
+        # Ctrl-C was meant for the command, which has ended: what it left is brought home, however often it is pressed.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched - {signal.SIGINT})
+        ended_with = code
+        if ended_with is not None:
+            recording.call(lambda keeper: keeper.finish(ended_with), None)
+            while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
+                pass
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
     if code is None:
@@ -182,8 +189,6 @@ def run(options: RunOptions, on_tick: Callable[[float], None] | None = None) -> 
         recording.call(lambda keeper: keeper.abandon(), None)
         _say(f"cannot run {options.command[0]}: {problem}")
         return 127 if problem == os.strerror(2) else 126
-    ended_with = code
-    recording.call(lambda keeper: keeper.finish(ended_with), None)
     if not options.quiet:
         for text in recording.call(lambda keeper: keeper.last_words(), list[str]()):
             _say(text)
