@@ -366,6 +366,7 @@ class Keeper:
 
     def finish(self, exit_code: int) -> None:
         """Stores what is left, and marks the recording as finished."""
+        self._writer.keep_all()
         if survivors := self.survivors():
             text = f"processes {survivors} outlived the command; what they do from now on is not recorded"
             self.log("warning", "run", text)

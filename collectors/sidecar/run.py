@@ -161,8 +161,11 @@ class _Ticker:
             self._recording.call(lambda keeper: keeper.tick(), None)
 
 
-def run(options: RunOptions, on_tick: Callable[[float], None] | None = None) -> int:
-    """Runs the command under observation; its exit code, or 127 / 126 where it cannot be run."""
+def run(options: RunOptions, on_tick: Callable[[float], None] | None = None, *, last: bool = False) -> int:
+    """Runs the command under observation; its exit code, or 127 / 126 where it cannot be run.
+
+    last: this process ends with it, and no Ctrl-C that was meant for the command takes the place of its exit code
+    """
     recording = _Recording(options)
     recording.prepare()
     watched = {*FORWARDED, signal.SIGCHLD}
@@ -175,15 +178,16 @@ def run(options: RunOptions, on_tick: Callable[[float], None] | None = None) -> 
         if problem is None:
             with _Ticker(recording, yields=options.budget != "full") as ticker:
                 code = _watch(target, recording, ticker, watched, on_tick)
-        # Ctrl-C was meant for the command, which has ended: what it left is brought home, however often it is pressed.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, watched - {signal.SIGINT})
         ended_with = code
         if ended_with is not None:
+            # What the command has left is brought home, however often Ctrl-C is pressed.
             recording.call(lambda keeper: keeper.finish(ended_with), None)
             while signal.sigtimedwait({signal.SIGINT}, 0) is not None:
                 pass
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+        if not last:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
     if code is None:
         target.reap()
         recording.call(lambda keeper: keeper.abandon(), None)

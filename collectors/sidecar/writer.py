@@ -43,7 +43,7 @@ class RecordingWriter:
         self._keep_s = keep_s
         self._segments: dict[tuple[str, str], _Segment] = {}
         self._numbers: dict[tuple[str, str], int] = {}
-        self._closed: list[tuple[float, Path]] = []
+        self._closed: dict[tuple[str, str], list[tuple[float, Path]]] = {}
         self._remade = False
         """The folder was gone when something was to be written into it."""
 
@@ -85,7 +85,7 @@ class RecordingWriter:
         age = time.monotonic() - segment.opened_s
         if position > SEGMENT_BYTES or (self._keep_s is not None and age > self._keep_s / 8):
             self._close(key)
-            self._prune()
+            self._prune(key)
 
     def _open(self, key: tuple[str, str]) -> _Segment:
         import pyarrow as pa
@@ -128,17 +128,27 @@ class RecordingWriter:
         segment = self._segments.pop(key)
         segment.stream.close()
         segment.file.close()
-        self._closed.append((time.monotonic(), segment.path))
+        self._closed.setdefault(key, []).append((time.monotonic(), segment.path))
 
-    def _prune(self) -> None:
-        """Removes segments that ended before what is to be kept."""
+    def _prune(self, key: tuple[str, str]) -> None:
+        """Removes segments of a table that ended before what is to be kept.
+
+        Of this table alone: what a rank did last before it hung is kept, however long the samplers go on.
+        """
         if self._keep_s is None:
             return
         limit = time.monotonic() - self._keep_s
-        for ended, path in list(self._closed):
+        kept = []
+        for ended, path in self._closed[key]:
             if ended < limit:
                 path.unlink(missing_ok=True)
-                self._closed.remove((ended, path))
+            else:
+                kept.append((ended, path))
+        self._closed[key] = kept
+
+    def keep_all(self) -> None:
+        """The run has ended: what it did last is not what was done since then."""
+        self._keep_s = None
 
     def vanished(self) -> bool:
         """Whether somebody removed the recording's files under us."""

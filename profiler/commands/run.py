@@ -180,7 +180,7 @@ def command(
         sys.exit(run_with_dashboard(options))
     from moescope.collectors.sidecar.run import run
 
-    sys.exit(run(options))
+    sys.exit(run(options, last=True))
 
 
 def chosen_folder(output: Path | None, command_line: tuple[str, ...], force: bool) -> Path:

@@ -119,7 +119,7 @@ def _record() -> int:
 
     spec = json.loads(sys.argv[1])
     spec |= {"command": tuple(spec["command"]), "folder": Path(spec["folder"])}
-    return run(RunOptions(**spec))
+    return run(RunOptions(**spec), last=True)
 
 
 if __name__ == "__main__":

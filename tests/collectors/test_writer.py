@@ -38,6 +38,30 @@ def test_the_last_part_is_kept_whole_and_little_more(tmp_path: Path, clock: list
     assert 300 - keep_s - keep_s / 4 - 4 <= kept[0] <= 300 - keep_s
 
 
+def test_what_was_done_last_before_a_hang_is_kept(tmp_path: Path, clock: list[float]) -> None:
+    writer = RecordingWriter(tmp_path, 8.0)
+    for number in range(300):
+        clock[0] += 1
+        if number < 50:
+            writer.write_rows("rank-00000", "steps", [step(number)])
+        writer.write_rows("rank-00000", "device_samples", [{"rank": 0, "t_ns": number * 10**9}])
+    writer.close()
+    assert {row["step"] for row in rows(tmp_path, "steps")} >= set(range(42, 50))
+    assert min(row["t_ns"] for row in rows(tmp_path, "device_samples")) > 280 * 10**9
+
+
+def test_what_comes_home_long_after_the_end_takes_the_place_of_nothing(tmp_path: Path, clock: list[float]) -> None:
+    writer = RecordingWriter(tmp_path, 8.0)
+    for number in range(50):
+        clock[0] += 1
+        writer.write_rows("rank-00000", "steps", [step(number)])
+    writer.keep_all()
+    clock[0] += 100
+    writer.write_rows("rank-00000", "steps", [step(50)])
+    writer.close()
+    assert {row["step"] for row in rows(tmp_path, "steps")} >= set(range(42, 51))
+
+
 def test_everything_is_kept_where_nothing_was_said(tmp_path: Path, clock: list[float]) -> None:
     writer = RecordingWriter(tmp_path)
     for number in range(300):

@@ -50,7 +50,7 @@ def test_summary_text_is_plain_where_nobody_looks(run):
     code, out, _ = run("summary", DLRM)
     assert code == 0
     assert "\x1b" not in out
-    assert "3.4% of communication is hidden" in out
+    assert "3.4% of communication hidden" in out
     assert len([line for line in out.splitlines() if "cuda:" in line]) == 8
 
 
