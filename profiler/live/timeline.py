@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moescope.profiler.growing.columns import NULL, Columns, Names
 from moescope.profiler.growing.kernels import Lane as LaneTracks
 from moescope.profiler.growing.kernels import lane_sets
-from moescope.profiler.growing.track import EVER, Times
+from moescope.profiler.growing.track import EVER, Times, Track
 from moescope.profiler.live.state import LiveState, RankState
 from moescope.profiler.snapshot import Cell, KernelDetail, Lane, Timeline, TimelineView
 
@@ -25,6 +25,12 @@ EXPOSED_NS: Final = 50_000
 
 DEFAULT_STEPS: Final = 3
 DEFAULT_RECORDED_NS: Final = 200_000_000
+WHOLE: Final = 0.95
+"""Share of a step from which on it was recorded whole, where a window is to be shown."""
+FRESH_NS: Final = 30_000_000_000
+"""How long ago the last whole step may have ended, where a window is to be shown."""
+_LOOKED_AT: Final = 256
+"""Steps, and ranks, among which it is looked for: with every frame."""
 
 
 def build(state: LiveState, view: TimelineView) -> Timeline:
@@ -55,14 +61,18 @@ def cell_edges(start_ns: int, end_ns: int, cells: int) -> Times:
 
 
 def default_window(state: LiveState, ranks: list[int]) -> tuple[int, int]:
-    """The last three steps of these ranks that operators were recorded in, or the very last where that is in none.
+    """The last steps of these ranks, three at most, that operators were recorded in throughout.
 
-    Without steps the stretch that holds the last 200 ms inside windows.
+    Else the last three that they were recorded in at all, or the very last where that is in none; without steps the
+    stretch that holds the last 200 ms inside windows.
     """
     steps = state.tables["steps"]
     pick = np.isin(steps["rank"], ranks) & (steps["dur_ns"] > 0)
-    tracks = [state.ranks[rank].recorded for rank in ranks if rank in state.ranks]
-    recorded = pick & (steps["start_ns"] < max((int(track.ends[-1]) for track in tracks if len(track)), default=EVER))
+    tracks = [state.ranks[rank].recorded for rank in ranks if rank in state.ranks and len(state.ranks[rank].recorded)]
+    whole = _whole_steps(steps, tracks, ranks)
+    if whole is not None:
+        return whole
+    recorded = pick & (steps["start_ns"] < max((int(track.ends[-1]) for track in tracks), default=EVER))
     pick = recorded if recorded.any() else pick
     if pick.any():
         starts, ends = steps["start_ns"][pick], (steps["start_ns"] + steps["dur_ns"])[pick]
@@ -73,6 +83,26 @@ def default_window(state: LiveState, ranks: list[int]) -> tuple[int, int]:
     if not known:
         return state.span()
     return min(start for start, _ in known), max(end for _, end in known)
+
+
+def _whole_steps(steps: Columns, tracks: list[Track], ranks: list[int]) -> tuple[int, int] | None:
+    """The last steps in a row that were recorded whole, by the first rank that has any; None where that is long ago."""
+    ended = np.isin(steps["rank"], ranks) & (steps["dur_ns"] > 0)
+    if not tracks or not ended.any():
+        return None
+    own = ended & (steps["rank"] == steps["rank"][ended].min())
+    order = np.argsort(steps["start_ns"][own], kind="stable")[-_LOOKED_AT:]
+    starts, lasts = steps["start_ns"][own][order], steps["dur_ns"][own][order]
+    whole = starts + lasts > max(int(track.ends[-1]) for track in tracks) - FRESH_NS
+    for track in tracks[:_LOOKED_AT]:
+        whole &= track.within(starts, starts + lasts) >= WHOLE * lasts
+    if not whole.any():
+        return None
+    last = int(np.flatnonzero(whole)[-1])
+    first = last
+    while first > max(0, last - DEFAULT_STEPS + 1) and whole[first - 1]:
+        first -= 1
+    return int(starts[first]), int(starts[last] + lasts[last])
 
 
 def _last_recorded(rank: RankState) -> tuple[int, int] | None:

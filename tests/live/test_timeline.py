@@ -230,3 +230,17 @@ def test_the_timeline_opens_where_something_was_recorded_last() -> None:
     assert (found.start_ns, found.end_ns) == (200, 500)
     unrecorded = MemorySource().add("steps", [step(at, 100 * at, 100) for at in range(9)])
     assert _feed(unrecorded).timeline(TimelineView(cells=10)).end_ns == 900
+
+
+def test_the_timeline_opens_on_the_last_steps_that_all_ranks_recorded_whole() -> None:
+    times = [(rank, 100 * at) for rank in (0, 1) for at in range(12)]
+    source = MemorySource().add("steps", [step(start // 100, start, 100, rank=rank) for rank, start in times])
+    source.add("kernels", [kernel(start, 50, rank=rank) for rank, start in times])
+    # Rank 0 has steps 2, 5, 6 and 9 whole, rank 1 has 2, 5 and 6; of all others slices.
+    slices = [window(start + 40, 20, rank) for rank, start in times]
+    source.add("windows", [*slices, *(window(100 * at, 99, 0) for at in (2, 5, 6, 9))])
+    source.add("windows", [window(100 * at + 1, 99, 1) for at in (2, 5, 6)])
+    shown = _feed(source).timeline(TimelineView(cells=40))
+    assert (shown.start_ns, shown.end_ns) == (500, 700)
+    of_rank_0 = _feed(source).timeline(TimelineView(cells=40, rank=0))
+    assert (of_rank_0.start_ns, of_rank_0.end_ns) == (900, 1000)
