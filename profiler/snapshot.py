@@ -7,7 +7,7 @@ any process, and a number has one way from event to screen. Durations are ns, sh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 Evidence = Literal["measured", "derived", "inferred", "modelled"]
 
@@ -219,8 +219,13 @@ class Timeline:
 Severity: TypeAlias = Literal["high", "medium", "low"]
 
 
-def severity_of(value: float, high: float, medium: float) -> Severity:
-    """How grave a loss is, from the two values that it takes."""
+HIGH_LOSS: Final = 0.10
+MEDIUM_LOSS: Final = 0.03
+"""Shares of the time from which on a loss is of high and of medium severity, whatever costs it."""
+
+
+def severity_of(value: float, high: float = HIGH_LOSS, medium: float = MEDIUM_LOSS) -> Severity:
+    """How grave a loss is, as a share of the time; or anything else, from the two values that it takes."""
     return "high" if value >= high else "medium" if value >= medium else "low"
 
 

@@ -48,7 +48,6 @@ def many_units(seen: Aggregates) -> Iterator[Finding]:
         seen,
         "comm-units-many",
         high,
-        (0.10, 0.05),
         what=f"Communication holds {units['comm_typical']} of {units['total']} SMs while compute wants more",
         evidence=f"rank {one['rank']}: {one['overlapped_us'] / one['span_us']:.1%} of the time both run; for "
         f"{budget['wanted_more_share']:.1%} of it launches would take more SMs than there are [{units['evidence']}]",
@@ -71,7 +70,6 @@ def casts(seen: Aggregates) -> Iterator[Finding]:
         seen,
         "casts-unfused",
         share,
-        (0.10, 0.05),
         what=f"Casts that stand alone before matrix products take {share:.1%} of the time",
         evidence=f"{count} kernels, {_us(alone)} of {_us(all_us)} that casts take, over all devices; the next kernel "
         f"on their stream is a product [inferred]{names}",
@@ -100,7 +98,6 @@ def layout(seen: Aggregates) -> Iterator[Finding]:
         seen,
         "layout",
         share,
-        (0.20, 0.10),
         what=f"Kernels that order, index or copy rows take {share:.1%} of the time",
         evidence=f"{parts}, summed over kernels and devices; longest: {_short(longest.name)} "
         f"({duration_text(longest.total_ns)} in {longest.calls} calls) [derived]",
@@ -154,7 +151,6 @@ def clock_falls(seen: Aggregates) -> Iterator[Finding]:
         seen,
         "clock-falls",
         slower * computes,
-        (0.05, 0.02),
         what=f"The clock of rank {one['rank']}'s device falls by {1 - clock['last_hz'] / clock['first_hz']:.0%}",
         evidence=f"{clock['first_hz'] / 1e6:.0f} MHz in the first third of its samples, "
         f"{clock['last_hz'] / 1e6:.0f} MHz in the last; {clock['samples']} samples{power} [measured]",
@@ -177,7 +173,7 @@ def clock_held(seen: Aggregates) -> Iterator[Finding]:
         text, bounds = gain(seen.shares, seen.step_ns, 0.0, lost, "if nothing holds its clock")
     yield Finding(
         id="clock-held",
-        severity=severity_of(clock["held_share"], 0.5, 0.2),
+        severity=severity_of(clock["held_share"], 0.5, 0.2) if lost is None else severity_of(lost),
         what=f"The clock of rank {one['rank']}'s device is held back in {clock['held_share']:.0%} of its samples",
         evidence=f"{by}{clocks}; {clock['samples']} samples [measured]",
         advice=advice("clock-falls", seen.stage),

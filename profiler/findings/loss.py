@@ -8,18 +8,15 @@ from moescope.profiler.findings.gains import gain
 from moescope.profiler.snapshot import Finding, severity_of
 
 
-def loss(
-    seen: Aggregates, name: str, share: float, levels: tuple[float, float], *, what: str, evidence: str, condition: str
-) -> Finding:
+def loss(seen: Aggregates, name: str, share: float, *, what: str, evidence: str, condition: str) -> Finding:
     """The finding `name`, with the advice and the reason that stand under it.
 
-    share: of the time looked at, 0..1; levels: shares from which on it is of high and of medium severity; condition:
-    what must be so for all of it to be gained
+    share: of the time looked at, 0..1; condition: what must be so for all of it to be gained
     """
     text, bounds = gain(seen.shares, seen.step_ns, 0.0, share, condition)
     return Finding(
         id=name,
-        severity=severity_of(share, *levels),
+        severity=severity_of(share),
         what=what,
         evidence=evidence,
         advice=advice(name, seen.stage),

@@ -44,7 +44,7 @@ def exposed(seen: Aggregates) -> Iterator[Finding]:
     text, bounds = gain(seen.shares, seen.step_ns, 0.0, hidden / span, condition)
     yield Finding(
         id="exposed-communication",
-        severity=severity_of(share, 0.05, 0.02),
+        severity=severity_of(share),
         what=f"Communication is exposed for {share:.1%} of the recorded time{where}",
         evidence=f"{duration_text(exposed)} exposed of {duration_text(communication)} communication, "
         f"within {duration_text(span)} recorded over all devices [derived]{detail}{exposed_operators(seen)}{waiting}",
@@ -71,7 +71,6 @@ def idle(seen: Aggregates) -> Iterator[Finding]:
             seen,
             "launch-gaps",
             share * short,
-            (0.30, 0.20),
             what=f"The device waits between launches for {share * short:.1%} of the recorded time",
             evidence=evidence,
             condition="if every short gap closes",
@@ -83,7 +82,6 @@ def idle(seen: Aggregates) -> Iterator[Finding]:
         seen,
         "idle",
         share,
-        (0.30, 0.20),
         what=f"No kernel runs for {share:.1%} of the recorded time",
         evidence=evidence,
         condition="if every gap closes",
@@ -102,7 +100,6 @@ def slowest_rank(seen: Aggregates) -> Iterator[Finding]:
         seen,
         "straggler",
         excess,
-        (0.10, 0.05),
         what=f"Rank {rank} computes {excess:.1%} of the recorded time longer than the median rank",
         evidence="compute by rank: "
         + ", ".join(f"{number}: {share:.1%}" for number, share in sorted(seen.rank_compute.items())[:16])
@@ -136,6 +133,7 @@ def uneven_experts(seen: Aggregates) -> Iterator[Finding]:
         grouped = sum(kernel.total_ns for kernel in seen.kernels if kernel.operator == "grouped_gemm")
         if grouped and seen.shares.span_ns:
             lost = grouped / seen.shares.span_ns * (1 - 1 / heaviest)
+            severity = severity_of(lost)
             text, bounds = gain(seen.shares, seen.step_ns, 0.0, lost, "if the ranks' load is even")
     yield Finding(
         id="experts-unbalanced",

@@ -87,7 +87,7 @@ def _late(found: Across, seen: Aggregates) -> Iterator[Finding]:
     text = f"at most {duration_text(late.lead_ns)} of {duration_text(each)} a rank, {share:.1%}, "
     yield Finding(
         id="late-rank",
-        severity=severity_of(share, 0.05, 0.02),
+        severity=severity_of(share),
         what=f"Rank {late.rank} arrives last in {late.last} of {late.of} collectives: {reason}",
         evidence=evidence,
         advice=_ADVICE[late.cause],
@@ -105,7 +105,7 @@ def _in_turn(found: Across, seen: Aggregates, evidence: str, each: float) -> Fin
     late = found.late[0]
     return Finding(
         id="ranks-in-turn",
-        severity=severity_of(share, 0.20, 0.05),
+        severity=severity_of(share),
         what=f"Ranks take turns at arriving last: rank {late.rank} in {late.last} of {late.of} collectives, "
         f"rank {found.late[1].rank} in {found.late[1].last}",
         evidence=evidence,
@@ -144,14 +144,13 @@ def _few_units(found: Across, seen: Aggregates) -> Iterator[Finding]:
     rate = op.moved / op.moved_ns * 1e9
     if rate >= SLOW_RATE * slowest:
         return
-    share = seen.shares.exposed_ns / span
     high = (
         min(seen.shares.exposed_ns * (1 - rate / slowest), seen.shares.compute_only_ns + seen.shares.exposed_ns) / span
     )
     text, bounds = gain(seen.shares, seen.step_ns, 0.0, high, f"if it moves as much as its {name} can")
     yield Finding(
         id="comm-units-few",
-        severity=severity_of(share, 0.20, 0.10),
+        severity=severity_of(high),
         what=f"{op.op} holds {units['comm_typical']} of {units['total']} SMs and moves {rate / 1e9:.3g} GB/s",
         evidence=f"under half of the {slowest / 1e9:.3g} GB/s of its {name}, the slowest link of {most['hardware']} "
         f"[modelled]; {op.moved / op.collectives / 1e6:.3g} MB a collective over {op.collectives} collectives "
@@ -177,7 +176,7 @@ def _slow(found: Across, seen: Aggregates) -> Iterator[Finding]:
     took, usual = duration_text(slow.transfer_ns), duration_text(slow.usual_ns)
     yield Finding(
         id="slow-group",
-        severity="medium",
+        severity="medium" if share is None else severity_of(share),
         what=f"{slow.op} among ranks {ranks} takes {times:.1f} times as long as in other groups",
         evidence=f"median transfer {took} against {usual}, the median of {slow.groups} groups that move {slow.moved} "
         f"bytes a rank; {slow.count} collectives; {len(found.slow)} such cases [derived]",

@@ -92,12 +92,21 @@ def test_advice_fits_the_stage(stage: str) -> None:
         assert not [word for word in TRAINING_ONLY if word in advice]
 
 
+def test_what_costs_more_time_is_never_less_grave() -> None:
+    shares = Shares(100 * MS, 50 * MS, 0, 8 * MS, 20 * MS, 22 * MS)
+    late = replace(HEALTHY, shares=shares, rank_compute={0: 0.50, 1: 0.50, 2: 0.52})
+    costs = [finding for finding in findings(late) if finding.lost is not None]
+    assert [finding.id for finding in costs] == ["idle", "exposed-communication", "straggler"]
+    grave = [("low", "medium", "high").index(finding.severity) for finding in costs]
+    assert grave == sorted(grave, reverse=True)
+
+
 def test_gaps_are_found_from_a_tenth_of_the_time_on() -> None:
     shares = Shares(100 * MS, 91 * MS, 0, 0, 0, 9 * MS)
     assert _ids(replace(HEALTHY, shares=shares)) == []
     shares = Shares(100 * MS, 75 * MS, 0, 0, 0, 25 * MS)
     (finding,) = findings(replace(HEALTHY, shares=shares, short_kernels=42))
-    assert (finding.id, finding.severity) == ("idle", "medium")
+    assert (finding.id, finding.severity) == ("idle", "high")
     assert "42 kernels shorter than 5 µs" in finding.evidence
 
 

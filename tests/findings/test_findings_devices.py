@@ -153,7 +153,7 @@ def test_kernels_that_only_move_rows_are_told_from_a_twentieth_of_the_time_on() 
 
     assert _found(seen(2 * MS, 2 * MS)) == {}
     (found,) = _found(seen(8 * MS, 4 * MS)).values()
-    assert (found.id, found.severity, found.lost) == ("layout", "medium", pytest.approx(0.12))
+    assert (found.id, found.severity, found.lost) == ("layout", "high", pytest.approx(0.12))
     assert "routing 8 ms, memcpy 4 ms" in found.evidence
 
 
