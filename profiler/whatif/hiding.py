@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moescope.profiler.whatif.change import Change, Scenario
+from moescope.profiler.whatif.contention import beside_more, slowdown
 from moescope.profiler.whatif.situation import Situation
 
 NO_COMM = "the source holds no communication kernels, so there is nothing to hide"
@@ -12,14 +13,21 @@ def perfect_overlap(now: Situation) -> Scenario:
     """The bound on what any schedule can hide: communication keeps order and length, and no compute waits for it."""
     if not now.is_comm.any():
         return Scenario("perfect-overlap", "perfect overlap", None, NO_COMM)
+    times = slowdown(now)
+    least = now.ones if times is None else beside_more(now, times)
+    told = (
+        "how much communication slows compute beside it is not told: too few kernels of a kind run both beside it and "
+        "alone; here not at all"
+        if times is None
+        else f"compute that comes to lie beside communication takes {times:.2f} times as long, as what lies beside it "
+        "now does (least), half as much more (between), or no longer (most)"
+    )
     change = Change(
+        least,
+        (1 + least) / 2,
         now.ones,
-        now.ones,
-        now.ones,
-        (
-            "no computing kernel waits for communication, which still waits for what it sends and for its peers",
-            "compute is not slowed by communication that now runs beside it",
-        ),
+        ("no computing kernel waits for communication, which still waits for what it sends and for its peers", told),
+        {} if times is None else {"beside_comm": times},
         hidden=True,
     )
     return Scenario("perfect-overlap", "perfect overlap", change)
