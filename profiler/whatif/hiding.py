@@ -6,6 +6,8 @@ from moescope.profiler.whatif.change import Change, Scenario
 from moescope.profiler.whatif.contention import beside_more, slowdown
 from moescope.profiler.whatif.situation import Situation
 
+AS_LONG = 1.005
+"""Times as long, up to which nobody would call it longer."""
 NO_COMM = "the source holds no communication kernels, so there is nothing to hide"
 
 
@@ -15,13 +17,16 @@ def perfect_overlap(now: Situation) -> Scenario:
         return Scenario("perfect-overlap", "perfect overlap", None, NO_COMM)
     times = slowdown(now)
     least = now.ones if times is None else beside_more(now, times)
-    told = (
-        "how much communication slows compute beside it is not told: too few kernels of a kind run both beside it and "
-        "alone; here not at all"
-        if times is None
-        else f"compute that comes to lie beside communication takes {times:.2f} times as long, as what lies beside it "
-        "now does (least), half as much more (between), or no longer (most)"
-    )
+    if times is None:
+        told = "too few kernels of a kind run both beside communication and alone to tell how much it slows compute: "
+        told += "here not at all"
+    elif times < AS_LONG:
+        told = "compute beside communication takes as long as alone, as recorded"
+    else:
+        told = (
+            f"compute that comes to lie beside communication takes {times:.2f} times as long, as what lies beside it "
+        )
+        told += "now does (least), half as much more (between), or no longer (most)"
     change = Change(
         least,
         (1 + least) / 2,

@@ -46,7 +46,7 @@ def test_where_no_kernel_runs_both_ways_nothing_is_slowed() -> None:
     change = scenario(projected(source_of(*rows)), "perfect-overlap").scenario.change
     assert change is not None
     assert not change.parameters
-    assert "not told" in change.assumed[1]
+    assert "too few kernels" in change.assumed[1]
 
 
 def test_perfect_overlap_holds_on_one_stream_too() -> None:
