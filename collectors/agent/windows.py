@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from . import kineto
 from .device import DeviceKeeper
 from .graphs import Graphs
+from .itt import IttSource, operator_cost_ns
 from .pace import GOLDEN, Pace, Steps
 from .ring import WINDOW
 
@@ -49,37 +50,11 @@ is where it answers by itself, if the pass began in Python."""
 COMMUNICATES = 200
 """Operators between two calls up to which a thread is one that communicates."""
 
-IN_A_MODEL = 2.5
-"""An operator's cost in a model, whose data fill the caches, over its cost in a loop (paired measurements: 790 ns of a
-step's time where a loop shows 300)."""
-
 SAFETY = 0.3
 """Share of the budget that is spent on what is reckoned: switching, and what ranks wait for one another, cost as much
 again and more (paired measurements on two ranks)."""
 
 _PENDING = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-
-
-class IttSource:
-    """PyTorch's ITT observer: operators and ranges of all threads, straight into the ring."""
-
-    name = "itt"
-
-    def __init__(self, torch: Any) -> None:
-        from torch._C._profiler import ProfilerConfig, ProfilerState, _ExperimentalConfig
-
-        if not torch.profiler.itt.is_available():
-            raise RuntimeError("this build of torch has no ITT")
-        self._config = ProfilerConfig(ProfilerState.ITT, False, False, False, False, False, _ExperimentalConfig())
-        # Taken now: the guard replaces these names in torch.autograd.profiler, and must not see ours.
-        self._enable, self._disable = torch.autograd._enable_profiler, torch.autograd._disable_profiler
-        self._activities: set[Any] = set()
-
-    def open(self) -> None:
-        self._enable(self._config, self._activities)
-
-    def close(self) -> None:
-        self._disable()
 
 
 class _Follower(threading.local):
@@ -478,28 +453,13 @@ class WindowKeeper:
         if ring.kind == "ring":
             try:
                 source = IttSource(torch)
-                self._operator_cost_ns = self._measure(source, torch)
+                self._operator_cost_ns = operator_cost_ns(source, torch, ring)
             except Exception as error:  # noqa: BLE001  the next source is tried, and the reason is told
                 self._session.recorder.log("warning", "kernels", f"ITT cannot be used ({error!r}); Kineto instead")
             else:
                 return source
         self._operator_cost_ns = kineto.OPERATOR_COST_NS
         return kineto.KinetoSource(torch, ring)
-
-    def _measure(self, source: IttSource, torch: Any) -> float:
-        """What recording one operator costs here, ns; raises where nothing arrives in the ring."""
-        seen = self._session.ring.thread_operators()
-        quiet = min(_time_operators(torch) for _ in range(5))
-        self._session.ring.mute(1)
-        source.open()
-        try:
-            loud = min(_time_operators(torch) for _ in range(5))
-        finally:
-            source.close()
-            self._session.ring.mute(0)
-        if self._session.ring.thread_operators() == seen:
-            raise RuntimeError("no operator arrived: another ITT collector, or INTEL_LIBITTNOTIFY64 is not ours")
-        return IN_A_MODEL * max(300.0, loud - quiet)
 
 
 def _on_main() -> bool:
@@ -526,15 +486,6 @@ def _until_next(every: int) -> float:
         if start > now and period % every == 0:
             return start - now
         period += 1
-
-
-def _time_operators(torch: Any, count: int = 50) -> float:
-    """ns for one small operator (two recorded ranges would be one leaf and its parent)."""
-    tensor = torch.empty(1)
-    start = time.perf_counter_ns()
-    for _ in range(count):
-        tensor.neg()
-    return (time.perf_counter_ns() - start) / count
 
 
 def _is_data_worker(torch: Any) -> bool:
