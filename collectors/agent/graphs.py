@@ -34,7 +34,8 @@ class Graphs:
                 return
 
     def _wrap(self, graph: Any) -> None:
-        session, original = self._session, graph.__call__
+        # A forked process finds what its parent has wrapped.
+        session, original = self._session, getattr(graph.__call__, "_moescope_original", graph.__call__)
         names: dict[Any, str] = {}
 
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -49,4 +50,5 @@ class Graphs:
             finally:
                 ring.graph_end(outer)
 
+        __call__._moescope_original = original  # type: ignore[attr-defined]
         graph.__call__ = __call__

@@ -22,7 +22,8 @@ from . import kineto
 from .device import DeviceKeeper
 from .graphs import Graphs
 from .itt import IttSource, operator_cost_ns
-from .pace import GOLDEN, Pace, Steps
+from .pace import GOLDEN, LEAST_NS, Pace, Steps
+from .peers import Peers
 from .ring import WINDOW
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ MIN_WINDOW_S = 0.004
 WHOLE_STEPS_S = 0.5
 """Windows are whole steps alone where as many are affordable as one in this time, on average; at most twice this, which
 is what a process that is killed may leave unrecorded, lies between two."""
-SOME_STEPS_S = 8.0
+SOME_STEPS_S = 30.0
 """Where one in this time is, steps have their part of the windows beside slices: only a whole step shows what waits for
 what from its start to its end."""
 STEPS_PART = 2 / 3
+DENSE = 0.5
+"""Share of the time from which on slices begin with their periods."""
 STARVED_S = 5.0
 """Without a window for so long, and for two steps, the next slice may open as late as the main thread answers."""
 AWAIT_S = 0.1
@@ -46,6 +49,9 @@ AWAIT_S = 0.1
 RETRY_S = (0.02, 0.5)
 """How soon to ask the main thread again, at first and at last, where it was inside a backward pass: the end of the pass
 is where it answers by itself, if the pass began in Python."""
+
+STEP_COST_NS = 2_000
+"""What looking at each step costs the program, counted against the budget."""
 
 COMMUNICATES = 200
 """Operators between two calls up to which a thread is one that communicates."""
@@ -103,10 +109,11 @@ class WindowKeeper:
         self._graphs = Graphs(session)
         self._pace = Pace()
         self._steps = Steps()
-        self._steps_share = 0.0
-        """Of all steps, those that are to be windows: the timer decides."""
-        self._whole = 0
-        """Steps that the open window is still to hold, 0 for a slice."""
+        self._peers = Peers(session.settings.ring_dir)
+        self._whole = False
+        """Whether the open window holds whole steps."""
+        self._opened: Any = None
+        """The source of the open window: the next may have another."""
         self._opening_ns = 0
         self._last_cost_ns = 0
         self._last_open = time.monotonic()
@@ -274,10 +281,8 @@ class WindowKeeper:
                 gap = 0.02
                 continue
             if self._device is not None and self._device.used():
-                self._steps_share = 0.0
-                if self._whole and not self._ask(self._close_on_main):
-                    return
                 if self._device.records():
+                    self._steps.pick(0.0)
                     self._device.turn()
                     gap = PERIOD_S
                     continue
@@ -292,20 +297,23 @@ class WindowKeeper:
                 continue
             available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
             share = self._pace.share(available)
+            if self._session.facts.get("world_size", 1) > 1:
+                share = self._peers.least(share)
             step_s = (self._steps.usual_ns() or 0.0) / 1e9
             flow = self._steps.flow(time.monotonic_ns())
-            self._steps_share = _steps_share(share, step_s) if flow else 0.0
-            if self._whole and not flow and not self._ask(self._close_on_main):
+            of_steps = _steps_share(share, step_s) if flow else 0.0
+            self._steps.pick(of_steps)
+            if self._whole and not flow and not self._ask(self._close_whole):
                 return
-            if self._steps_share == share:
+            if of_steps == share:
                 gap = PERIOD_S
                 continue
-            lasts_s = (share - self._steps_share) * PERIOD_S
+            of_slices = share - of_steps
             starved = time.monotonic() - self._last_open > patience_s
-            if not self._slice(max(MIN_WINDOW_S, lasts_s), late=starved):
+            if not self._slice(max(MIN_WINDOW_S, of_slices * PERIOD_S), late=starved):
                 return
             patience_s = max(STARVED_S, 2 * step_s, 1e-9 * self._last_cost_ns / available)
-            gap = _until_next(2 if lasts_s < MIN_WINDOW_S else 1)
+            gap = _until_next(of_slices)
 
     def _slice(self, lasts_s: float, *, late: bool) -> bool:
         """One window of this length from now on; False where the process is ending.
@@ -324,7 +332,9 @@ class WindowKeeper:
         self._stopping.wait(max(0.0, end - time.monotonic()))
         if self._stopping.is_set():
             return False
-        return not self._open_since or self._ask(self._close_slice)
+        # While the main thread runs Python it keeps this one waiting: such a slice would last longer than others do.
+        late_ns = int(max(0.0, time.monotonic() - end) * 1e9)
+        return not self._open_since or self._ask(lambda: self._close_slice(late_ns))
 
     def _take_in_device(self) -> None:
         """CUDA has started and CUPTI cannot be had: windows hold the GPU's kernels from here on."""
@@ -357,29 +367,27 @@ class WindowKeeper:
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
 
-    def _at_boundary(self, _: int) -> None:
-        """A step begins: the window of the one before it ends, and this one has its own if it is chosen."""
+    def _at_boundary(self, number: int) -> None:
+        """A step begins: the window of those before it ends, and a new one begins if this step is chosen."""
         torch = self._session.torch
         # An optimizer may step inside a backward pass.
         if self._failed or not _on_main() or torch._C._current_graph_task_id() != -1:
             return
         self._at_it = True
         try:
-            self._steps.begin(time.monotonic_ns())
-            if self._whole == 1:
+            now_ns = time.monotonic_ns()
+            self._steps.begin(now_ns, number)
+            if self._whole and now_ns - self._open_since >= LEAST_NS:
                 self._close_on_main()
-            elif self._whole:
-                self._whole -= 1
-                return
-            steps = 0 if self._lent_on_main else self._steps.chosen(self._steps_share)
-            if steps:
+            if not self._whole and self._steps.chosen() and not self._lent_on_main:
                 self._close_on_main()
                 self._open_on_main()
-                self._whole = steps if self._open_since else 0
+                self._whole = self._open_since != 0
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
         finally:
             self._at_it = False
+        self._session.recorder.events_cost_ns += STEP_COST_NS
 
     def _ask(self, action: Callable[[], None], until: float | None = None) -> bool:
         """Has the main thread run `action`; False where the process is ending meanwhile.
@@ -396,10 +404,16 @@ class WindowKeeper:
             if self._changed.wait(max(0.0, min(wait_s, left_s))):
                 return not self._stopping.is_set()
             if left_s <= wait_s and until is not None:
-                self._owed = None
-                return not self._stopping.is_set()
+                if self._withdraw():
+                    return not self._stopping.is_set()
+                until = None
             wait_s = min(2 * wait_s, longest_s)
         return False
+
+    def _withdraw(self) -> bool:
+        """Takes back what was asked for; False where the main thread is at it already."""
+        owed, self._owed = self._owed, None
+        return owed is not None
 
     def _open_on_main(self, until: float | None = None) -> None:
         """until: time.monotonic() from which on it is too late."""
@@ -416,29 +430,38 @@ class WindowKeeper:
             self._session.tell(source=self._source.name)
         self._operators_before = self._session.ring.operators()
         before = time.monotonic_ns()
-        self._graphs.look()
-        self._source.open()
-        self._session.ring.window(1)
+        self._opened = self._source
+        self._opened.open()
+        if self._tells_ranges:
+            self._graphs.look()
+            self._session.ring.window(1)
         self._open_since = time.monotonic_ns()
         self._last_open = self._open_since / 1e9
         self._session.ring.unsettle()
         self._opening_ns = self._open_since - before
 
-    def _close_slice(self) -> None:
+    def _close_slice(self, late_ns: int) -> None:
+        """late_ns: how much later than it should have been it was asked for"""
         if not self._whole:
+            self._close_on_main(late_ns)
+
+    def _close_whole(self) -> None:
+        """Steps have stopped within a window of theirs, unless another has begun meanwhile."""
+        if self._whole and not self._steps.flow(time.monotonic_ns()):
             self._close_on_main()
 
-    def _close_on_main(self) -> None:
+    def _close_on_main(self, late_ns: int = 0) -> None:
+        """late_ns: how much of the window's end is no part of it"""
         if not self._open_since:
             return
-        self._whole = 0
+        self._whole = False
         start, self._open_since = self._open_since, 0
         self._session.ring.unsettle()
         end = time.monotonic_ns()
         ring = self._session.ring
         ring.window(0)
-        self._source.close()
-        ring.record(WINDOW, self._source.name, start, end - start)
+        self._opened.close()
+        ring.record(WINDOW, self._opened.name, start, max(end - late_ns - start, 1))
         operators = ring.operators() - self._operators_before
         cost = int(operators * self._operator_cost_ns + self._opening_ns + (time.monotonic_ns() - end))
         ring.overhead(cost)
@@ -467,20 +490,26 @@ def _on_main() -> bool:
 
 
 def _steps_share(share: float, step_s: float) -> float:
-    """Share of the steps that are windows, where windows take this share of the time; the rest of it is for slices."""
-    if step_s <= WHOLE_STEPS_S * share:
+    """Share of the time for windows of whole steps, of what windows have; the rest of it is for slices."""
+    window_s = max(step_s, LEAST_NS / 1e9)
+    if window_s <= WHOLE_STEPS_S * share:
         return share
     part = STEPS_PART * share
-    return part if step_s <= SOME_STEPS_S * part else 0.0
+    return part if window_s <= SOME_STEPS_S * part else 0.0
 
 
-def _until_next(every: int) -> float:
-    """How long it is to the next slice, s: each lies at a place of its own in its period.
+def _until_next(share: float) -> float:
+    """How long it is to the next slice, s, where slices have this share of the time.
 
-    every: 2 for every second one
+    Each lies at a place of its own in its period. Where they are longer than what may lie between two of them they
+    begin with the period, and where they are shorter than a window can be there is one in every second.
     """
     now = time.monotonic()
     period = int(now / PERIOD_S)
+    if share > DENSE:
+        late_s = now - period * PERIOD_S
+        return 0.0 if late_s < (1 - share) * PERIOD_S or share >= 1.0 else PERIOD_S - late_s
+    every = 2 if share * PERIOD_S < MIN_WINDOW_S else 1
     while True:
         start = (period + period * GOLDEN % 1.0) * PERIOD_S
         if start > now and period % every == 0:

@@ -21,6 +21,8 @@ SETTLE_NS = 1_500_000_000
 SETTLE_FILL = 0.25
 LEFT_OUT = "left out"
 """State of a process whose rank was not asked for."""
+RINGS = (".ring", ".events")
+"""Names of rings end so; what lies beside them the ranks use among themselves (collectors/agent/peers.py)."""
 COARSE_NS = 100_000_000
 """Longer than a file system's stamps of time are apart."""
 
@@ -70,8 +72,8 @@ class RankTable:
         self._changed_ns = changed_ns if time.time_ns() - changed_ns > COARSE_NS else -1
         self._opening = False
         for name in names:
-            if name in self._known:
-                continue
+            if name in self._known or not name.endswith(RINGS):
+                continue  # of what lies beside rings the ranks make use among themselves
             path = self._dir / name
             try:
                 ring = FileRing(path) if name.endswith(".events") else Ring(path)

@@ -32,6 +32,10 @@ class _Segment:
     good: int
 
 
+SAMPLED: Final = frozenset({"device_samples", "link_samples", "unit_intervals", "log"})
+"""Tables that go on while a rank does nothing."""
+
+
 class RecordingWriter:
     """One recording. A write that fails leaves whole batches only, and may be tried again later."""
 
@@ -44,6 +48,8 @@ class RecordingWriter:
         self._segments: dict[tuple[str, str], _Segment] = {}
         self._numbers: dict[tuple[str, str], int] = {}
         self._closed: dict[tuple[str, str], list[tuple[float, Path]]] = {}
+        self._worked: dict[str, float] = {}
+        """When something but samples was last written, by folder."""
         self._remade = False
         """The folder was gone when something was to be written into it."""
 
@@ -82,10 +88,13 @@ class RecordingWriter:
         position = segment.file.tell()
         self.bytes_written += position - segment.good
         segment.good = position
-        age = time.monotonic() - segment.opened_s
+        now = time.monotonic()
+        if table not in SAMPLED:
+            self._worked[folder] = now
+        age = now - segment.opened_s
         if position > SEGMENT_BYTES or (self._keep_s is not None and age > self._keep_s / 8):
             self._close(key)
-            self._prune(key)
+            self._prune(folder)
 
     def _open(self, key: tuple[str, str]) -> _Segment:
         import pyarrow as pa
@@ -130,21 +139,20 @@ class RecordingWriter:
         segment.file.close()
         self._closed.setdefault(key, []).append((time.monotonic(), segment.path))
 
-    def _prune(self, key: tuple[str, str]) -> None:
-        """Removes segments of a table that ended before what is to be kept.
+    def _prune(self, folder: str) -> None:
+        """Removes segments that ended before what is to be kept.
 
-        Of this table alone: what a rank did last before it hung is kept, however long the samplers go on.
+        Of what a rank did that is counted from the last it did: what it did before it hung is kept, however long
+        samplers go on.
         """
         if self._keep_s is None:
             return
-        limit = time.monotonic() - self._keep_s
-        kept = []
-        for ended, path in self._closed[key]:
-            if ended < limit:
+        now = time.monotonic()
+        for key in [key for key in self._closed if key[0] == folder]:
+            limit = (now if key[1] in SAMPLED else self._worked.get(folder, now)) - self._keep_s
+            for _, path in (one for one in self._closed[key] if one[0] < limit):
                 path.unlink(missing_ok=True)
-            else:
-                kept.append((ended, path))
-        self._closed[key] = kept
+            self._closed[key] = [one for one in self._closed[key] if one[0] >= limit]
 
     def keep_all(self) -> None:
         """The run has ended: what it did last is not what was done since then."""

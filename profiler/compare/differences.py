@@ -163,7 +163,8 @@ def _notes(a: Side, b: Side) -> Iterator[str]:
         if side.dropped:
             yield f"WARNING: {side.dropped} events of {letter} were dropped."
         if side.coverage < LOW_COVERAGE:
-            yield f"Operators were recorded {side.coverage:.1%} of the time in {letter}: shares are of that."
+            recorded = f"Operators were recorded {side.coverage:.1%} of the time in {letter}"
+            yield f"{recorded}: shares are of that, times stand for all of it."
         unknown = side.figures["unknown"].share
         if unknown is not None and unknown >= 0.01:
             yield f"WARNING: {unknown:.1%} of the time of {letter} is in kernels that no rule knows: see --rules."

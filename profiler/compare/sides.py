@@ -179,14 +179,15 @@ def _of_steps(steps: dict[str, Any], shares: bool) -> _Held:
 
 
 def _of_whole(summary: dict[str, Any]) -> _Held:
-    """Sums over devices, as the mean device's."""
+    """Sums over devices, as the mean device's; where a part of the time was recorded, it stands for all of it."""
     ranks, total = summary["ranks"], summary["total"]
+    each = len(ranks) * (summary["coverage"] if 0 < summary["coverage"] < 1 else 1.0)
 
     def summed(rows: Sequence[dict[str, Any]], key: Callable[[dict[str, Any]], Any], value: str) -> dict[Any, Measure]:
         sums: dict[Any, float] = {}
         for row in rows:
             sums[key(row)] = sums.get(key(row), 0) + row[value]
-        return {name: Measure(us / len(ranks), us / total["span_us"]) for name, us in sums.items()}
+        return {name: Measure(us / each, us / total["span_us"]) for name, us in sums.items()}
 
     phases: dict[tuple[str, str], Measure] = {}
     rows = [row for rank in ranks for row in rank["phases"]]
@@ -196,9 +197,9 @@ def _of_whole(summary: dict[str, Any]) -> _Held:
     names = {name: _TOTALS.get(name, f"{name}_us") for name in FIGURES}
     return _Held(
         medians=False,
-        figures={"span": Measure(total["span_us"] / len(ranks), 1.0)}
+        figures={"span": Measure(total["span_us"] / each, 1.0)}
         | _decode_step(ranks)
-        | {name: Measure(total[key] / len(ranks), total[key] / total["span_us"]) for name, key in names.items()},
+        | {name: Measure(total[key] / each, total[key] / total["span_us"]) for name, key in names.items()},
         phases=phases,
         operators=summed(operators, lambda row: (row["class"], row["kind"]), "busy_us"),
     )

@@ -120,8 +120,8 @@ def _launched_in(kernels: DeviceKernels, phases: pa.Table) -> list[tuple[int, in
 
 
 def _annotated(kernels: DeviceKernels, phases: pa.Table) -> DecodeSteps | None:
-    """Ranges named as decode steps, the outermost of those that lie in one another, from the first to the last kernel
-    that was launched inside of each."""
+    """Ranges named as decode steps, the outermost of those that lie in one another; on a GPU from the first to the last
+    kernel that was launched inside of each."""
     if not phases.num_rows:
         return None
     import pyarrow.compute as pc
@@ -133,7 +133,7 @@ def _annotated(kernels: DeviceKernels, phases: pa.Table) -> DecodeSteps | None:
         return None
     rows = [
         row
-        for row in phases.select(["rank", "id", "parent", "name", "stage"]).to_pylist()
+        for row in phases.select(["rank", "id", "parent", "name", "stage", "start_ns", "dur_ns"]).to_pylist()
         if row["rank"] in (kernels.rank, None)
     ]
     named = {row["id"]: _told(row) for row in rows}
@@ -153,8 +153,13 @@ def _annotated(kernels: DeviceKernels, phases: pa.Table) -> DecodeSteps | None:
             told[top] = _joined(told.get(top), known) or Told(None, None, None)
     if not told:
         return None
-    steps = np.array([outermost.get(number, -1) for number in kernels.phases.tolist()], np.int64)
-    spans = [(int(kernels.starts[own[0]]), int(kernels.ends[own].max()), told[top]) for top, own in _rows_by(steps)]
+    if kernels.device.startswith("cpu"):
+        # A kernel runs while its range is open, and the range is there whole where windows cut what runs in it.
+        ranges = {row["id"]: (row["start_ns"], row["start_ns"] + (row["dur_ns"] or 0)) for row in rows}
+        spans = [(*ranges[top], known) for top, known in told.items() if ranges[top][1] > ranges[top][0]]
+    else:
+        steps = np.array([outermost.get(number, -1) for number in kernels.phases.tolist()], np.int64)
+        spans = [(int(kernels.starts[own[0]]), int(kernels.ends[own].max()), told[top]) for top, own in _rows_by(steps)]
     if not spans:
         return None
     spans.sort(key=lambda span: span[:2])

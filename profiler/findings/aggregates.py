@@ -68,17 +68,26 @@ class Aggregates:
     waiting: float | None = None
 
 
-def compute_by_rank(seen: dict[int, tuple[int, int, int]]) -> dict[int, float]:
+ENOUGH_STEPS: Final = 10
+ENOUGH_NS: Final = 1_000_000_000
+"""Recorded time, in steps or where there are none in ns, from which on samples of ranks compare."""
+
+
+def compute_by_rank(seen: dict[int, tuple[int, int, int]], step_ns: float | None) -> dict[int, float]:
     """How long each rank computes, over the mean time that ranks were looked at.
 
     A rank that was seen for less time than another, as a trace that begins late, does not compute longer for that.
     Where operators were recorded in windows, what they hold stands for the rest, and the shares alone compare: when a
-    rank's first and last window happened to be says nothing.
+    rank's first and last window happened to be says nothing, and a few windows may hold other parts of a step on
+    each.
 
-    seen: of each rank its compute, its recorded time and the time from the first of it to the last, ns
+    seen: of each rank its compute, its recorded time and the time from the first of it to the last, ns; step_ns: how
+    long steps last, None where that is not known
     """
     seen = {rank: times for rank, times in seen.items() if times[1] > 0}
     if any(recorded < WHOLE * extent for _, recorded, extent in seen.values()):
+        enough = ENOUGH_STEPS * step_ns if step_ns else ENOUGH_NS
+        seen = {rank: times for rank, times in seen.items() if times[1] >= enough}
         return {rank: compute / recorded for rank, (compute, recorded, _) in seen.items()}
     mean = sum(extent for _, _, extent in seen.values()) / len(seen) if seen else 0
     return {rank: compute / mean for rank, (compute, _, _) in seen.items() if mean}

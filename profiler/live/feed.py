@@ -181,7 +181,8 @@ class _Window:
                 rank: (shares.compute_only_ns + shares.overlapped_ns, shares.span_ns, self._extent(rank))
                 for rank, shares in self.by_rank.items()
                 if shares.span_ns
-            }
+            },
+            self.steps.mean_ns,
         )
 
     def _extent(self, rank: int) -> int:

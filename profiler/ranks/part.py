@@ -265,7 +265,7 @@ def aggregates(part: Part, *, finished: bool) -> Aggregates:
                 totals.quantisation.values(), key=lambda row: (-row.saturated - row.nonfinite, row.tensor, row.format)
             )
         ),
-        rank_compute=_rank_compute(part),
+        rank_compute=_rank_compute(part, steps.mean_ns),
         coverage=sum(rank.seen_recorded_ns for rank in ranks) / whole if whole else 0.0,
         dropped=totals.dropped,
         finished=finished,
@@ -310,7 +310,7 @@ def steps_of(part: Part) -> Steps:
     )
 
 
-def _rank_compute(part: Part) -> dict[int, float]:
+def _rank_compute(part: Part, step_ns: float | None) -> dict[int, float]:
     """How long each rank computes, as `live` has it."""
     seen = {key[1]: rank for key, rank in sorted(part.ranks.items())}
     return compute_by_rank(
@@ -321,5 +321,6 @@ def _rank_compute(part: Part) -> dict[int, float]:
                 rank.seen_extent_ns,
             )
             for number, rank in seen.items()
-        }
+        },
+        step_ns,
     )

@@ -105,7 +105,7 @@ def steps_line(steps: dict[str, Any]) -> str:
         without += f"; {many} of them {take} over {steps['long']['times']} times that, "
         without += f"{time_text(steps['long']['us'])} in all"
     median = f"(median {time_text(steps['median_us'])}{without})"
-    return f"Within its {count} {which}step{'s' if count != 1 else ''} {median}: {_said(steps)}."
+    return f"Over its {count} {which}step{'s' if count != 1 else ''} {median}: {_said(steps)}."
 
 
 def _said(times: dict[str, Any]) -> str:
@@ -273,6 +273,11 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if summary["coverage"] < 1:
         notes.append(
             f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone."
+        )
+    if summary["cost_share"] is not None:
+        notes.append(
+            f"Recording is reckoned to have cost the ranks {summary['cost_share']:.1%} of their time, the recorder "
+            "beside them left out."
         )
     notes += _phase_note(summary["ranks"])
     if summary["state"] == "live":

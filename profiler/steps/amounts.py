@@ -114,8 +114,7 @@ def _stage(
     rows, own = rows[cold:], own[cold:]
     at = np.flatnonzero(whole[rows])
     # The same steps on every rank, from all over the run: those whose numbers mix to the least.
-    mixed = own[at].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    kept = np.sort(at[np.argsort(mixed, kind="stable")[:KEPT]])
+    kept = np.sort(at[np.argsort(_mixed(own[at]), kind="stable")[:KEPT]])
     share = recorded[rows].astype(np.float64)
     return StageAmounts(
         seen=int((share > 0).sum()),
@@ -126,6 +125,15 @@ def _stage(
         lasts_ns=recorded[rows[kept]],
         amounts={what: values[rows[kept]] for what, values in amounts.items()},
     )
+
+
+def _mixed(numbers: Times) -> NDArray[np.uint64]:
+    """[numbers] mixed thoroughly (the end of MurmurHash3): windows begin at steps that follow a ratio of their own."""
+    found = numbers.astype(np.uint64)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        found ^= found >> np.uint64(33)
+        found *= np.uint64(factor)
+    return found ^ (found >> np.uint64(33))
 
 
 def _moments(values: Times, recorded: NDArray[np.float64]) -> tuple[int, float, float]:

@@ -19,6 +19,8 @@ from moescope.profiler.growing.rows import chosen, groups
 
 WARM_UP_TIMES: Final = 3
 """A step among a run's first that takes this many times the median belongs to its warm-up, as do those before it."""
+WARM_UP_RARE: Final = 0.9
+"""Share of all steps that are shorter: where one in ten takes as long, that is no warm-up, wherever it stands."""
 WARM_UP_STEPS: Final = 10
 """How many steps a warm-up may have, and no more than a quarter of the run's."""
 WARM_STEPS: Final = 3
@@ -66,7 +68,8 @@ def quantile_step(durations_ns: Sequence[int], share: float = 0.5) -> int | None
 def warm_up(durations_ns: Sequence[int]) -> int:
     """How many of a run's first steps are its warm-up; durations_ns: of all its steps, the oldest first"""
     first = min(WARM_UP_STEPS, len(durations_ns) // 4)
-    long = max(WARM_UP_TIMES * (quantile_step(durations_ns) or 0), 1)
+    later = quantile_step(durations_ns[first:], WARM_UP_RARE) or 0
+    long = max(WARM_UP_TIMES * (quantile_step(durations_ns) or 0), later + 1)
     found = usual = 0
     for at in range(first):
         usual = 0 if durations_ns[at] >= long else usual + 1

@@ -110,6 +110,7 @@ def answer(part: Part, name: str, state: State, meta: dict[str, Any]) -> dict[st
         "coverage": sum(one.counted_ns for one in part.ranks.values()) / extent if extent else 1.0,
         "total": total,
         **steps_answer(part, seen),
+        **_cost(meta),
         "dropped_events": max(part.told_dropped, part.totals.dropped),
         "ranks_without_kernels": [key[1] for key in sorted(part.listed) if not part.ranks[key].devices],
         "torn": sorted(part.torn),
@@ -180,7 +181,10 @@ def _remedy(state: State, meta: dict[str, Any]) -> str:
         return f"--steps {options['steps']} kept to steps that did not come: record again with others, or without it"
     if options.get("ranks"):
         return f"--ranks {options['ranks']} kept to ranks that were not there: record again with others, or without it"
-    return "record again with `moescope run`, `moescope doctor` tells more"
+    return (
+        "record again with `moescope run`, `moescope doctor` tells more (on a CPU operators are recorded on the main "
+        "thread, and on threads that communicate; what another thread does is not)"
+    )
 
 
 def _rank(source: Source, device: DeviceKernels, swept: Sweep, places: Placement) -> dict[str, Any]:
@@ -232,6 +236,16 @@ def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep])
         for label in pc.unique(labels.take(pa.array(device.rows[counts]))).to_pylist():
             worst = max(worst, EVIDENCE.index(label) if label in EVIDENCE else 0)
     return worst
+
+
+def _cost(meta: dict[str, Any]) -> dict[str, Any]:
+    """What recording is reckoned to have cost the ranks, as a share of their time."""
+    ranks = meta.get("ranks")
+    told = [one.get("cost_share") for one in ranks if isinstance(one, dict)] if isinstance(ranks, list) else []
+    known = [share for share in told if isinstance(share, int | float) and not isinstance(share, bool)]
+    if not known:
+        return {"cost_share": None, "cost_share_reason": "moescope did not record this itself"}
+    return {"cost_share": sum(known) / len(known)}
 
 
 def _dropped(log: pa.Table) -> int:

@@ -30,7 +30,8 @@ def render_text(answer: dict[str, Any], console: Console) -> None:
         steps = answer["recorded"]["step_us"] is not None
         table = Table(box=None, pad_edge=False)
         table.add_column("what if")
-        for title in ("gain", "low to high", "span", *(("median step",) if steps else ())):
+        now = (f"median step ({time_text(answer['recorded']['step_us'])} now)",) if steps else ()
+        for title in ("gain", "low to high", "span", *now):
             table.add_column(title, justify="right")
         for one in rows:
             table.add_row(*(Text(text) for text in _row(one, steps)))

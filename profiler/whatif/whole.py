@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moescope.profiler.overlap.intervals import Intervals, Times
+from moescope.profiler.steps.durations import quantile_step
 
 if TYPE_CHECKING:
     from moescope.profiler.source import Source
 
 FEWEST: Final = 4
 """Stretches with whole steps from which on the others are left out."""
+ALIKE: Final = 2.0
+"""How many times as long as the median step, or as short, a step may be to stand for the others."""
 SLACK: Final = 20
 """A step may reach out of what was recorded by this part of its length: before the first operator, and behind the last,
 lies time of the host alone."""
@@ -38,6 +41,9 @@ def with_whole_steps(
     stretches: what all ranks recorded, on the common clock; aligned: a rank's times on it
     """
     rows = steps_of(source)
+    median = quantile_step([row["dur_ns"] for row in rows]) or 0
+    # A slice holds whole steps where these are short: that they fit is what they have in common.
+    rows = [row for row in rows if median / ALIKE <= row["dur_ns"] <= median * ALIKE]
     whole = np.ones(len(stretches[0]), np.bool_)
     for rank in ranks:
         own = [row for row in rows if row["rank"] == rank]

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from moescope.collectors.agent.pace import LEAST_NS
 from moescope.collectors.agent.windows import STEPS_PART, WindowKeeper, _steps_share
 from tests.collectors.reading import rows
 from tests.conftest import Moescope
@@ -84,7 +85,9 @@ def test_windows_are_whole_steps_where_steps_are_short(moescope: Moescope, tmp_p
 def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_long() -> None:
     assert _steps_share(0.1, 0.04) == 0.1
     assert _steps_share(0.1, 0.2) == 0.1 * STEPS_PART
-    assert _steps_share(0.1, 1.0) == 0.0
+    assert _steps_share(0.1, 3.0) == 0.0
+    # Several very short ones make a window, and it is as many of those as are affordable.
+    assert _steps_share(0.01, 0.0001) == 0.01 * STEPS_PART
 
 
 class _Ring:
@@ -92,6 +95,7 @@ class _Ring:
 
     def __init__(self) -> None:
         self.windows: list[tuple[int, int]] = []
+        self.graphs_told = 0
 
     def record(self, kind: int, name: str, start_ns: int, dur_ns: int) -> None:
         self.windows.append((start_ns, dur_ns))
@@ -103,13 +107,16 @@ class _Ring:
 
     def unsettle(self) -> None: ...
 
-    def window(self, on: int) -> None: ...
+    def window(self, on: int) -> None:
+        self.graphs_told += on
 
 
 class _Profiler:
     name = "stand-in"
+    takes_s = 0.0
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        time.sleep(self.takes_s)
 
     def close(self) -> None: ...
 
@@ -120,13 +127,14 @@ class _Program:
     def __init__(self) -> None:
         self.passes = -1
         self.ring = _Ring()
-        self.settings = SimpleNamespace(budget=0.02, steps=None)
+        self.settings = SimpleNamespace(budget=0.02, steps=None, ring_dir="")
         self.torch = SimpleNamespace(
             _C=SimpleNamespace(_current_graph_task_id=lambda: self.passes),
             utils=SimpleNamespace(data=SimpleNamespace(get_worker_info=lambda: None)),
         )
         self.keeper = WindowKeeper(self)  # type: ignore[arg-type]
-        self.keeper._source = _Profiler()
+        self.recorder = SimpleNamespace(events_cost_ns=0)
+        self.keeper._source = self.profiler = _Profiler()
 
     def slice(self, lasts_s: float, *, late: bool = False) -> threading.Thread:
         timer = threading.Thread(target=self.keeper._slice, args=(lasts_s,), kwargs={"late": late})
@@ -195,6 +203,52 @@ def test_one_that_may_be_late_opens_when_the_pass_has_ended() -> None:
     while timer.is_alive():
         _busy(0.01)
     assert len(program.ring.windows) == 1
+
+
+def test_a_slice_that_opens_in_the_last_moment_is_closed_at_once() -> None:
+    program = _Program()
+    program.profiler.takes_s = 0.1
+    program.passes = 7
+    timer = program.slice(0.05)
+    _busy(0.02)
+    program.leave_pass()
+    while timer.is_alive():
+        _busy(0.01)
+    assert program.keeper._open_since == 0
+    assert len(program.ring.windows) == 1
+
+
+def test_graphs_are_told_by_a_source_that_tells_ranges_alone() -> None:
+    program = _Program()
+    program.keeper._open_on_main()
+    program.keeper._close_on_main()
+    assert len(program.ring.windows) == 1
+    assert program.ring.graphs_told == 0
+
+
+def test_a_window_of_steps_ends_with_the_first_that_begins_late_enough() -> None:
+    program = _Program()
+    for number in range(4):
+        program.keeper._at_boundary(number)
+        _busy(0.001)
+    program.keeper._steps.pick(1.0)
+    for number in range(4, 64):
+        program.keeper._at_boundary(number)
+        _busy(0.001)
+    windows = program.ring.windows
+    assert len(windows) >= 3
+    assert all(lasted >= LEAST_NS for _, lasted in windows)
+    # Steps become long while a window is open: it ends with the one that runs.
+    number = 64
+    while not program.keeper._open_since:
+        program.keeper._at_boundary(number)
+        number += 1
+    known = len(windows)
+    assert program.keeper._open_since
+    _busy(0.05)
+    program.keeper._at_boundary(number)
+    assert len(windows) == known + 1
+    assert program.recorder.events_cost_ns > 0
 
 
 # What runs a graph of torch.compile's, without a compiler: two operators with loops of its own around them.

@@ -50,6 +50,18 @@ def test_what_was_done_last_before_a_hang_is_kept(tmp_path: Path, clock: list[fl
     assert min(row["t_ns"] for row in rows(tmp_path, "device_samples")) > 280 * 10**9
 
 
+def test_what_a_rank_has_done_before_it_does_something_else_goes(tmp_path: Path, clock: list[float]) -> None:
+    writer = RecordingWriter(tmp_path, 8.0)
+    for number in range(300):
+        clock[0] += 1
+        if number < 50:
+            writer.write_rows("rank-00000", "steps", [step(number)])
+        writer.write_rows("rank-00000", "kernels", [{"rank": 0, "start_ns": number * 10**9, "dur_ns": 1}])
+    writer.close()
+    assert not rows(tmp_path, "steps")[:-2]
+    assert min(row["start_ns"] for row in rows(tmp_path, "kernels")) > 280 * 10**9
+
+
 def test_what_comes_home_long_after_the_end_takes_the_place_of_nothing(tmp_path: Path, clock: list[float]) -> None:
     writer = RecordingWriter(tmp_path, 8.0)
     for number in range(50):

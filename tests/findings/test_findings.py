@@ -212,8 +212,11 @@ def test_a_hot_expert_weighs_what_the_heaviest_rank_does() -> None:
 
 def test_ranks_recorded_in_windows_are_compared_by_shares_wherever_their_windows_lay() -> None:
     # One rank's windows end early in the run, the other's late: both compute half of what was recorded.
-    assert compute_by_rank({0: (250, 500, 520), 1: (240, 480, 5000)}) == {0: 0.5, 1: 0.5}
+    assert compute_by_rank({0: (250, 500, 520), 1: (240, 480, 5000)}, 40) == {0: 0.5, 1: 0.5}
+    # Few steps' worth may be other parts of a step on each.
+    assert compute_by_rank({0: (250, 500, 520), 1: (240, 480, 5000)}, 60) == {}
+    assert compute_by_rank({0: (250, 500, 520), 1: (240, 480, 5000)}, None) == {}
 
 
 def test_a_rank_that_was_seen_for_less_time_does_not_compute_longer_for_that() -> None:
-    assert compute_by_rank({0: (500, 1000, 1000), 1: (500, 600, 600), 2: (0, 0, 0)}) == {0: 0.625, 1: 0.625}
+    assert compute_by_rank({0: (500, 1000, 1000), 1: (500, 600, 600), 2: (0, 0, 0)}, None) == {0: 0.625, 1: 0.625}

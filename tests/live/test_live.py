@@ -489,7 +489,7 @@ def test_figures_are_of_the_stage_that_takes_most_of_the_time_and_say_what_they_
     assert shown.shares.exposed_ns == 0  # the prompt's
     assert (summed["steps"]["stage"], summed["steps"]["count"], summed["steps"]["median_us"]) == ("decode", 9, 0.06)
     assert summed["steps"]["others"] == [{"stage": "prefill", "count": 1}]
-    assert "Within its 9 decode steps (median 0.1 µs; 1 of prefill left out): " in steps_line(summed["steps"])
+    assert "Over its 9 decode steps (median 0.1 µs; 1 of prefill left out): " in steps_line(summed["steps"])
     assert "exposed-communication" not in {finding.id for finding in shown.findings}
     chosen = _feed(source).snapshot(View(window=(0, 400)))
     assert (chosen.stage, chosen.words_of, chosen.step_median.value) == ("prefill", "prefill", 400)
@@ -516,7 +516,7 @@ def test_a_time_with_steps_of_several_stages_has_no_mean_step() -> None:
     assert "sum over 3 steps of train, decode" in shown.shares_note
     assert shown.shares.span_ns == 620
     assert (shown.stage, shown.steps_ns, shown.step_median.value) == ("train", (300, 300), 300)
-    assert "Within its 2 train steps (median 0.3 µs; 1 of decode left out): " in steps_line(summed["steps"])
+    assert "Over its 2 train steps (median 0.3 µs; 1 of decode left out): " in steps_line(summed["steps"])
     assert not any("a step" in finding.gain for finding in shown.findings)
 
 
@@ -544,9 +544,7 @@ def test_steps_that_take_much_longer_than_the_rest_are_told_apart() -> None:
     source.add("kernels", [kernel(start, 60) for start in starts])
     summed = summarise(source)["steps"]
     assert summed["long"] == {"count": 2, "us": 2.501, "times": 10}
-    assert "Within its 19 steps (median 0.1 µs; 2 of them take over 10 times that, 2.5 µs in all): " in steps_line(
-        summed
-    )
+    assert "Over its 19 steps (median 0.1 µs; 2 of them take over 10 times that, 2.5 µs in all): " in steps_line(summed)
 
 
 def test_a_warm_up_is_left_out_while_the_run_goes_on() -> None:
@@ -629,7 +627,7 @@ def test_decoding_is_told_in_steps_alone_and_a_chosen_stage_brings_its_advice() 
     assert ("token" in decode, "a step" in decode) == (False, True)
     assert ("gradients" in decode_advice, "gradients" in train_advice) == (False, True)
     assert decode == train
-    assert steps_line(summarise(source)["steps"]).startswith("Within its 4 decode steps (median")
+    assert steps_line(summarise(source)["steps"]).startswith("Over its 4 decode steps (median")
 
 
 def test_a_feed_for_one_rank_answers_for_it_unless_asked_for_another() -> None:

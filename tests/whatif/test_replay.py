@@ -167,3 +167,16 @@ def test_where_steps_were_recorded_whole_they_alone_are_re_run() -> None:
     source.add("steps", steps[2 * FEWEST - 1 : 2 * FEWEST])
     held = nodes_of(source)
     assert (len(held), held.left_out, held.whole_steps) == (2 * FEWEST, 12 - 2 * FEWEST, True)
+
+
+def test_steps_that_fit_into_slices_as_they_are_short_stand_for_no_others() -> None:
+    rows, windows, steps = [], [], []
+    for at in range(12):
+        length = 5 if at % 2 else 400
+        rows.append(kernel(1000 * MS * at, 4 * MS))
+        steps.append(step(at, 1000 * MS * at, length * MS))
+        windows.append(window(1000 * MS * at, 6 * MS))
+    source = source_of(*rows)
+    source.add("windows", windows).add("steps", [*steps, step(99, 20_000 * MS, 400 * MS)])
+    held = nodes_of(source)
+    assert (len(held), held.whole_steps) == (12, False)
