@@ -14,6 +14,7 @@ import pytest
 ALONE = (
     "collectors/test_communication.py",
     "collectors/test_flight.py",
+    "collectors/test_gpu_samples.py",
     "collectors/test_kills.py",
     "collectors/test_unit_intervals.py",
     "collectors/test_windows.py",

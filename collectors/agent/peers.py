@@ -31,10 +31,14 @@ class Peers:
     def _others(self) -> list[float]:
         found = []
         since = time.time() - FRESH_S
-        for entry in os.scandir(self._folder):
-            if not entry.name.endswith(SUFFIX) or entry.path == self._own or entry.stat().st_mtime < since:
-                continue
-            with open(entry.path, encoding="ascii") as file:
+        with os.scandir(self._folder) as entries:
+            fresh = [
+                entry.path
+                for entry in entries
+                if entry.name.endswith(SUFFIX) and entry.path != self._own and entry.stat().st_mtime >= since
+            ]
+        for path in fresh:
+            with open(path, encoding="ascii") as file:
                 text = file.read()
             try:
                 found.append(float(text))

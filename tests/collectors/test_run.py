@@ -387,6 +387,33 @@ def test_an_interrupt_is_passed_on_and_a_second_one_ends_it_at_once(
     assert meta(tmp_path / "rec")["state"] == "finished"
 
 
+ENDED = """
+import os, sys, torch
+for _ in range(200):
+    torch.ones(64).neg()
+print(os.getpid(), flush=True)
+sys.exit(5)
+"""
+
+
+def test_ctrl_c_while_a_run_is_stored_costs_neither_the_recording_nor_the_exit_code(
+    start_moescope: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start_moescope("run", "-o", "rec", "--", sys.executable, script(tmp_path, ENDED))
+    assert process.stdout is not None
+    target = int(process.stdout.readline())
+    while alive(target):
+        time.sleep(0.005)
+    sent = 0
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        sent += 1
+        time.sleep(0.005)
+    assert sent > 3
+    assert process.wait(30) == 5
+    assert meta(tmp_path / "rec")["state"] == "finished"
+
+
 PROMPT = """
 import signal
 count = 0
