@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moescope.collectors.native import library_path
-from moescope.collectors.ring_reader import BLOB, OPERATOR, PHASE, Ring, RingError, blob_heads, blob_payload
+from moescope.collectors.ring_reader import BETWEEN, BLOB, OPERATOR, PHASE, Ring, RingError, blob_heads, blob_payload
 
 LIBRARY = library_path()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason="built without a compiler")
@@ -93,6 +94,68 @@ ring.phase_end(b); ring.phase_end(a)
     assert operator["a"] == inner["a"]
     assert (inner["b"], inner["c"], outer["b"]) == (outer["a"], 7, 0)
     assert outer["start_ns"] <= inner["start_ns"] <= operator["start_ns"]
+
+
+GRAPHS = """
+import time
+def loop():
+    until = time.perf_counter() + 0.002
+    while time.perf_counter() < until: pass
+def operator(): lib.moescope_burst(b"aten::mm", 1)
+def graph(name, *parts):
+    outer = ring.graph_begin(name)
+    try:
+        for part in parts: part()
+    finally:
+        ring.graph_end(outer)
+"""
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("graph('a', loop, operator, loop)", []),
+        ("ring.window(1); loop(); graph('a', loop, operator, operator, loop)", ["a", "mm", "mm", "a"]),
+        ("ring.window(1); graph('a', loop, lambda: graph('b', loop), loop); loop()", ["a", "b", "a"]),
+        # One that raises, and what comes after it.
+        (
+            "ring.window(1)\ntry: graph('a', loop, lambda: 1 / 0)\nexcept ZeroDivisionError: loop()\noperator()",
+            ["a", "mm"],
+        ),
+        # A window that opens and closes while it runs.
+        ("graph('a', loop, operator, lambda: ring.window(1), loop, operator, loop)", ["a", "mm", "a"]),
+        ("ring.window(1); graph('a', loop, lambda: ring.window(0), loop, operator, loop)", ["a", "mm"]),
+        # What this thread does not write, and another thread that has no window.
+        ("ring.window(1); ring.mute(1); graph('a', loop, operator, loop)", []),
+        (
+            "ring.window(1); t = threading.Thread(target=graph, args=('a', loop, operator)); t.start(); t.join()",
+            ["mm"],
+        ),
+    ],
+)
+def test_a_graph_tells_what_it_does_between_operators_inside_windows(
+    tmp_path: Path, script: str, told: list[str]
+) -> None:
+    # Without a window operators are written as well here: nobody but torch decides whether they are told.
+    ring = write(tmp_path, GRAPHS + script)
+    taken = ring.take()
+    names = ring.names()
+    # Calling an operator takes a microsecond or two by itself.
+    records = [
+        record
+        for thread in taken
+        for record in thread.records
+        if record["type"] == OPERATOR and not (record["flags"] & BETWEEN and record["dur_ns"] < 500_000)
+    ]
+    found = [names[record["name"]].removeprefix("aten::") for record in records]
+    loops = [record for record in records if record["flags"] & BETWEEN]
+    assert [name for name in found if name != "mm"] == [name for name in told if name != "mm"]
+    if "mm" in told:
+        assert found[-len(told) :] == told
+    assert all(record["dur_ns"] >= 1_900_000 for record in loops)
+    ends = sorted((int(record["start_ns"]), int(record["start_ns"] + record["dur_ns"])) for record in records)
+    assert all(begin >= end for (_, end), (begin, _) in pairwise(ends))
 
 
 @needs_library
