@@ -280,6 +280,13 @@ def _notes(summary: dict[str, Any]) -> list[str]:
             "beside them left out."
         )
     notes += _phase_note(summary["ranks"])
+    unseen = sorted({thread for rank in summary["ranks"] for thread in rank.get("unseen_threads", ())})
+    if unseen:
+        names = ", ".join(unseen[:4]) + (" …" if len(unseen) > 4 else "")
+        notes.append(
+            f"WARNING: operators of {names} are not recorded, and count as idle: on a CPU those of the main thread "
+            "are, and of threads that communicate."
+        )
     if summary["state"] == "live":
         notes.append("The run still goes on: these are its figures so far.")
     if summary["state"] == "torn":

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["answer", "no_kernels", "part_of", "summarise"]
 
+UNSEEN: Final = 0.1
+"""Share of the time that a thread without recorded operators spends in phases, from which on it is told."""
 SUMS: Final = (
     "span_us", "busy_us", "compute_us", "comm_us", "memory_us", "overlapped_us", "exposed_comm_us", "idle_us",
     "unknown_us",
@@ -209,6 +211,7 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep, places: Placement
         "coverage": coverage(recorded_windows(source, device.device).get(device.rank)),
         **machine.keys,
         **device_facts(source, device, swept),
+        "unseen_threads": _unseen_threads(source, device),
         "phases": [
             {
                 "name": phase.name,
@@ -222,6 +225,24 @@ def _rank(source: Source, device: DeviceKernels, swept: Sweep, places: Placement
         "operators": operator_rows(device, swept, machine.bounds),
         **overlap_rows(device, swept, places),
     }
+
+
+def _unseen_threads(source: Source, device: DeviceKernels) -> list[str]:
+    """Threads of a CPU that spend a tenth of the time and more in phases, and of which no operator was recorded."""
+    import pyarrow.compute as pc
+
+    phases = source.table("phases")
+    if not device.device.startswith("cpu") or not phases.num_rows:
+        return []
+    outermost = phases.filter(pc.is_null(phases.column("parent"))).select(["thread", "start_ns", "dur_ns"]).to_pylist()
+    seen = set(pc.unique(source.table("kernels").column("stream")).to_pylist())
+    first = min((row["start_ns"] for row in outermost), default=0)
+    last = max((row["start_ns"] + (row["dur_ns"] or 0) for row in outermost), default=0)
+    spent: dict[str, int] = {}
+    for row in outermost:
+        if row["thread"] is not None and row["thread"] not in seen:
+            spent[row["thread"]] = spent.get(row["thread"], 0) + (row["dur_ns"] or 0)
+    return sorted(thread for thread, ns in spent.items() if ns >= UNSEEN * (last - first))
 
 
 def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep]) -> int:
