@@ -16,6 +16,7 @@ ALONE = (
     "collectors/test_flight.py",
     "collectors/test_gpu_samples.py",
     "collectors/test_kills.py",
+    "collectors/test_run.py",
     "collectors/test_unit_intervals.py",
     "collectors/test_windows.py",
     "commands/test_demo_truth.py",

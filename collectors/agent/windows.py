@@ -44,6 +44,8 @@ DENSE = 0.5
 """Share of the time from which on slices begin with their periods."""
 STARVED_S = 5.0
 """Without a window for so long, and for two steps, the next slice may open as late as the main thread answers."""
+FIRST_WINDOWS = 4
+"""With operators in them, before which any may be late: a short run has to show something."""
 AWAIT_S = 0.1
 """How often to look whether CUDA has started, where it is likely to."""
 RETRY_S = (0.02, 0.5)
@@ -116,6 +118,8 @@ class WindowKeeper:
         """The source of the open window: the next may have another."""
         self._opening_ns = 0
         self._last_cost_ns = 0
+        self._worked = 0
+        """Windows with operators in them."""
         self._last_open = time.monotonic()
         self._owed: Callable[[], None] | None = None
         self._asked = False
@@ -309,7 +313,7 @@ class WindowKeeper:
                 gap = PERIOD_S
                 continue
             of_slices = share - of_steps
-            starved = time.monotonic() - self._last_open > patience_s
+            starved = self._worked < FIRST_WINDOWS or time.monotonic() - self._last_open > patience_s
             if not self._slice(max(MIN_WINDOW_S, of_slices * PERIOD_S), late=starved):
                 return
             patience_s = max(STARVED_S, 2 * step_s, 1e-9 * self._last_cost_ns / available)
@@ -466,6 +470,7 @@ class WindowKeeper:
         cost = int(operators * self._operator_cost_ns + self._opening_ns + (time.monotonic_ns() - end))
         ring.overhead(cost)
         self._last_cost_ns = cost
+        self._worked += operators > 0
         self._pace.window(cost, end - start)
 
     def _choose(self) -> Any:

@@ -568,6 +568,7 @@ def test_a_warm_up_is_left_out_while_the_run_goes_on() -> None:
         ([*[1] * 3, 9, *[1] * 20], 0),
         ([0] * 12, 0),
         ([*[1] * 10, 9, *[1] * 50], 0),
+        ([320, 5] * 40, 0),  # by turns, as where every other one waits for data
         ([], 0),
     ],
 )
