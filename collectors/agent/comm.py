@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from .operations import ELSEWHERE, METHODS, RANGES, Bytes, all_to_all_base
 from .recorder import CALL_COST_NS
-from .windows import COMMUNICATES
 
 if TYPE_CHECKING:
     from .session import Session
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 Made = tuple[str, int, int]
 """A call's group, and when it began and ended to be issued, CLOCK_MONOTONIC ns."""
 MADE_KEPT = 8192
+
+COMMUNICATES = 200
+"""Operators between two calls up to which a thread is one that communicates."""
 
 HOPS = frozenset({"internode", "intranode"})
 """What a group may be described as (`new_group(group_desc=)`), so that its transfers are told by hop."""

@@ -1,7 +1,8 @@
-"""Operators from PyTorch's ITT observer, straight into the ring, and what one costs the program."""
+"""Operators from PyTorch's ITT observer, straight into the ring: switched thread by thread, and what one costs."""
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -32,6 +33,36 @@ class IttSource:
 
     def close(self) -> None:
         self._disable()
+
+
+class Follower(threading.local):
+    """What torch's profiler does on this thread; a thread that ends with it on switches it off as it goes."""
+
+    def __init__(self) -> None:
+        self.on_main = on_main()
+
+    switch: Switch | None = None
+    muted = False
+    computes = False
+    """It does more between two calls than communicate: ranges are on inside windows, and while it issues a call."""
+
+
+class Switch:
+    """One thread's profiler, on as long as this lives."""
+
+    def __init__(self, source: IttSource) -> None:
+        self._close = source.close
+        source.open()
+
+    def __del__(self) -> None:
+        try:
+            self._close()
+        except Exception:  # noqa: BLE001  the thread, or the interpreter, is on its way out
+            pass
+
+
+def on_main() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def operator_cost_ns(source: IttSource, torch: Any, ring: Ring) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from statistics import median
 
@@ -30,6 +31,30 @@ LEAST_NS = 10_000_000
 """Length of a window of steps, at least: to open one and to close it has its price."""
 STALLED = 3.0
 """Times the usual length, from which on a step is no longer one of many."""
+
+PERIOD_S = 0.5
+"""One slice in each, counted on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one another, so a
+window that only one of them has open would slow down all, once for each."""
+MIN_WINDOW_S = 0.004
+WHOLE_STEPS_S = 0.5
+"""Windows are whole steps alone where as many are affordable as one in this time, on average; at most twice this, which
+is what a process that is killed may leave unrecorded, lies between two."""
+SOME_STEPS_S = 30.0
+"""Where one in this time is, steps have their part of the windows beside slices: only a whole step shows what waits for
+what from its start to its end."""
+STEPS_PART = 2 / 3
+DENSE = 0.5
+"""Share of the time from which on slices begin with their periods."""
+STARVED_S = 5.0
+"""Without a window for so long, and for two steps, the next slice may open as late as the main thread answers."""
+FIRST_WINDOWS = 4
+"""With operators in them, before which any may be late: a short run has to show something."""
+
+SAFETY = 0.3
+"""Share of the budget that is spent on what is reckoned: switching, and what ranks wait for one another, cost as much
+again and more (paired measurements on two ranks)."""
+LEAST_LEFT = 0.2
+"""Share of it that windows have at least, whatever else costs."""
 
 
 class Pace:
@@ -91,3 +116,36 @@ class Steps:
         """Whether steps follow one another as they usually do."""
         usual_ns = self.usual_ns()
         return usual_ns is not None and now_ns - self._began < STALLED * usual_ns
+
+
+def left_of(budget: float, spent: float) -> float:
+    """What windows may cost, as a share of the time, where all else costs `spent` of it."""
+    return max(LEAST_LEFT * budget, SAFETY * budget - spent)
+
+
+def steps_share(share: float, step_s: float) -> float:
+    """Share of the time for windows of whole steps, of what windows have; the rest of it is for slices."""
+    window_s = max(step_s, LEAST_NS / 1e9)
+    if window_s <= WHOLE_STEPS_S * share:
+        return share
+    part = STEPS_PART * share
+    return part if window_s <= SOME_STEPS_S * part else 0.0
+
+
+def until_next(share: float) -> float:
+    """How long it is to the next slice, s, where slices have this share of the time.
+
+    Each lies at a place of its own in its period. Where they are longer than what may lie between two of them they
+    begin with the period, and where they are shorter than a window can be there is one in every second.
+    """
+    now = time.monotonic()
+    period = int(now / PERIOD_S)
+    if share > DENSE:
+        late_s = now - period * PERIOD_S
+        return 0.0 if late_s < (1 - share) * PERIOD_S or share >= 1.0 else PERIOD_S - late_s
+    every = 2 if share * PERIOD_S < MIN_WINDOW_S else 1
+    while True:
+        start = (period + period * GOLDEN % 1.0) * PERIOD_S
+        if start > now and period % every == 0:
+            return start - now
+        period += 1

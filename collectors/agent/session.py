@@ -17,6 +17,7 @@ from typing import Any
 from . import comm, hooks
 from .file_ring import FileRing
 from .flight import FlightReader
+from .process import is_spawned
 from .recorder import Recorder
 from .ring import NativeRing, Ring
 from .settings import Settings
@@ -49,7 +50,7 @@ class Session:
             "start_ns": time.monotonic_ns(),
             "ring": self.ring.kind,
             "source": "",
-            "role": "worker" if self._forked or _is_spawned() else "main",
+            "role": "worker" if self._forked or is_spawned() else "main",
         }
         for key, variable in (("rank", "RANK"), ("local_rank", "LOCAL_RANK"), ("world_size", "WORLD_SIZE")):
             value = os.environ.get(variable, "")
@@ -147,11 +148,6 @@ class Session:
         if self._flight is not None:
             self._flight.stop()
         self.ring.close()
-
-
-def _is_spawned() -> bool:
-    """Whether multiprocessing started this process: RANK in its environment is then its parent's."""
-    return any("multiprocessing" in word for word in getattr(sys, "orig_argv", [])[1:4])
 
 
 def _open_ring(settings: Settings) -> tuple[Ring, str]:

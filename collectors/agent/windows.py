@@ -12,7 +12,7 @@ The cost of an operator is measured at the first window, on this process; what w
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,74 +21,34 @@ from typing import TYPE_CHECKING, Any
 from . import kineto
 from .device import DeviceKeeper
 from .graphs import Graphs
-from .itt import IttSource, operator_cost_ns
-from .pace import GOLDEN, LEAST_NS, Pace, Steps
+from .itt import Follower, IttSource, Switch, on_main, operator_cost_ns
+from .pace import (
+    FIRST_WINDOWS,
+    LEAST_NS,
+    MIN_WINDOW_S,
+    PERIOD_S,
+    STARVED_S,
+    Pace,
+    Steps,
+    left_of,
+    steps_share,
+    until_next,
+)
 from .peers import Peers
+from .process import is_data_worker
+from .recorder import STEP_COST_NS
 from .ring import WINDOW
 
 if TYPE_CHECKING:
     from .session import Session
 
-PERIOD_S = 0.5
-"""One slice in each, counted on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one another, so a
-window that only one of them has open would slow down all, once for each."""
-MIN_WINDOW_S = 0.004
-WHOLE_STEPS_S = 0.5
-"""Windows are whole steps alone where as many are affordable as one in this time, on average; at most twice this, which
-is what a process that is killed may leave unrecorded, lies between two."""
-SOME_STEPS_S = 30.0
-"""Where one in this time is, steps have their part of the windows beside slices: only a whole step shows what waits for
-what from its start to its end."""
-STEPS_PART = 2 / 3
-DENSE = 0.5
-"""Share of the time from which on slices begin with their periods."""
-STARVED_S = 5.0
-"""Without a window for so long, and for two steps, the next slice may open as late as the main thread answers."""
-FIRST_WINDOWS = 4
-"""With operators in them, before which any may be late: a short run has to show something."""
 AWAIT_S = 0.1
 """How often to look whether CUDA has started, where it is likely to."""
 RETRY_S = (0.02, 0.5)
 """How soon to ask the main thread again, at first and at last, where it was inside a backward pass: the end of the pass
 is where it answers by itself, if the pass began in Python."""
 
-STEP_COST_NS = 2_000
-"""What looking at each step costs the program, counted against the budget."""
-
-COMMUNICATES = 200
-"""Operators between two calls up to which a thread is one that communicates."""
-
-SAFETY = 0.3
-"""Share of the budget that is spent on what is reckoned: switching, and what ranks wait for one another, cost as much
-again and more (paired measurements on two ranks)."""
-
 _PENDING = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-
-
-class _Follower(threading.local):
-    """What torch's profiler does on this thread; a thread that ends with it on switches it off as it goes."""
-
-    def __init__(self) -> None:
-        self.on_main = _on_main()
-
-    switch: _Switch | None = None
-    muted = False
-    computes = False
-    """It does more between two calls than communicate: ranges are on inside windows, and while it issues a call."""
-
-
-class _Switch:
-    """One thread's profiler, on as long as this lives."""
-
-    def __init__(self, source: IttSource) -> None:
-        self._close = source.close
-        source.open()
-
-    def __del__(self) -> None:
-        try:
-            self._close()
-        except Exception:  # noqa: BLE001  the thread, or the interpreter, is on its way out
-            pass
 
 
 class WindowKeeper:
@@ -106,7 +66,7 @@ class WindowKeeper:
         self._paused = 0
         self._changed = threading.Event()
         self._stopping = threading.Event()
-        self._follower = _Follower()
+        self._follower = Follower()
         self._failed = False
         self._graphs = Graphs(session)
         self._pace = Pace()
@@ -133,7 +93,7 @@ class WindowKeeper:
     def ranges_on(self, *, many: bool = False) -> bool:
         """Whether what the calling thread issues now will tell when it is executed.
 
-        many: whether it has run more than COMMUNICATES operators since its last call
+        many: whether it has run more operators since its last call than one that communicates (`comm.COMMUNICATES`)
 
         Torch's profilers are thread-local. The main thread is switched by the timer. On any other that communicates
         they stay on, as switching costs more than the few operators between two calls, which are left out unless a
@@ -153,14 +113,14 @@ class WindowKeeper:
         if state.switch is None:
             if self._session.torch._C._current_graph_task_id() != -1:
                 return False
-            state.switch = _Switch(self._source)
+            state.switch = Switch(self._source)
         if state.muted == window:
             self._session.ring.mute(not window)
             state.muted = not window
         self._session.ring.settle(1)
         return True
 
-    def _let_go(self, state: _Follower) -> None:
+    def _let_go(self, state: Follower) -> None:
         """What `switch` held closes itself when nothing holds it any more."""
         self._session.ring.settle(0)
         if state.switch is not None and self._session.torch._C._current_graph_task_id() == -1:
@@ -178,12 +138,12 @@ class WindowKeeper:
         if self._paused or self._stopping.is_set() or not isinstance(source, IttSource):
             return None
         # First: a pending call that opened a window between two of these lines would find the profiler on already.
-        if _on_main():
+        if on_main():
             self._lent_on_main = True
         try:
             source.open()
         except Exception:
-            if _on_main():
+            if on_main():
                 self._lent_on_main = False
             raise
         self._session.ring.mute(1)
@@ -195,7 +155,7 @@ class WindowKeeper:
         try:
             source.close()
         finally:
-            if _on_main():
+            if on_main():
                 self._lent_on_main = False
                 self.settle_owed()
 
@@ -237,7 +197,7 @@ class WindowKeeper:
 
     def close_window(self) -> None:
         """Closes the open window, if any; on the main thread alone."""
-        if self._open_since and _on_main():
+        if self._open_since and on_main():
             self._at_it = True
             try:
                 self._close_on_main()
@@ -263,7 +223,7 @@ class WindowKeeper:
 
     def settle_owed(self) -> None:
         """What the timer could not have done a moment ago can be done now: a backward pass or a call has ended."""
-        if self._owed is not None and _on_main():
+        if self._owed is not None and on_main():
             self.settle()
 
     def _pending(self, _: Any) -> int:
@@ -279,7 +239,7 @@ class WindowKeeper:
         # A short first wait lets the program finish its imports.
         gap, patience_s = 0.02, 0.0
         while not self._stopping.wait(gap):
-            if self._failed or _is_data_worker(self._session.torch):
+            if self._failed or is_data_worker(self._session.torch):
                 return
             if self._paused:
                 gap = 0.02
@@ -299,13 +259,13 @@ class WindowKeeper:
                 if not self._slice(PERIOD_S, late=True):
                     return
                 continue
-            available = max(0.2 * self._budget, SAFETY * self._budget - self._events_share())
+            available = left_of(self._budget, self._events_share())
             share = self._pace.share(available)
             if self._session.facts.get("world_size", 1) > 1:
                 share = self._peers.least(share)
             step_s = (self._steps.usual_ns() or 0.0) / 1e9
             flow = self._steps.flow(time.monotonic_ns())
-            of_steps = _steps_share(share, step_s) if flow else 0.0
+            of_steps = steps_share(share, step_s) if flow else 0.0
             self._steps.pick(of_steps)
             if self._whole and not flow and not self._ask(self._close_whole):
                 return
@@ -317,7 +277,7 @@ class WindowKeeper:
             if not self._slice(max(MIN_WINDOW_S, of_slices * PERIOD_S), late=starved):
                 return
             patience_s = max(STARVED_S, 2 * step_s, 1e-9 * self._last_cost_ns / available)
-            gap = _until_next(of_slices)
+            gap = until_next(of_slices)
 
     def _slice(self, lasts_s: float, *, late: bool) -> bool:
         """One window of this length from now on; False where the process is ending.
@@ -337,7 +297,9 @@ class WindowKeeper:
         if self._stopping.is_set():
             return False
         # While the main thread runs Python it keeps this one waiting: such a slice would last longer than others do.
-        late_ns = int(max(0.0, time.monotonic() - end) * 1e9)
+        # It is kept for longer by a call that holds the interpreter, which cannot be cut.
+        late_s = time.monotonic() - end
+        late_ns = int(late_s * 1e9) if 0 < late_s < 2 * sys.getswitchinterval() else 0
         return not self._open_since or self._ask(lambda: self._close_slice(late_ns))
 
     def _take_in_device(self) -> None:
@@ -356,7 +318,7 @@ class WindowKeeper:
     def _at_step(self, number: int) -> None:
         """A window a step, as `--steps` asks: nothing of the steps around it."""
         steps = self._session.settings.steps
-        if steps is None or self._failed or threading.current_thread() is not threading.main_thread():
+        if steps is None or self._failed or not on_main():
             return
         try:
             self.close_window()
@@ -375,7 +337,7 @@ class WindowKeeper:
         """A step begins: the window of those before it ends, and a new one begins if this step is chosen."""
         torch = self._session.torch
         # An optimizer may step inside a backward pass.
-        if self._failed or not _on_main() or torch._C._current_graph_task_id() != -1:
+        if self._failed or not on_main() or torch._C._current_graph_task_id() != -1:
             return
         self._at_it = True
         try:
@@ -425,7 +387,7 @@ class WindowKeeper:
             return
         if until is not None and time.monotonic() >= until:
             return
-        if _is_data_worker(self._session.torch):
+        if is_data_worker(self._session.torch):
             self._stopping.set()
             return
         if self._source is None:
@@ -488,44 +450,3 @@ class WindowKeeper:
                 return source
         self._operator_cost_ns = kineto.OPERATOR_COST_NS
         return kineto.KinetoSource(torch, ring)
-
-
-def _on_main() -> bool:
-    return threading.get_ident() == threading.main_thread().ident
-
-
-def _steps_share(share: float, step_s: float) -> float:
-    """Share of the time for windows of whole steps, of what windows have; the rest of it is for slices."""
-    window_s = max(step_s, LEAST_NS / 1e9)
-    if window_s <= WHOLE_STEPS_S * share:
-        return share
-    part = STEPS_PART * share
-    return part if window_s <= SOME_STEPS_S * part else 0.0
-
-
-def _until_next(share: float) -> float:
-    """How long it is to the next slice, s, where slices have this share of the time.
-
-    Each lies at a place of its own in its period. Where they are longer than what may lie between two of them they
-    begin with the period, and where they are shorter than a window can be there is one in every second.
-    """
-    now = time.monotonic()
-    period = int(now / PERIOD_S)
-    if share > DENSE:
-        late_s = now - period * PERIOD_S
-        return 0.0 if late_s < (1 - share) * PERIOD_S or share >= 1.0 else PERIOD_S - late_s
-    every = 2 if share * PERIOD_S < MIN_WINDOW_S else 1
-    while True:
-        start = (period + period * GOLDEN % 1.0) * PERIOD_S
-        if start > now and period % every == 0:
-            return start - now
-        period += 1
-
-
-def _is_data_worker(torch: Any) -> bool:
-    """Whether this process feeds a DataLoader: it is no rank.
-
-    Told by what the process was started for: torch itself says so only once the worker has set itself up.
-    """
-    target = getattr(multiprocessing.current_process(), "_target", None)
-    return getattr(target, "__name__", "") == "_worker_loop" or torch.utils.data.get_worker_info() is not None

@@ -234,15 +234,16 @@ def _unseen_threads(source: Source, device: DeviceKernels) -> list[str]:
     phases = source.table("phases")
     if not device.device.startswith("cpu") or not phases.num_rows:
         return []
-    outermost = phases.filter(pc.is_null(phases.column("parent"))).select(["thread", "start_ns", "dur_ns"]).to_pylist()
-    seen = set(pc.unique(source.table("kernels").column("stream")).to_pylist())
-    first = min((row["start_ns"] for row in outermost), default=0)
-    last = max((row["start_ns"] + (row["dur_ns"] or 0) for row in outermost), default=0)
-    spent: dict[str, int] = {}
-    for row in outermost:
-        if row["thread"] is not None and row["thread"] not in seen:
-            spent[row["thread"]] = spent.get(row["thread"], 0) + (row["dur_ns"] or 0)
-    return sorted(thread for thread, ns in spent.items() if ns >= UNSEEN * (last - first))
+    outermost = phases.filter(pc.is_null(phases.column("parent"))).select(["thread", "start_ns", "dur_ns"])
+    if not outermost.num_rows:
+        return []
+    ends = pc.add(outermost.column("start_ns"), pc.fill_null(outermost.column("dur_ns"), 0))
+    whole = pc.max(ends).as_py() - pc.min(outermost.column("start_ns")).as_py()
+    spent = outermost.group_by("thread").aggregate([("dur_ns", "sum")]).to_pylist()
+    seen = {None, *pc.unique(source.table("kernels").column("stream")).to_pylist()}
+    return sorted(
+        row["thread"] for row in spent if row["thread"] not in seen and (row["dur_ns_sum"] or 0) >= UNSEEN * whole
+    )
 
 
 def _evidence(source: Source, devices: list[DeviceKernels], sweeps: list[Sweep]) -> int:

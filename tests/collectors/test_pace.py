@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.collectors.agent.pace import FIRST_SHARE, JUMP, LEAST_NS, Pace, Steps
+from moescope.collectors.agent.pace import FIRST_SHARE, JUMP, LEAST_NS, STEPS_PART, Pace, Steps, steps_share
 
 WINDOW_NS = 25_000_000
 AVAILABLE = 0.004
@@ -113,3 +113,11 @@ def test_steps_flow_until_one_lasts_much_longer_than_the_others() -> None:
     assert not steps.flow(900)
     steps.begin(1000, 6)
     assert steps.flow(1050)
+
+
+def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_long() -> None:
+    assert steps_share(0.1, 0.04) == 0.1
+    assert steps_share(0.1, 0.2) == 0.1 * STEPS_PART
+    assert steps_share(0.1, 3.0) == 0.0
+    # Several very short ones make a window, and it is as many of those as are affordable.
+    assert steps_share(0.01, 0.0001) == 0.01 * STEPS_PART

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from moescope.collectors.agent.pace import LEAST_NS
-from moescope.collectors.agent.windows import STEPS_PART, WindowKeeper, _steps_share
+from moescope.collectors.agent.windows import WindowKeeper
 from tests.collectors.reading import rows
 from tests.conftest import Moescope
 
@@ -80,14 +80,6 @@ def test_windows_are_whole_steps_where_steps_are_short(moescope: Moescope, tmp_p
         true = _inside(found, [span]) / (span[1] - span[0])
         seen = _inside(found, whole) / sum(b - a for a, b in whole)
         assert abs(seen / true - 1) < 0.25, (name, true, seen)
-
-
-def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_long() -> None:
-    assert _steps_share(0.1, 0.04) == 0.1
-    assert _steps_share(0.1, 0.2) == 0.1 * STEPS_PART
-    assert _steps_share(0.1, 3.0) == 0.0
-    # Several very short ones make a window, and it is as many of those as are affordable.
-    assert _steps_share(0.01, 0.0001) == 0.01 * STEPS_PART
 
 
 class _Ring:
@@ -216,6 +208,17 @@ def test_a_slice_that_opens_in_the_last_moment_is_closed_at_once() -> None:
         _busy(0.01)
     assert program.keeper._open_since == 0
     assert len(program.ring.windows) == 1
+
+
+def test_what_python_kept_the_timer_waiting_for_is_no_part_of_a_slice() -> None:
+    program = _Program()
+    for late_ns in (0, 5_000_000):
+        program.keeper._open_on_main()
+        _busy(0.03)
+        program.keeper._close_slice(late_ns)
+    (_, whole), (_, cut) = program.ring.windows
+    assert whole >= 30_000_000
+    assert 25_000_000 <= cut < whole
 
 
 def test_graphs_are_told_by_a_source_that_tells_ranges_alone() -> None:
