@@ -3,7 +3,7 @@
 The methods of `ProcessGroup` are wrapped: `torch.distributed`'s functions and models that call groups directly both end
 there. What C++ issues (DDP's reducer, functional collectives) does not: `flight` tells of that.
 Gloo tells when it executes a call that was issued with torch's ranges on, and the library gives its range the call's
-number as it begins: inside windows they are on, outside they are switched on for the call alone (under a microsecond).
+number as it begins: on threads that communicate ranges stay on, inside windows and outside, or are lent for the call.
 What NCCL launches while a call is issued bears the call's number as CUPTI tells it: its kernel is when the call was
 executed. Calls between `_start_coalescing` and `_end_coalescing` are launched together at the end, as one. (Not yet run
 on a GPU.)
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 Made = tuple[str, int, int]
 """A call's group, and when it began and ended to be issued, CLOCK_MONOTONIC ns."""
 MADE_KEPT = 8192
-
-COMMUNICATES = 200
-"""Operators between two calls up to which a thread is one that communicates."""
 
 HOPS = frozenset({"internode", "intranode"})
 """What a group may be described as (`new_group(group_desc=)`), so that its transfers are told by hop."""
@@ -134,8 +131,7 @@ class Calls:
                 if not between_two:
                     made.append((name, issue_ns, now_ns()))
                 return work
-            found = settled(COMMUNICATES)
-            here = found > 0 or self._ranges_on(many=found < 0)
+            here = settled() or self._ranges_on()
             lent = None if here else self._lend()
             announce(1)
             try:
@@ -151,7 +147,7 @@ class Calls:
             # Gloo is at it on a thread of its own by now.
             told = self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
             # Without a range to come: the window was closed on this thread meanwhile, or none could be lent.
-            still = here and (settled(COMMUNICATES) > 0 or self._ranges_on())
+            still = here and (settled() or self._session.windows.still_on())
             if lent is None and not still and ring.withdraw(number) and told:
                 self._follow(work, number)
             elif not sure:
@@ -271,10 +267,10 @@ class Calls:
         except Exception as error:  # noqa: BLE001  fail open: the call itself has been made
             self._tell(error)
 
-    def _ranges_on(self, *, many: bool = False) -> bool:
+    def _ranges_on(self) -> bool:
         """Whether what this thread issues now is executed under a range in the ring."""
         try:
-            return self._session.windows.ranges_on(many=many)
+            return self._session.windows.ranges_on()
         except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
             self._tell(error)
             return False

@@ -14,7 +14,10 @@ step's time where a loop shows 300)."""
 
 
 class IttSource:
-    """PyTorch's ITT observer: operators and ranges of all threads, straight into the ring."""
+    """PyTorch's ITT observer: operators and ranges of all threads, straight into the ring.
+
+    Asked for what users and gloo name alone (`USER_SCOPE`) it costs operators nothing.
+    """
 
     name = "itt"
 
@@ -27,9 +30,21 @@ class IttSource:
         # Taken now: the guard replaces these names in torch.autograd.profiler, and must not see ours.
         self._enable, self._disable = torch.autograd._enable_profiler, torch.autograd._disable_profiler
         self._activities: set[Any] = set()
+        self._scopes: set[Any] = set()
+        scope = getattr(torch._C._profiler, "RecordScope", None)
+        self._ranges = set() if scope is None else {scope.USER_SCOPE}
 
     def open(self) -> None:
-        self._enable(self._config, self._activities)
+        self._enable(self._config, self._activities, self._scopes)
+
+    @property
+    def ranges_alone(self) -> bool:
+        """Whether this torch can tell ranges from operators."""
+        return bool(self._ranges)
+
+    def open_ranges(self) -> None:
+        """Opens for ranges alone, where this torch can tell them from operators."""
+        self._enable(self._config, self._activities, self._ranges)
 
     def close(self) -> None:
         self._disable()
@@ -42,17 +57,19 @@ class Follower(threading.local):
         self.on_main = on_main()
 
     switch: Switch | None = None
-    muted = False
-    computes = False
-    """It does more between two calls than communicate: ranges are on inside windows, and while it issues a call."""
+    """Not of windows of the main thread, which are no thread's own."""
 
 
 class Switch:
     """One thread's profiler, on as long as this lives."""
 
-    def __init__(self, source: IttSource) -> None:
+    def __init__(self, source: IttSource, *, ranges_alone: bool) -> None:
         self._close = source.close
-        source.open()
+        self.ranges_alone = ranges_alone
+        if ranges_alone:
+            source.open_ranges()
+        else:
+            source.open()
 
     def __del__(self) -> None:
         try:

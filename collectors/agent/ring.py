@@ -131,11 +131,8 @@ class Ring(Protocol):
     def unsettle(self) -> None:
         """What decides over torch's ranges has changed, for all threads."""
 
-    def settled(self, operators: int, /) -> int:
-        """1 where ranges are on as the calling thread left them, 0 where it has to see to them.
-
-        -1 where more than so many operators have ended on it since it was asked last: it has to see to that.
-        """
+    def settled(self) -> int:
+        """1 where ranges are on as the calling thread left them, 0 where it has to see to them."""
 
     def graph_begin(self, name: str) -> int:
         """A compiled graph begins on the calling thread: inside a window what it does between operators is recorded.
@@ -248,7 +245,6 @@ class NativeRing:
             lib.moescope_call_begin.argtypes, lib.moescope_call_end.restype = (u64,), None
             self.call_begin = lib.moescope_call_begin
             self.call_end = lib.moescope_call_end
-            lib.moescope_settled.argtypes = (u64,)
             self.settled = lib.moescope_settled
 
     def _name(self, name: str) -> bytes:

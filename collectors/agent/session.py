@@ -7,7 +7,6 @@ import os
 import platform
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.util import Finalize, register_after_fork
@@ -110,8 +109,8 @@ class Session:
 
     def _before_fork(self) -> None:
         windows = getattr(self, "windows", None)
-        if windows is not None and threading.current_thread() is threading.main_thread():
-            windows.close_window()
+        if windows is not None:
+            windows.leave()
 
     def _in_child(self) -> None:
         """A forked child is recorded in a ring of its own; DataLoader workers sort themselves out in `windows`."""

@@ -83,68 +83,85 @@ class WindowKeeper:
         self._last_open = time.monotonic()
         self._owed: Callable[[], None] | None = None
         self._asked = False
-        self._lent_on_main = False
+        self._switching_on_main = False
+        """The main thread is switching torch's ranges by itself, or has lent them: what the timer asks for waits."""
         self._at_it = False
         """Whether the main thread is opening or closing a window: what the timer asks for waits."""
         self._device: DeviceKeeper | None = None
         self._with_device = False
         self._callback = _PENDING(self._pending)
 
-    def ranges_on(self, *, many: bool = False) -> bool:
-        """Whether what the calling thread issues now will tell when it is executed.
+    def ranges_on(self) -> bool:
+        """Sees to the calling thread; whether what it issues now will tell when it is executed.
 
-        many: whether it has run more operators since its last call than one that communicates (`comm.COMMUNICATES`)
-
-        Torch's profilers are thread-local. The main thread is switched by the timer. On any other that communicates
-        they stay on, as switching costs more than the few operators between two calls, which are left out unless a
-        window is open; a thread that turns out to compute follows the windows.
+        Torch's profilers are thread-local. The main thread's windows are opened and closed as the timer asks, those of
+        another by that itself, at its next call. Between them ranges alone stay on, which costs its operators nothing.
         """
         state, window = self._follower, self._open_since != 0
-        if state.on_main:
-            return window and self._tells_ranges
+        if state.on_main and window:
+            if self._tells_ranges:
+                self._session.ring.settle(1)
+            return self._tells_ranges
         if self._paused or not self._tells_ranges or self._stopping.is_set():
             self._let_go(state)
             return False
-        if many and state.switch is not None and state.muted:
-            state.computes = True
-        if state.computes and not window:
+        # Where C++ issues calls, too, ranges would tell of their execution, and nothing of their issue.
+        alone = not window and self._source.ranges_alone and not self._session.ring.followed()
+        if state.switch is None or state.switch.ranges_alone != alone or not (window or alone):
+            if self._in_backward():
+                return state.switch is not None
             self._let_go(state)
-            return False
-        if state.switch is None:
-            if self._session.torch._C._current_graph_task_id() != -1:
+            if not (window or alone):
                 return False
-            state.switch = Switch(self._source)
-        if state.muted == window:
-            self._session.ring.mute(not window)
-            state.muted = not window
+            self._switch(state, lambda: Switch(self._source, ranges_alone=alone))
         self._session.ring.settle(1)
         return True
 
+    def still_on(self) -> bool:
+        """Whether ranges are on, on the calling thread; it has just issued something while they were."""
+        state = self._follower
+        return state.switch is not None or (state.on_main and self._open_since != 0)
+
+    def _switch(self, state: Follower, to: Callable[[], Switch | None]) -> None:
+        """What the thread's switch was before closes itself when nothing holds it any more."""
+        if not state.on_main:
+            state.switch = to()
+            return
+        # A pending call that opened a window on the way would find the profiler on already.
+        before, self._switching_on_main = self._switching_on_main, True
+        try:
+            state.switch = to()
+        finally:
+            self._switching_on_main = before
+
+    def _in_backward(self) -> bool:
+        """Torch has swapped the calling thread's state for the time of a backward pass."""
+        return bool(self._session.torch._C._current_graph_task_id() != -1)
+
     def _let_go(self, state: Follower) -> None:
-        """What `switch` held closes itself when nothing holds it any more."""
+        if state.switch is None:
+            return
         self._session.ring.settle(0)
-        if state.switch is not None and self._session.torch._C._current_graph_task_id() == -1:
-            state.switch = None
-            self._session.ring.mute(0)
-            state.muted = False
+        if not self._in_backward():
+            self._switch(state, lambda: None)
 
     def lend(self) -> IttSource | None:
         """Opens ranges, but no window, on the calling thread: what is issued meanwhile tells when it is executed.
 
-        What this thread itself does is not recorded. The caller closes by `take_back`. None where there are none to
-        lend: before the first window, or while the target runs a profiler of its own.
+        Where they cannot stay on. What this thread itself does is not recorded. The caller closes by `take_back`. None
+        where there are none to lend: before the first window, or while the target runs a profiler of its own.
         """
         source = self._source
         if self._paused or self._stopping.is_set() or not isinstance(source, IttSource):
             return None
         # First: a pending call that opened a window between two of these lines would find the profiler on already.
         if on_main():
-            self._lent_on_main = True
+            self._switching_on_main = True
         try:
-            source.open()
+            source.open_ranges()
         except Exception:
             if on_main():
-                self._lent_on_main = False
+                self._switching_on_main = False
             raise
         self._session.ring.mute(1)
         return source
@@ -156,7 +173,7 @@ class WindowKeeper:
             source.close()
         finally:
             if on_main():
-                self._lent_on_main = False
+                self._switching_on_main = False
                 self.settle_owed()
 
     def start(self) -> None:
@@ -173,7 +190,7 @@ class WindowKeeper:
         """At exit, on the main thread."""
         self._stopping.set()
         self._session.ring.unsettle()
-        self.close_window()
+        self.leave()
         if self._device is not None:
             self._device.stop()
 
@@ -187,13 +204,18 @@ class WindowKeeper:
         """The target starts a profiler of its own on the calling thread: ours steps aside."""
         self._paused += 1
         self._session.ring.unsettle()
-        self._let_go(self._follower)
+        self.leave()
         self.prepare_pause()
 
     def resume(self) -> None:
         self._paused = max(0, self._paused - 1)
         if self._device is not None and not self._paused:
             self._device.come_back()
+
+    def leave(self) -> None:
+        """Leaves torch's profilers off on the calling thread, until something has them on again."""
+        self.close_window()
+        self._let_go(self._follower)
 
     def close_window(self) -> None:
         """Closes the open window, if any; on the main thread alone."""
@@ -206,10 +228,10 @@ class WindowKeeper:
 
     def settle(self) -> None:
         """Does what the timer asks for, if it asks and this is a moment for it; on the main thread."""
-        if self._lent_on_main or self._at_it:
+        if self._switching_on_main or self._at_it:
             return
         # Inside a backward pass torch has swapped the thread's state: what is opened there is lost with it.
-        if self._session.torch._C._current_graph_task_id() != -1:
+        if self._in_backward():
             return
         action, self._owed = self._owed, None
         if action is None:
@@ -318,7 +340,7 @@ class WindowKeeper:
     def _at_step(self, number: int) -> None:
         """A window a step, as `--steps` asks: nothing of the steps around it."""
         steps = self._session.settings.steps
-        if steps is None or self._failed or not on_main():
+        if steps is None or self._failed or not on_main() or self._in_backward():
             return
         try:
             self.close_window()
@@ -335,9 +357,8 @@ class WindowKeeper:
 
     def _at_boundary(self, number: int) -> None:
         """A step begins: the window of those before it ends, and a new one begins if this step is chosen."""
-        torch = self._session.torch
         # An optimizer may step inside a backward pass.
-        if self._failed or not on_main() or torch._C._current_graph_task_id() != -1:
+        if self._failed or not on_main() or self._in_backward():
             return
         self._at_it = True
         try:
@@ -345,7 +366,7 @@ class WindowKeeper:
             self._steps.begin(now_ns, number)
             if self._whole and now_ns - self._open_since >= LEAST_NS:
                 self._close_on_main()
-            if not self._whole and self._steps.chosen() and not self._lent_on_main:
+            if not self._whole and self._steps.chosen() and not self._switching_on_main:
                 self._close_on_main()
                 self._open_on_main()
                 self._whole = self._open_since != 0
@@ -396,6 +417,7 @@ class WindowKeeper:
             self._session.tell(source=self._source.name)
         self._operators_before = self._session.ring.operators()
         before = time.monotonic_ns()
+        self._let_go(self._follower)
         self._opened = self._source
         self._opened.open()
         if self._tells_ranges:

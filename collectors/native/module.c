@@ -269,11 +269,9 @@ static PyObject *uneven(PyObject *module, PyObject *args) {
     Py_RETURN_TRUE;
 }
 
-static PyObject *settled(PyObject *module, PyObject *operators) {
-    (void)module;
-    unsigned long long limit = PyLong_AsUnsignedLongLong(operators);
-    if (PyErr_Occurred()) return NULL;
-    return PyLong_FromLong(moescope_settled(limit));
+static PyObject *settled(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyLong_FromLong(moescope_settled());
 }
 
 static PyObject *phase_begin(PyObject *module, PyObject *args) {
@@ -345,7 +343,7 @@ static PyMethodDef functions[] = {
     {"comm", comm, METH_VARARGS, NULL},       {"phase_begin", phase_begin, METH_VARARGS, NULL},
     {"phase_end", phase_end, METH_O, NULL},   {"expect", expect, METH_VARARGS, NULL},
     {"mute", mute, METH_O, NULL},             {"thread_operators", thread_operators, METH_NOARGS, NULL},
-    {"uneven", uneven, METH_VARARGS, NULL},   {"settled", settled, METH_O, NULL},
+    {"uneven", uneven, METH_VARARGS, NULL},   {"settled", settled, METH_NOARGS, NULL},
     {"call_begin", call_begin, METH_O, NULL}, {"call_end", call_end, METH_NOARGS, NULL},
     {"next_call", next_call, METH_NOARGS, NULL}, {"announce", announce, METH_O, NULL},
     {NULL, NULL, 0, NULL},

@@ -57,7 +57,6 @@ static __thread uint64_t thread_operators; /* that ended on this thread, written
 static _Atomic uint64_t ranges_state = 1; /* changes with whatever may change whether torch's ranges should be on */
 static __thread uint64_t settled_state; /* at which this thread saw to its own, 0 for not at all */
 static __thread uint64_t asked_state;   /* at which it asked last */
-static __thread uint64_t settled_operators;
 static struct name_entry entries[NAME_SLOTS];
 static struct name_entry *_Atomic slots[NAME_SLOTS];
 static uint32_t entry_count;
@@ -224,13 +223,10 @@ MOESCOPE_API void moescope_settle(int on) { settled_state = on ? asked_state : 0
 /* Windows have opened or closed, or the target profiles: every thread has to see to its ranges again. */
 MOESCOPE_API void moescope_unsettle(void) { atomic_fetch_add(&ranges_state, 1); }
 
-/* 1 where this thread's ranges are on as it left them, 0 where it has to see to them; -1 where more than `operators`
- * have ended here since it was asked last, and it has to see to that. */
-MOESCOPE_API int moescope_settled(uint64_t operators) {
-    int many = thread_operators - settled_operators > operators;
-    settled_operators = thread_operators;
+/* 1 where this thread's ranges are on as it left them, 0 where it has to see to them. */
+MOESCOPE_API int moescope_settled(void) {
     asked_state = atomic_load_explicit(&ranges_state, memory_order_acquire);
-    return many ? -1 : settled_state == asked_state;
+    return settled_state == asked_state;
 }
 
 MOESCOPE_API void moescope_context(uint64_t context) { atomic_store(&process_context, context); }

@@ -121,7 +121,7 @@ uint64_t moescope_next_call(void);
 void moescope_announce(int on);
 void moescope_mute(int on);
 uint64_t moescope_thread_operators(void);
-int moescope_settled(uint64_t operators);
+int moescope_settled(void);
 int moescope_call_begin(uint64_t call);
 void moescope_call_end(void);
 

@@ -29,6 +29,8 @@ _DISPENSABLE: Final = ("busy", "device", "span", "compute")
 _INDENT: Final = 10
 _ROWS: Final = 12
 _NEARLY_ALL: Final = 0.995
+_LEAST_ERROR: Final = 0.0005
+"""Of a share: what is less does not show in the digits that are printed."""
 _PLAIN_WIDTH: Final = 120
 """Columns where nobody looks: a file or pipe takes any width."""
 
@@ -113,7 +115,17 @@ def _said(times: dict[str, Any]) -> str:
     hidden = "no communication" if fraction is None else f"{fraction:.1%} of communication hidden"
     shares = (("exposed_comm_us", "exposed"), ("compute_us", "compute"), ("idle_us", "idle"))
     told = shares[1:] if fraction is None else shares
-    return ", ".join([hidden, *(f"{_share(times[key], whole)} {word}" for key, word in told)])
+    return ", ".join([hidden, *(f"{_share(times[key], whole, _error(times, key))} {word}" for key, word in told)])
+
+
+def _scatters(steps: dict[str, Any] | None) -> bool:
+    """Whether an error is told beside shares of the steps."""
+    return steps is not None and any(_error(steps, key) >= _LEAST_ERROR for key in ("exposed_comm", "compute", "idle"))
+
+
+def _error(times: dict[str, Any], key: str) -> float:
+    """How far the share of a time may be off where steps were recorded in part; 0 where that is not known."""
+    return float((times.get("errors") or {}).get(key.removesuffix("_us"), 0.0))
 
 
 def _parts(total: dict[str, Any]) -> list[float]:
@@ -147,8 +159,11 @@ def _legend(total: dict[str, Any], width: int) -> Any:
     return legend
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else UNKNOWN
+def _share(part: float, whole: float, error: float = 0.0) -> str:
+    """error: of the share, told where it shows in the digits that are printed"""
+    if not whole:
+        return UNKNOWN
+    return f"{part / whole:.1%}" if error < _LEAST_ERROR else f"{100 * part / whole:.1f} ± {error:.1%}"
 
 
 def _optional(value: float | None, form: str = "{}") -> str:
@@ -272,7 +287,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     notes += machine_notes(summary["ranks"])
     if summary["coverage"] < 1:
         notes.append(
-            f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone."
+            f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone"
+            + ("; ± by how recorded steps scatter, 95%." if _scatters(summary["steps"]) else ".")
         )
     if summary["cost_share"] is not None:
         notes.append(

@@ -47,6 +47,7 @@ def steps_answer(part: Part, seen: Aggregates) -> dict[str, Any]:
     shares = seen.shares
     comm = shares.overlapped_ns + shares.exposed_ns
     low, high = (quantile_step(steps.durations_ns, share) or 0 for share in (0.25, 0.75))
+    amounts = [part.ranks[key].amounts for key in sorted(part.ranks)]
     steps_alone = {
         "stage": steps.stage or None,
         **({} if steps.stage else {"stage_reason": "neither the run nor an optimizer names it"}),
@@ -66,7 +67,8 @@ def steps_answer(part: Part, seen: Aggregates) -> dict[str, Any]:
         "idle_us": us(shares.idle_ns),
         **fraction(shares.overlapped_ns, comm),
         "coverage": seen.coverage,
-        **_typical([part.ranks[key].amounts for key in sorted(part.ranks)], steps.stage, median),
+        **_errors(amounts, steps.stage, seen.coverage),
+        **_typical(amounts, steps.stage, median),
         "evidence": "derived",
     }
     return {"steps": steps_alone}
@@ -88,6 +90,35 @@ def fraction(overlapped: float, comm: float) -> dict[str, Any]:
     if comm:
         return {"overlap_fraction": overlapped / comm}
     return {"overlap_fraction": None, "overlap_fraction_reason": NO_COMM}
+
+
+def _errors(ranks: Sequence[StepAmounts], stage: str, coverage: float) -> dict[str, Any]:
+    """`errors`: how far shares of what was recorded may be from those of all of these steps, or null with the reason.
+
+    Half the width of an interval that holds them about 95 % of the time: Student's t times the standard error, less the
+    part that was recorded (Cochran, Sampling Techniques, 2.6).
+    """
+    own = [one.stages[stage] for one in ranks if not one.reason and stage in one.stages]
+    steps = max((one.seen for one in own), default=0)
+    if steps < FEWEST:
+        return {"errors": None, "errors_reason": f"fewer than {FEWEST} steps were recorded, or some overlap"}
+    width = _student(steps - 1) * math.sqrt(max(1 - coverage, 0.0))
+    found = {name: (_share(own, (of,))[1] or 0.0) * width for name, of in _SAID.items()}
+    return {"errors": found | {"steps": steps, "evidence": "derived"}}
+
+
+_SAID: Final = {"compute": "compute", "comm": "comm", "exposed_comm": "exposed", "idle": "busy"}
+"""What of `errors` is the error of which amount: idle is what is not busy."""
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % point of Student's t, within 4 % from 3 degrees of freedom on.
+
+    The first terms of its expansion (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5).
+    """
+    z = 1.959964
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / freedom + second / freedom**2
 
 
 def _typical(ranks: Sequence[StepAmounts], stage: str, median_ns: int) -> dict[str, Any]:

@@ -69,6 +69,42 @@ dist.destroy_process_group()
 """
 
 
+STAYS_ON = """
+import atexit, os, time, torch, torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+dist.init_process_group("gloo")
+x = torch.ones(64, 64)
+
+def work(times, size):
+    for _ in range(times):
+        dist.all_reduce(torch.ones(size))
+        x @ x
+        time.sleep(0.005)
+
+work(100, 10)
+with profile(activities=[ProfilerActivity.CPU]) as told:
+    work(7, 20)
+assert sum(row.count for row in told.key_averages() if row.key == "aten::mm") == 7
+work(60, 30)
+child = os.fork()
+if not child:
+    for _ in range(60):
+        x.neg()
+        time.sleep(0.005)
+    atexit._run_exitfuncs()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+weight = torch.ones(4, requires_grad=True)
+weight.register_hook(lambda gradient: dist.all_reduce(torch.ones(40)))
+for _ in range(40):
+    weight.sum().backward()
+    time.sleep(0.005)
+work(60, 50)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
 def record(moescope: Moescope, folder: Path, text: str, budget: str = "full") -> Path:
     (folder / "target.py").write_text(text)
     done = moescope("run", "--budget", budget, "-o", "rec", "--", sys.executable, LAUNCH, "2", "target.py")
@@ -117,3 +153,25 @@ def test_a_call_that_raises_leaves_the_others_to_their_own_ranges(moescope: Moes
     calls = [c for c in rows(recording, "collectives") if c["op"] == "all_reduce"]
     assert len(calls) == 10
     assert all(c["dur_ns"] is not None and c["dur_ns"] < 1e9 for c in calls)
+
+
+def test_ranges_that_stay_on_give_way_to_the_targets_profiler_to_a_fork_and_to_windows(
+    moescope: Moescope, tmp_path: Path
+) -> None:
+    recording = record(moescope, tmp_path, STAYS_ON, "2%")
+    calls = [c for c in rows(recording, "collectives") if c["op"] == "all_reduce"]
+    # Of one rank each; four bytes an element.
+    measured = {size: [c["evidence"] for c in calls if c["bytes"] == 4 * size] for size in (10, 20, 30, 40, 50)}
+    assert {size: len(found) for size, found in measured.items()} == {10: 200, 20: 14, 30: 120, 40: 80, 50: 120}
+    assert "measured" not in measured[20]  # the target's own profiler is on
+    for size in (30, 40, 50):
+        assert set(measured[size]) == {"measured"}
+    assert measured[10].count("measured") > 150  # before the first window there are no ranges
+    windows = rows(recording, "windows")
+    children = {w["rank"] for w in windows} - {0, 1}
+    assert len(children) == 2
+    assert [k for k in rows(recording, "kernels") if k["rank"] in children and k["name"] == "aten::neg"]
+    said = {(one["level"], one["source"]) for one in rows(recording, "log") if one["level"] != "info"}
+    assert said <= {("warning", "kernels"), ("warning", "run")}, rows(recording, "log")
+    ranged = {(k["rank"], k["start_ns"]) for k in rows(recording, "kernels") if k["name"] == "aten::mm"}
+    assert 0 < len(ranged) < 300  # of 454: operators are not told between windows
