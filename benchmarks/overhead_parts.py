@@ -60,7 +60,7 @@ class Switches:
             # Not paused: calls would lose their ranges with that, and be told by callbacks, which cost more.
             windows = self._session.windows
             if "w" in off:
-                windows._open_on_main = lambda: None
+                windows._open_on_main = lambda **_: None
                 windows.close_window()
             else:
                 del windows._open_on_main

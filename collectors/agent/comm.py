@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .operations import ELSEWHERE, METHODS, RANGES, Bytes, all_to_all_base
-from .recorder import CALL_COST_NS
+from .ring import ISSUE_SETTLED, ISSUE_TOLD
 
 if TYPE_CHECKING:
     from .session import Session
@@ -86,6 +86,8 @@ class Calls:
         self._session = session
         self._distributed = session.torch.distributed
         self._groups: dict[str, _Group] = {}
+        self._usual: dict[int, _Group] = {}
+        """Groups that gloo alone serves, by torch's object."""
         self.made: deque[Made] = deque(maxlen=MADE_KEPT)
         """The last collectives that Python issued, until `flight` takes them out."""
         self._waited: dict[int, int] = {}
@@ -96,15 +98,50 @@ class Calls:
     def wrap(
         self, original: Callable[..., Any], op: str, bytes_of: Callable[..., Bytes], title: bytes, *, sure: bool
     ) -> Callable[..., Any]:
-        """`original` with its calls filed. What runs here runs before and after each call: it is kept short.
+        """`original` with its calls filed. What runs here runs before and after each call, and keeps the interpreter
+        from threads that compute: of calls of gloo's alone most is done by the library.
 
         title: of the range that gloo executes it under, empty where there is none; sure: whether any version does
         """
-        ring, now_ns, groups, made = self._session.ring, time.monotonic_ns, self._groups, self.made
-        settled, next_call, announce = ring.settled, ring.next_call, ring.announce
-        between_two = op in ("send", "recv")
+        ring, now_ns, made, usual = self._session.ring, time.monotonic_ns, self.made, self._usual
+        begins, ends, announce = ring.issue_begins, ring.issue_ends, ring.announce
+        by_parts = bytes_of is all_to_all_base
 
         def call(group: Any, *args: Any, **kwargs: Any) -> Any:
+            known = usual.get(id(group)) if title else None
+            if known is None or known.same() is not group:
+                return general(group, args, kwargs)
+            issue_ns = now_ns()
+            number = begins(title, known.mark)
+            if not number:
+                return general(group, args, kwargs)
+            try:
+                work = original(group, *args, **kwargs)
+            except BaseException:  # no range will come; raised again: the target's own
+                announce(0)
+                ring.withdraw(number)
+                raise
+            state = ends(number, issue_ns, known.kinds if by_parts and not kwargs else None, known.n, args)
+            made.append((known.name, issue_ns, now_ns()))
+            if state == ISSUE_TOLD | ISSUE_SETTLED and sure:
+                return work
+            told = state & ISSUE_TOLD or self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
+            ranged = state & ISSUE_SETTLED or self._session.windows.still_on()
+            self._watch(work, number, ranged=bool(ranged), told=bool(told), sure=sure)
+            return work
+
+        general = self._general(original, op, bytes_of, title, sure=sure)
+        return call
+
+    def _general(
+        self, original: Callable[..., Any], op: str, bytes_of: Callable[..., Bytes], title: bytes, *, sure: bool
+    ) -> Callable[[Any, Any, Any], Any]:
+        """What a call takes that is not as most are: the first of a group, of a GPU, without ranges."""
+        ring, now_ns, groups, made = self._session.ring, time.monotonic_ns, self._groups, self.made
+        settled, announce = ring.settled, ring.announce
+        between_two = op in ("send", "recv")
+
+        def call(group: Any, args: Any, kwargs: Any) -> Any:
             if self._failed:
                 return original(group, *args, **kwargs)
             issue_ns = now_ns()
@@ -116,7 +153,7 @@ class Calls:
             except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
                 self._give_up(op, error)
                 return original(group, *args, **kwargs)
-            number = next_call()
+            number = ring.next_call()
             gpu = known.nccl and _on_gpu(args, kwargs, known.gloo)
             if gpu or not title or not known.gloo or ring.expect(title, number, known.mark):
                 # Told before it is made: it may block, and what never ends is what somebody will look for.
@@ -146,15 +183,22 @@ class Calls:
             made.append((name, issue_ns, now_ns()))
             # Gloo is at it on a thread of its own by now.
             told = self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
-            # Without a range to come: the window was closed on this thread meanwhile, or none could be lent.
-            still = here and (settled() or self._session.windows.still_on())
-            if lent is None and not still and ring.withdraw(number) and told:
-                self._follow(work, number)
-            elif not sure:
-                self._wait_for(work, number)
+            ranged = lent is not None or (here and (settled() or self._session.windows.still_on()))
+            self._watch(work, number, ranged=bool(ranged), told=told, sure=sure)
             return work
 
         return call
+
+    def _watch(self, work: Any, number: int, *, ranged: bool, told: bool, sure: bool) -> None:
+        """Has a call's completion told where no range of it may tell.
+
+        ranged: whether it was issued with ranges on, as far as can be known: a window may have closed on this thread
+        meanwhile
+        """
+        if not ranged and self._session.ring.withdraw(number) and told:
+            self._follow(work, number)
+        elif not sure:
+            self._wait_for(work, number)
 
     def wrap_make(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """`original`, which makes a group: threads that begin meanwhile execute its calls, and no others."""
@@ -251,6 +295,7 @@ class Calls:
 
     def _give_up(self, op: str, error: Exception) -> None:
         self._failed = True
+        self._usual.clear()
         self._session.recorder.log("error", "communication", f"calls are no longer recorded: {op}: {error!r}")
 
     def _lend(self) -> Any:
@@ -296,7 +341,6 @@ class Calls:
     ) -> bool:
         """Files a call; whether that could be done."""
         try:
-            self._session.recorder.events_cost_ns += CALL_COST_NS
             if bytes_of is all_to_all_base and not kwargs and len(args) > 3:
                 output, input, outs, ins = args[:4]
                 kind = group.kinds.get(input.dtype)
@@ -334,10 +378,12 @@ class Calls:
         known = self._groups.get(name)
         if known is not None and known.row == row:
             known.same = _reference(group)
-            return known
-        self._session.ring.blob("group", row)
-        mark = self._session.ring.group_mark(name)
-        known = self._groups[name] = _Group(row, me, n, gloo, nccl, mark, _reference(group))
+        else:
+            self._session.ring.blob("group", row)
+            mark = self._session.ring.group_mark(name)
+            known = self._groups[name] = _Group(row, me, n, gloo, nccl, mark, _reference(group))
+        if gloo and not nccl:
+            self._usual[id(group)] = known
         return known
 
     def _follow(self, work: Any, number: int) -> None:

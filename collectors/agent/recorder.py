@@ -49,7 +49,8 @@ class Recorder:
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
         self.events_cost_ns = 0
-        """Of rows and calls; the ring counts the phases."""
+        """Of rows; the ring counts phases and calls."""
+        self._calls_before = ring.calls()
         self.steps_from = ""
         self.on_step: Callable[[int], None] | None = None
         """Called on the thread that names a step, before it begins."""
@@ -78,7 +79,8 @@ class Recorder:
 
     def cost_ns(self) -> int:
         """What phases, rows and calls are reckoned to have cost up to now."""
-        return self.events_cost_ns + self.ring.phases() * PHASE_COST_NS
+        calls = self.ring.calls() - self._calls_before
+        return self.events_cost_ns + self.ring.phases() * PHASE_COST_NS + calls * CALL_COST_NS
 
     def step(self, step: int) -> AbstractContextManager[None]:
         return _Step(self, step)

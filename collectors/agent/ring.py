@@ -13,6 +13,9 @@ from typing import Any, Protocol
 
 from .packed import COMM, FORMATS, PREFIX, pack_comm
 
+ISSUE_TOLD, ISSUE_SETTLED = 1, 2
+"""The call is told; torch's ranges are on as they were when it began."""
+
 OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW, CALL = range(1, 9)
 
 _LONGEST_NAME = 480
@@ -81,6 +84,18 @@ class Ring(Protocol):
     def done(self, call: int) -> None: ...
     def next_call(self) -> int:
         """The number of a collective that is about to be issued, 1 for the first."""
+
+    def calls(self) -> int:
+        """How many numbers were given."""
+
+    def issue_begins(self, range: bytes, group: int, /) -> int:
+        """`settled`, `next_call`, `expect` and `announce` in one; 0 where one says no, and each is to be asked."""
+
+    def issue_ends(self, number: int, issue_ns: int, kinds: Any, ranks: int, args: Any, /) -> int:
+        """What `issue_begins` gave this number to has been issued: `ISSUE_TOLD` and `ISSUE_SETTLED`, or 0.
+
+        kinds: of an all-to-all, `comm_kind` by element type: it is told by its arguments; None for all else
+        """
 
     def follow_calls(self, on: int, /) -> None:
         """Whether calls that C++ issues leave records of that, where torch's ranges are on."""
@@ -206,6 +221,8 @@ class NativeRing:
         self._comm_kinds: dict[tuple[str, str, str], bytes] = {}
         self._rows: dict[str, Callable[[dict[str, Any]], bool]] = {}
         fast = _module(library)
+        lib.moescope_calls.restype = u64
+        self.calls = lib.moescope_calls
         lib.moescope_phases.restype = u64
         self.phases = lib.moescope_phases
         lib.moescope_current_phase.restype = u64
@@ -217,6 +234,8 @@ class NativeRing:
             self.phase_end = fast.phase_end
             self.expect = fast.expect
             self.next_call = fast.next_call
+            self.issue_begins = fast.issue_begins
+            self.issue_ends = fast.issue_ends
             self.announce = fast.announce
             self.mute = fast.mute
             self.thread_operators = fast.thread_operators
@@ -235,6 +254,7 @@ class NativeRing:
             self.expect = lib.moescope_expect
             lib.moescope_next_call.restype = u64
             self.next_call = lib.moescope_next_call
+            self.issue_begins = self.issue_ends = not_told
             lib.moescope_announce.restype = None
             self.announce = lib.moescope_announce
             self.mute = lib.moescope_mute

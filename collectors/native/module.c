@@ -15,7 +15,7 @@
 #define FIELDS_MAX 16
 #define SIZES_MAX 4096 /* ranks of a group, sent and received together */
 
-static PyObject *nbytes_name, *shape_name;
+static PyObject *nbytes_name, *shape_name, *dtype_name;
 
 static const char *text_of(PyObject *name) {
     Py_ssize_t length;
@@ -249,24 +249,28 @@ static Py_ssize_t parts_of(PyObject *tensor, PyObject *splits, Py_ssize_t n, int
     return count;
 }
 
+/* Tells the issue of an all-to-all; 0, with no exception left, where its arguments are not as it takes them. */
+static int tell_uneven(const char *kind, long long number, long long issue_ns, Py_ssize_t ranks, PyObject *input, PyObject *ins,
+                       PyObject *output, PyObject *outs) {
+    static __thread int64_t words[4 + SIZES_MAX];
+    Py_ssize_t sent = parts_of(input, ins, ranks, words + 4, SIZES_MAX / 2);
+    Py_ssize_t received = sent < 0 ? -2 : parts_of(output, outs, ranks, words + 4 + sent, SIZES_MAX / 2);
+    PyErr_Clear();
+    if (received < 0) return 0;
+    words[0] = number, words[1] = issue_ns, words[2] = sent, words[3] = received;
+    moescope_blob(kind, words, (uint32_t)(8 * (4 + sent + received)));
+    return 1;
+}
+
 /* uneven(kind, number, issue_ns, ranks, input, in_splits, output, out_splits): the issue of an all-to-all; False where
- * its arguments are not as it takes them, and `comm` has to be told. */
+ * `comm` has to tell it. */
 static PyObject *uneven(PyObject *module, PyObject *args) {
     (void)module;
-    static __thread int64_t words[4 + SIZES_MAX];
     PyObject *kind, *input, *ins, *output, *outs;
     long long number, issue_ns;
     Py_ssize_t n;
     if (!PyArg_ParseTuple(args, "SLLnOOOO", &kind, &number, &issue_ns, &n, &input, &ins, &output, &outs)) return NULL;
-    Py_ssize_t sent = parts_of(input, ins, n, words + 4, SIZES_MAX / 2);
-    Py_ssize_t received = sent < 0 ? -2 : parts_of(output, outs, n, words + 4 + sent, SIZES_MAX / 2);
-    if (received < 0) {
-        PyErr_Clear();
-        Py_RETURN_FALSE;
-    }
-    words[0] = number, words[1] = issue_ns, words[2] = sent, words[3] = received;
-    moescope_blob(PyBytes_AsString(kind), words, (uint32_t)(8 * (4 + sent + received)));
-    Py_RETURN_TRUE;
+    return PyBool_FromLong(tell_uneven(PyBytes_AsString(kind), number, issue_ns, n, input, ins, output, outs));
 }
 
 static PyObject *settled(PyObject *module, PyObject *unused) {
@@ -303,6 +307,44 @@ static PyObject *expect(PyObject *module, PyObject *args) {
 static PyObject *next_call(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     return PyLong_FromUnsignedLongLong(moescope_next_call());
+}
+
+/* issue_begins(range, group): this thread is about to issue a call, and gloo's next range of this name is to be its. The
+ * call's number; 0 where torch's ranges are not on as the thread left them, or too many calls wait for theirs. */
+static PyObject *issue_begins(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    const char *range = count == 2 ? PyBytes_AsString(args[0]) : NULL;
+    unsigned long group = range ? PyLong_AsUnsignedLong(args[1]) : 0;
+    if (PyErr_Occurred()) return NULL;
+    if (!range || !moescope_settled()) return PyLong_FromLong(0);
+    uint64_t number = moescope_next_call();
+    if (moescope_expect(range, number, (uint32_t)group)) return PyLong_FromLong(0);
+    moescope_announce(1);
+    return PyLong_FromUnsignedLongLong(number);
+}
+
+enum { ISSUE_TOLD = 1, ISSUE_SETTLED = 2 };
+
+/* issue_ends(number, issue_ns, kinds, ranks, args): it has been issued. ISSUE_TOLD where it is told, as an all-to-all is
+ * that a group's method was called for with `args`; kinds: `comm_kind` by element type, None for all other calls.
+ * ISSUE_SETTLED where torch's ranges are on as they were. */
+static PyObject *issue_ends(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+    (void)module;
+    moescope_announce(0);
+    long state = moescope_settled() ? ISSUE_SETTLED : 0;
+    if (count != 5 || !PyDict_Check(args[2]) || !PyTuple_Check(args[4]) || PyTuple_Size(args[4]) < 4) return PyLong_FromLong(state);
+    PyObject *output = PyTuple_GetItem(args[4], 0), *input = PyTuple_GetItem(args[4], 1);
+    PyObject *outs = PyTuple_GetItem(args[4], 2), *ins = PyTuple_GetItem(args[4], 3);
+    long long number = PyLong_AsLongLong(args[0]), issue_ns = PyLong_AsLongLong(args[1]);
+    Py_ssize_t ranks = PyLong_AsSsize_t(args[3]);
+    PyObject *dtype = PyErr_Occurred() ? NULL : PyObject_GetAttr(input, dtype_name);
+    PyObject *kind = dtype ? PyDict_GetItemWithError(args[2], dtype) : NULL;
+    Py_XDECREF(dtype);
+    if (kind && PyBytes_Check(kind) && PyBytes_Size(kind) &&
+        tell_uneven(PyBytes_AsString(kind), number, issue_ns, ranks, input, ins, output, outs))
+        state |= ISSUE_TOLD;
+    PyErr_Clear();
+    return PyLong_FromLong(state);
 }
 
 static PyObject *call_begin(PyObject *module, PyObject *call) {
@@ -346,6 +388,8 @@ static PyMethodDef functions[] = {
     {"uneven", uneven, METH_VARARGS, NULL},   {"settled", settled, METH_NOARGS, NULL},
     {"call_begin", call_begin, METH_O, NULL}, {"call_end", call_end, METH_NOARGS, NULL},
     {"next_call", next_call, METH_NOARGS, NULL}, {"announce", announce, METH_O, NULL},
+    {"issue_begins", (PyCFunction)(void (*)(void))issue_begins, METH_FASTCALL, NULL},
+    {"issue_ends", (PyCFunction)(void (*)(void))issue_ends, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_moescope_ring", NULL, -1, functions, NULL, NULL, NULL, NULL};
@@ -355,7 +399,8 @@ PyMODINIT_FUNC PyInit__moescope_ring(void) {
     PyObject *phase = PyType_FromSpec(&phase_spec), *row = PyType_FromSpec(&row_spec);
     nbytes_name = PyUnicode_InternFromString("nbytes");
     shape_name = PyUnicode_InternFromString("shape");
-    if (!nbytes_name || !shape_name) return NULL;
+    dtype_name = PyUnicode_InternFromString("dtype");
+    if (!nbytes_name || !shape_name || !dtype_name) return NULL;
     if (!module || !phase || !row || PyModule_AddObject(module, "phase", phase) || PyModule_AddObject(module, "row", row)) return NULL;
     return module;
 }

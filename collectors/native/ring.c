@@ -401,6 +401,9 @@ static uint64_t take_expected(const struct name_entry *name, uint32_t group) {
 /* The number of a call that is about to be issued, or of a range that nobody has told of. */
 MOESCOPE_API uint64_t moescope_next_call(void) { return atomic_fetch_add(&call_numbers, 1) + 1; }
 
+/* Numbers that were given. */
+MOESCOPE_API uint64_t moescope_calls(void) { return atomic_load_explicit(&call_numbers, memory_order_relaxed); }
+
 /* Tells that a call of a group is about to be issued, and by what name its execution range will begin. 0, or an errno. */
 MOESCOPE_API int moescope_expect(const char *name, uint64_t call, uint32_t group) {
     struct name_entry *entry = moescope_intern(name);
