@@ -49,6 +49,7 @@ class Switches:
     def __init__(self) -> None:
         self._session = _found("Session")
         self._calls = _found("Calls")
+        self._usual: dict[int, Any] = {}
         self._off = ""
 
     def set(self, off: str, rank: int) -> None:
@@ -64,7 +65,13 @@ class Switches:
                 windows.close_window()
             else:
                 del windows._open_on_main
-        self._calls._failed = "c" in off
+        if "c" in changed:
+            self._calls._failed = "c" in off
+            if "c" in off:
+                self._usual = dict(self._calls._usual)
+                self._calls._usual.clear()
+            else:
+                self._calls._usual |= self._usual
         if "e" in changed:
             emit._recorder = emit._NULL_RECORDER if "e" in off else self._session.recorder
         if rank == 0 and "r" in changed:

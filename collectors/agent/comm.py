@@ -143,6 +143,7 @@ class Calls:
 
         def call(group: Any, args: Any, kwargs: Any) -> Any:
             if self._failed:
+                self._session.windows.rest()
                 return original(group, *args, **kwargs)
             issue_ns = now_ns()
             try:

@@ -117,6 +117,10 @@ class WindowKeeper:
         self._session.ring.settle(1)
         return True
 
+    def rest(self) -> None:
+        """Nobody asks for ranges on the calling thread any more."""
+        self._let_go(self._follower)
+
     def still_on(self) -> bool:
         """Whether ranges are on, on the calling thread; it has just issued something while they were."""
         state = self._follower

@@ -357,6 +357,7 @@ def test_a_call_whose_range_another_version_does_not_tell_ends_with_its_wait(beg
     done: list[int] = []
     ring: Any = SimpleNamespace(done=done.append, announce=lambda on: None, mute=lambda on: None, blob=lambda *_: None)
     ring.next_call, ring.settled, ring.group_mark = (lambda: 7), (lambda: 1), (lambda name: 1)
+    ring.issue_begins = ring.issue_ends = lambda *_: 0
     ring.expect, ring.withdraw, ring.comm = (lambda *_: 0), (lambda call: int(not begun)), (lambda *_: None)
     distributed: Any = SimpleNamespace(get_process_group_ranks=lambda group: [0, 1], get_world_size=lambda: 2)
     distributed.get_group_rank, distributed.get_rank = (lambda group, rank: rank), (lambda: 0)
