@@ -61,10 +61,10 @@ class Switches:
             # Not paused: calls would lose their ranges with that, and be told by callbacks, which cost more.
             windows = self._session.windows
             if "w" in off:
-                windows._open_on_main = lambda **_: None
+                windows._open = lambda **_: None
                 windows.close_window()
             else:
-                del windows._open_on_main
+                del windows._open
         if "c" in changed:
             self._calls._failed = "c" in off
             if "c" in off:

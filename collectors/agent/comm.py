@@ -126,7 +126,7 @@ class Calls:
             if state == ISSUE_TOLD | ISSUE_SETTLED and sure:
                 return work
             told = state & ISSUE_TOLD or self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
-            ranged = state & ISSUE_SETTLED or self._session.windows.still_on()
+            ranged = state & ISSUE_SETTLED or self._session.windows.switches.still_on()
             self._watch(work, number, ranged=bool(ranged), told=bool(told), sure=sure)
             return work
 
@@ -143,7 +143,7 @@ class Calls:
 
         def call(group: Any, args: Any, kwargs: Any) -> Any:
             if self._failed:
-                self._session.windows.rest()
+                self._session.windows.switches.let_go()
                 return original(group, *args, **kwargs)
             issue_ns = now_ns()
             try:
@@ -184,7 +184,7 @@ class Calls:
             made.append((name, issue_ns, now_ns()))
             # Gloo is at it on a thread of its own by now.
             told = self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
-            ranged = lent is not None or (here and (settled() or self._session.windows.still_on()))
+            ranged = lent is not None or (here and (settled() or self._session.windows.switches.still_on()))
             self._watch(work, number, ranged=bool(ranged), told=told, sure=sure)
             return work
 
@@ -302,21 +302,22 @@ class Calls:
     def _lend(self) -> Any:
         """Has ranges recorded while the next call is issued, outside windows; None where that cannot be."""
         try:
-            return self._session.windows.lend()
+            return self._session.windows.switches.lend()
         except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
             self._tell(error)
             return None
 
     def _take_back(self, lent: Any) -> None:
         try:
-            self._session.windows.take_back(lent)
+            self._session.windows.switches.take_back(lent)
+            self._session.windows.settle_owed()
         except Exception as error:  # noqa: BLE001  fail open: the call itself has been made
             self._tell(error)
 
     def _ranges_on(self) -> bool:
         """Whether what this thread issues now is executed under a range in the ring."""
         try:
-            return self._session.windows.ranges_on()
+            return self._session.windows.switches.ranges_on()
         except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
             self._tell(error)
             return False

@@ -31,6 +31,8 @@ LEAST_NS = 10_000_000
 """Length of a window of steps, at least: to open one and to close it has its price."""
 STALLED = 3.0
 """Times the usual length, from which on a step is no longer one of many."""
+RESTS_NS = 2_000_000_000
+"""The same for steps of which too few are known."""
 
 PERIOD_S = 0.5
 """One slice in each, counted on CLOCK_MONOTONIC, in all ranks of a host together: ranks wait for one another, so a
@@ -116,6 +118,11 @@ class Steps:
         """Whether steps follow one another as they usually do."""
         usual_ns = self.usual_ns()
         return usual_ns is not None and now_ns - self._began < STALLED * usual_ns
+
+    def rest(self, now_ns: int) -> bool:
+        """Whether none has begun for long, or none at all."""
+        usual_ns = self.usual_ns()
+        return not self._began or now_ns - self._began >= (RESTS_NS if usual_ns is None else STALLED * usual_ns)
 
 
 def left_of(budget: float, spent: float) -> float:

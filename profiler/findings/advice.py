@@ -88,7 +88,7 @@ _WHY: Final[Mapping[str, str]] = {
     "exposed-communication": "nothing computes while data travels, so the device waits for the link or for other ranks",
     "idle": "a device without a kernel does nothing, whatever it waits for; a CPU may do what is no operator of "
     "PyTorch's (Python, NumPy, other libraries), or run operators on a thread that is neither the main one nor "
-    "communicates: those are not recorded",
+    "communicates nor makes the steps: those are not recorded",
     "launch-gaps": "kernels end sooner than the host launches the next ones",
     "comm-units-many": "a unit that moves data computes nothing, so products beside it run on fewer",
     "comm-units-few": "a few units keep too little data in flight to fill the link",

@@ -301,7 +301,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         names = ", ".join(unseen[:4]) + (" …" if len(unseen) > 4 else "")
         notes.append(
             f"WARNING: operators of {names} are not recorded, and count as idle: on a CPU those of the main thread "
-            "are, and of threads that communicate."
+            "are, of threads that communicate, and of the one that makes the steps."
         )
     if summary["state"] == "live":
         notes.append("The run still goes on: these are its figures so far.")

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from moescope.collectors.agent.pace import LEAST_NS
+import pytest
+
+from moescope.collectors.agent.pace import LEAST_NS, RESTS_NS
 from moescope.collectors.agent.windows import WindowKeeper
 from tests.collectors.reading import rows
 from tests.conftest import Moescope
@@ -82,6 +84,55 @@ def test_windows_are_whole_steps_where_steps_are_short(moescope: Moescope, tmp_p
         assert abs(seen / true - 1) < 0.25, (name, true, seen)
 
 
+BESIDE = """
+import threading, time, torch
+model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4)))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+def train():
+    for _ in range(150):
+        model(torch.ones(8, 64)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        time.sleep(0.015)
+
+trainer = threading.Thread(target=train)
+trainer.start()
+trainer.join()
+until = time.monotonic() + 4
+while time.monotonic() < until:
+    torch.ones(64).cos()
+    time.sleep(0.002)
+"""
+
+
+@pytest.mark.parametrize("budget", ["2%", "full"])
+def test_a_thread_that_trains_beside_a_main_one_that_waits_is_recorded(
+    moescope: Moescope, tmp_path: Path, budget: str
+) -> None:
+    (tmp_path / "target.py").write_text(BESIDE)
+    done = moescope("run", "--budget", budget, "-o", "rec", "--", sys.executable, "target.py")
+    assert done.returncode == 0, done.stderr
+    steps = sorted(_ranges(rows(tmp_path / "rec", "steps")))[1:]
+    windows = _ranges(rows(tmp_path / "rec", "windows"))
+    kernels = rows(tmp_path / "rec", "kernels")
+    products = [k for k in kernels if k["name"] in ("aten::addmm", "aten::mm")]
+    streams = {k["stream"] for k in products}
+    assert len(streams) == 1
+    # What is recorded is recorded as a whole: four products forward, and seven back.
+    whole = [one for one in steps if _inside([one], windows) >= 0.98 * (one[1] - one[0])]
+    for start, end in whole[1:]:
+        assert 10 <= sum(start <= k["start_ns"] < end for k in products) <= 12
+    assert len(whole) > (140 if budget == "full" else 5)
+    if budget != "full":
+        assert len(whole) < 140
+    # Once the thread has ended the main one is looked at.
+    assert {k["stream"] for k in kernels if k["name"] == "aten::cos"} - streams
+    ends = max(end for _, end in steps)
+    assert _inside(windows, [(ends, ends + 4 * 10**9)]) > 0.01 * 4e9
+    assert not [row for row in rows(tmp_path / "rec", "log") if row["level"] == "error"]
+
+
 class _Ring:
     """As much of the ring as a window touches."""
 
@@ -126,7 +177,7 @@ class _Program:
         )
         self.keeper = WindowKeeper(self)  # type: ignore[arg-type]
         self.recorder = SimpleNamespace(events_cost_ns=0)
-        self.keeper._source = self.profiler = _Profiler()
+        self.keeper._window.source = self.profiler = _Profiler()
 
     def slice(self, lasts_s: float, *, late: bool = False) -> threading.Thread:
         timer = threading.Thread(target=self.keeper._slice, args=(lasts_s,), kwargs={"late": late})
@@ -175,7 +226,7 @@ def test_a_slice_that_outlasts_the_pass_is_the_rest_of_it() -> None:
 def test_a_slice_stays_open_to_the_end_of_a_pass() -> None:
     program = _Program()
     timer = program.slice(0.05)
-    while not program.keeper._open_since:
+    while not program.keeper._window.since:
         _busy(0.001)
     program.passes = 7
     _busy(0.3)
@@ -206,14 +257,14 @@ def test_a_slice_that_opens_in_the_last_moment_is_closed_at_once() -> None:
     program.leave_pass()
     while timer.is_alive():
         _busy(0.01)
-    assert program.keeper._open_since == 0
+    assert program.keeper._window.since == 0
     assert len(program.ring.windows) == 1
 
 
 def test_what_python_kept_the_timer_waiting_for_is_no_part_of_a_slice() -> None:
     program = _Program()
     for late_ns in (0, 5_000_000):
-        program.keeper._open_on_main()
+        program.keeper._open()
         _busy(0.03)
         program.keeper._close_slice(late_ns)
     (_, whole), (_, cut) = program.ring.windows
@@ -223,8 +274,8 @@ def test_what_python_kept_the_timer_waiting_for_is_no_part_of_a_slice() -> None:
 
 def test_graphs_are_told_by_a_source_that_tells_ranges_alone() -> None:
     program = _Program()
-    program.keeper._open_on_main()
-    program.keeper._close_on_main()
+    program.keeper._open()
+    program.keeper._close()
     assert len(program.ring.windows) == 1
     assert program.ring.graphs_told == 0
 
@@ -243,11 +294,11 @@ def test_a_window_of_steps_ends_with_the_first_that_begins_late_enough() -> None
     assert all(lasted >= LEAST_NS for _, lasted in windows)
     # Steps become long while a window is open: it ends with the one that runs.
     number = 64
-    while not program.keeper._open_since:
+    while not program.keeper._window.since:
         program.keeper._at_boundary(number)
         number += 1
     known = len(windows)
-    assert program.keeper._open_since
+    assert program.keeper._window.since
     _busy(0.05)
     program.keeper._at_boundary(number)
     assert len(windows) == known + 1
@@ -298,3 +349,40 @@ def test_what_a_compiled_graph_does_between_its_operators_is_recorded(moescope: 
     assert long[-1] > 2_900_000
     ends = sorted((row["start_ns"], row["start_ns"] + row["dur_ns"]) for row in loops + products)
     assert all(b[0] >= a[1] for a, b in pairwise(ends))
+
+
+def test_steps_are_those_of_the_thread_that_makes_them() -> None:
+    """One that comes later has them once the first has made none for long."""
+    program = _Program()
+    keeper = program.keeper
+    assert keeper._makes_steps(0)
+    other: list[bool] = []
+    for rests_ns in (0, RESTS_NS):
+        keeper._steps._began -= rests_ns
+        thread = threading.Thread(target=lambda: other.append(keeper._makes_steps(0)))
+        thread.start()
+        thread.join()
+    assert other == [False, True]
+    assert not keeper._steps_beside()  # that thread has ended
+    assert not keeper._makes_steps(1)
+    keeper._steps._began -= RESTS_NS
+    assert keeper._makes_steps(2)
+
+
+def test_a_window_of_the_main_thread_ends_where_another_makes_the_steps() -> None:
+    program = _Program()
+    closed: list[str] = []
+    program.profiler.close = lambda: closed.append(threading.current_thread().name)  # type: ignore[method-assign]
+    program.keeper._open()
+
+    def steps() -> None:
+        program.keeper._steps.pick(1.0)
+        program.keeper._at_boundary(0)
+        program.keeper._close()
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    thread.join()
+    assert len(program.ring.windows) == 1
+    _busy(0.05)  # the main thread answers, and sees to its own profiler
+    assert closed == ["MainThread"]
