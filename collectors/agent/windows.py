@@ -275,7 +275,8 @@ class WindowKeeper:
         if main:
             self._at_it = True
         try:
-            if self._whole and time.monotonic_ns() - self._window.since >= LEAST_NS:
+            lasted_ns = time.monotonic_ns() - self._window.since
+            if self._window.since and (not self._window.here() or (self._whole and lasted_ns >= LEAST_NS)):
                 self._close()
             if not self._whole and self._chosen() and not (main and self.switches.at_main):
                 self._close()
