@@ -66,6 +66,12 @@ class Switches:
         """Has all of the thread recorded, until it lets go or ends."""
         self._set(lambda: Switch(source, ranges_alone=False))
 
+    def see_to(self) -> None:
+        """Has what a window had on go off, where another thread has ended that window."""
+        switch = self._follower.switch
+        if switch is not None and not switch.ranges_alone and not self._window.since:
+            self.let_go()
+
     def let_go(self) -> None:
         """Nothing is on any more, but what a window of the main thread's has on."""
         if self._follower.switch is None:

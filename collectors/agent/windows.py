@@ -92,7 +92,7 @@ class WindowKeeper:
         self._stopping.set()
         self._session.ring.unsettle()
         self.leave()
-        self._window.close(None)
+        self._window.close(None)  # another thread's
         if self._device is not None:
             self._device.stop()
 
@@ -116,8 +116,13 @@ class WindowKeeper:
 
     def leave(self) -> None:
         """Leaves torch's profilers off on the calling thread, until something has them on again."""
-        self.close_window()
-        self.switches.let_go()
+        try:
+            self.close_window()
+            if on_main() and not self.switches.in_backward():
+                self._close_left()
+            self.switches.let_go()
+        except Exception as error:  # noqa: BLE001  fail open
+            self._fail(error)
 
     def close_window(self) -> None:
         """Closes the window that the calling thread has open, if any."""
@@ -139,24 +144,28 @@ class WindowKeeper:
         # Inside a backward pass torch has swapped the thread's state: what is opened there is lost with it.
         if self.switches.in_backward():
             return
-        if self._left is not None:
-            left, self._left = self._left, None
-            self._session.ring.window(0)
-            left.close()
         action, self._owed = self._owed, None
-        if action is None:
-            return  # no longer asked for
         try:
-            action()
+            self._close_left()
+            if action is not None:  # else it is no longer asked for
+                action()
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
         finally:
-            self._changed.set()
+            if action is not None:
+                self._changed.set()
 
     def settle_owed(self) -> None:
         """What the timer could not have done a moment ago can be done now: a backward pass or a call has ended."""
-        if self._owed is not None and on_main():
+        if (self._owed is not None or self._left is not None) and on_main():
             self.settle()
+
+    def _close_left(self) -> None:
+        """On the main thread, outside backward passes."""
+        left, self._left = self._left, None
+        if left is not None:
+            self._session.ring.window(0)
+            left.close()
 
     def _pending(self, _: Any) -> int:
         self._asked = False
@@ -299,9 +308,9 @@ class WindowKeeper:
         that waits for it.
         """
         now_ns, thread = time.monotonic_ns(), threading.current_thread()
+        self.switches.see_to()
         if thread is not self._stepper:
             if not self._steps.rest(now_ns):
-                self.switches.let_go()
                 return False
             self._stepper, self._steps = thread, Steps()
         self._steps.begin(now_ns, number)
@@ -311,6 +320,8 @@ class WindowKeeper:
         """Whether a thread beside the main one makes the steps: it opens and closes windows by itself."""
         if self._stepper is threading.main_thread() or not self._stepper.is_alive():
             return False
+        if self._window.source is not None and not self._window.tells_ranges:
+            return False  # what is not ITT is switched on the main thread alone
         return not self._steps.rest(time.monotonic_ns())
 
     def _over(self) -> bool:
@@ -357,6 +368,8 @@ class WindowKeeper:
             self._stopping.set()
             return
         self.switches.let_go()
+        if on_main():
+            self._close_left()
         source = self._window.ready()
         if on_main():
             self._window.open(lambda source: source.open())
