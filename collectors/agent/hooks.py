@@ -137,6 +137,10 @@ def install_profiler_guard(session: Session) -> None:
 
     module._enable_profiler = enabling(module._enable_profiler)
     module._disable_profiler = disabling(module._disable_profiler)
+    legacy: Any = getattr(session.torch.autograd, "profiler_legacy", None)
+    if hasattr(legacy, "_enable_profiler_legacy") and hasattr(legacy, "_disable_profiler_legacy"):
+        legacy._enable_profiler_legacy = enabling(legacy._enable_profiler_legacy)
+        legacy._disable_profiler_legacy = disabling(legacy._disable_profiler_legacy)
     prepare = module._prepare_profiler
 
     def preparing(*args: Any, **kwargs: Any) -> Any:

@@ -70,6 +70,7 @@ class Switches:
         """Has what a window had on go off, where another thread has ended that window."""
         switch = self._follower.switch
         if switch is not None and not switch.ranges_alone and not self._window.since:
+            self._session.ring.window(0)
             self.let_go()
 
     def let_go(self) -> None:

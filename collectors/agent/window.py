@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import kineto
 from .graphs import Graphs
-from .itt import IttSource, operator_cost_ns
+from .itt import IttSource, on_main, operator_cost_ns
 from .ring import WINDOW
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class Window:
         self.since = 0
         """When it opened, CLOCK_MONOTONIC ns; 0 while none is open."""
         self.last_open = time.monotonic()
+        self.main_worked = 0.0
+        """time.monotonic() of the last in which the main thread ran operators."""
+        self._claimed = False
+        self._own_operators_before = 0
         self.worked = 0
         """Windows with operators in them."""
         self.last_cost_ns = 0
@@ -56,11 +60,25 @@ class Window:
         return self.source
 
     def open(self, switch: Callable[[Any], None]) -> None:
-        """switch: has the source, which is ready, record what the calling thread does"""
+        """switch: has the source, which is ready, record what the calling thread does
+
+        Nothing happens where another thread has one open, or is about to.
+        """
+        with self._lock:
+            if self.since or self._claimed:
+                return
+            self._claimed, self.thread = True, threading.get_ident()
+        try:
+            self._open(switch)
+        finally:
+            self._claimed = False
+
+    def _open(self, switch: Callable[[Any], None]) -> None:
         ring = self._session.ring
+        self._own_operators_before = ring.thread_operators()
         self._operators_before = ring.operators()
         before = time.monotonic_ns()
-        self._of_open, self.thread = self.source, threading.get_ident()
+        self._of_open = self.source
         switch(self._of_open)
         if self.tells_ranges:
             self._graphs.look()
@@ -89,6 +107,8 @@ class Window:
         if switch is not None:
             ring.window(0)
             switch(source)
+            if on_main() and ring.thread_operators() != self._own_operators_before:
+                self.main_worked = end / 1e9
         ring.record(WINDOW, source.name, start, max(end - late_ns - start, 1))
         operators = ring.operators() - self._operators_before
         cost = int(operators * self._operator_cost_ns + self._opening_ns + (time.monotonic_ns() - end))

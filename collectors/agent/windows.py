@@ -47,6 +47,9 @@ RETRY_S = (0.02, 0.5)
 """How soon to ask the main thread again, at first and at last, where it was inside a backward pass: the end of the pass
 is where it answers by itself, if the pass began in Python."""
 
+WORKED_S = 1.0
+"""How long after the main thread was seen to run operators the steps of another are not followed instead."""
+
 _PENDING = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 
@@ -98,9 +101,12 @@ class WindowKeeper:
 
     def prepare_pause(self) -> None:
         """The target prepares a profiler of its own: of the GPU it may take hold before it starts."""
-        self.close_window()
-        if self._device is not None:
-            self._device.step_aside()
+        try:
+            self.close_window()
+            if self._device is not None:
+                self._device.step_aside()
+        except Exception as error:  # noqa: BLE001  fail open
+            self._fail(error)
 
     def pause(self) -> None:
         """The target starts a profiler of its own on the calling thread: ours steps aside."""
@@ -145,6 +151,7 @@ class WindowKeeper:
         if self.switches.in_backward():
             return
         action, self._owed = self._owed, None
+        self._at_it = True
         try:
             self._close_left()
             if action is not None:  # else it is no longer asked for
@@ -152,11 +159,14 @@ class WindowKeeper:
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
         finally:
+            self._at_it = False
             if action is not None:
                 self._changed.set()
 
     def settle_owed(self) -> None:
         """What the timer could not have done a moment ago can be done now: a backward pass or a call has ended."""
+        if not on_main():
+            self.switches.see_to()
         if (self._owed is not None or self._left is not None) and on_main():
             self.settle()
 
@@ -213,7 +223,7 @@ class WindowKeeper:
                 self._steps.pick(share)
                 gap = PERIOD_S
                 continue
-            of_steps = steps_share(share, step_s) if flow else 0.0
+            of_steps = steps_share(share, step_s) if flow and self._stepper is threading.main_thread() else 0.0
             self._steps.pick(of_steps)
             if self._whole and not flow and not self._ask(self._close_whole) and self._over():
                 return
@@ -259,7 +269,7 @@ class WindowKeeper:
         """A window a step, as `--steps` asks: nothing of the steps around it."""
         steps = self._session.settings.steps
         if steps is None or self._failed or self.switches.in_backward() or not self._makes_steps(number):
-            return
+            return  # another thread's
         try:
             self._close()
             wanted = steps[0] <= number <= steps[1]
@@ -287,7 +297,7 @@ class WindowKeeper:
             lasted_ns = time.monotonic_ns() - self._window.since
             if self._window.since and (not self._window.here() or (self._whole and lasted_ns >= LEAST_NS)):
                 self._close()
-            if not self._whole and self._chosen() and not (main and self.switches.at_main):
+            if not (self._whole and self._window.since) and self._chosen() and not (main and self.switches.at_main):
                 self._close()
                 self._open()
                 self._whole = self._window.here()
@@ -304,15 +314,21 @@ class WindowKeeper:
     def _makes_steps(self, number: int) -> bool:
         """Notes that a step begins on the calling thread; whether the steps are this thread's.
 
-        They are another's as long as that makes some. A program may train in a thread of its own, beside a main one
-        that waits for it.
+        They are another's as long as that makes some, or, where that is the main one, works by itself. A program may
+        train in a thread of its own, beside a main one that waits for it.
         """
         now_ns, thread = time.monotonic_ns(), threading.current_thread()
         self.switches.see_to()
+        beside = thread is not threading.main_thread()
+        if beside and not self._switched_anywhere():
+            return False
         if thread is not self._stepper:
-            if not self._steps.rest(now_ns):
+            if not self._steps.rest(now_ns) or (beside and time.monotonic() - self._window.main_worked < WORKED_S):
                 return False
             self._stepper, self._steps = thread, Steps()
+            if beside:
+                text = f"{thread.name} makes the steps: operators are recorded there, not on the main thread, meanwhile"
+                self._session.recorder.log("info", "kernels", text)
         self._steps.begin(now_ns, number)
         return True
 
@@ -320,9 +336,13 @@ class WindowKeeper:
         """Whether a thread beside the main one makes the steps: it opens and closes windows by itself."""
         if self._stepper is threading.main_thread() or not self._stepper.is_alive():
             return False
-        if self._window.source is not None and not self._window.tells_ranges:
-            return False  # what is not ITT is switched on the main thread alone
+        if not self._switched_anywhere():
+            return False
         return not self._steps.rest(time.monotonic_ns())
+
+    def _switched_anywhere(self) -> bool:
+        """Whether any thread may switch the source: what is not ITT is switched on the main one alone."""
+        return self._window.source is None or bool(self._window.tells_ranges)
 
     def _over(self) -> bool:
         """Whether the process is ending."""

@@ -579,9 +579,47 @@ MOESCOPE_API void moescope_window(int open) {
     t->between_ns = now;
 }
 
+static int is_between_two(const struct name_entry *name) {
+    return name->length == 9 && (!memcmp(name->text, "gloo:send", 9) || !memcmp(name->text, "gloo:recv", 9));
+}
+
+static int issues_calls(const struct name_entry *name) {
+    return name->issues || (name->length == 18 && !memcmp(name->text, "record_param_comms", 18));
+}
+
+/* Which frame a range's end belongs to: the top one, but that a send or receive begins as it is issued and ends as it is
+ * waited for. The operator that issues it ends before it, and phases that the model opened since stay open. The depth
+ * for an end whose begin was not seen. */
+static uint32_t ending(void) {
+    uint32_t top = self.depth - 1, at = top;
+    if (self.frames[top].from_model) {
+        while (at > 0 && self.frames[at].from_model) at--;
+        return self.frames[at].name->name_class == NAME_EXECUTION ? at : self.depth;
+    }
+    while (at > 0 && is_between_two(self.frames[at].name)) at--;
+    return at != top && !self.frames[at].from_model && issues_calls(self.frames[at].name) ? at : top;
+}
+
+/* Takes a frame out of the middle of the stack. */
+static void take_out(uint32_t at) {
+    memmove(&self.frames[at], &self.frames[at + 1], (self.depth - at - 1) * sizeof self.frames[0]);
+    self.depth--;
+}
+
+/* An execution that ends on another thread than it began on leaves its frame: a stack that fills up lets the oldest go. */
+static void let_go_of_execution(void) {
+    if (self.depth < STACK_FRAMES / 2 || self.depth > STACK_FRAMES) return;
+    for (uint32_t i = 0; i < self.depth; i++)
+        if (self.frames[i].name->name_class == NAME_EXECUTION) {
+            take_out(i);
+            return;
+        }
+}
+
 void moescope_range_begin(struct name_entry *name) {
     struct ring_header *h = atomic_load_explicit(&ring, memory_order_acquire);
     if (!h || !name) return;
+    if (name->name_class == NAME_EXECUTION) let_go_of_execution();
     struct frame *outer = self.depth && self.depth <= STACK_FRAMES ? &self.frames[self.depth - 1] : NULL;
     struct frame *f = push(name);
     if (!f) return;
@@ -655,8 +693,15 @@ void moescope_range_end(void) {
         self.depth--;
         return;
     }
-    if (self.frames[self.depth - 1].from_model) return; /* an end whose begin was not seen */
-    end_frame(h, &self.frames[--self.depth], end);
+    uint32_t at = ending();
+    if (at == self.depth) return;
+    if (at == self.depth - 1) {
+        end_frame(h, &self.frames[--self.depth], end);
+        return;
+    }
+    struct frame ended = self.frames[at];
+    take_out(at);
+    end_frame(h, &ended, end);
 }
 
 /* Opens a range that the model or a patched `record_function` names; place: its layer and micro-batch, which are added

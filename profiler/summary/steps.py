@@ -173,8 +173,9 @@ def _known(what: What, held: Sequence[StepAmounts], own: Sequence[StageAmounts])
 def _share(own: Sequence[StageAmounts], what: What) -> tuple[float, float | None]:
     """Share R = sum x / sum r of the recorded time, and its standard error as a ratio over steps.
 
-    sqrt(n/(n-1) sum (x - R r)^2) / sum r, the ratio estimator's (Cochran, Sampling Techniques, 6.3). What ranks do in a
-    step goes together: n counts steps, not steps times ranks. None for fewer than FEWEST steps.
+    sqrt(n/(n-1) sum (x - R r)^2) / sum r, the ratio estimator's (Cochran, Sampling Techniques, 6.3), by how each rank's
+    steps scatter: what one rank has more of than another in every step is no scatter. What ranks do in a step goes
+    together: n counts steps, not steps times ranks. None for fewer than FEWEST steps.
     """
     none = (0, 0.0, 0.0)
     x, xx, xr = (sum(one.sums.get(what, none)[at] for one in own) for at in range(3))
@@ -183,7 +184,8 @@ def _share(own: Sequence[StageAmounts], what: What) -> tuple[float, float | None
     count = max(one.seen for one in own)
     if count < FEWEST:
         return share, None
-    squares = max(xx - 2 * share * xr + share * share * sum(one.squared for one in own), 0.0)
+    unlike = sum((one.sums.get(what, none)[0] - share * one.recorded_ns) ** 2 / one.seen for one in own if one.seen)
+    squares = max(xx - 2 * share * xr + share * share * sum(one.squared for one in own) - unlike, 0.0)
     return share, math.sqrt(squares * len(own) * count / (count - 1)) / recorded
 
 

@@ -105,6 +105,27 @@ dist.destroy_process_group()
 """
 
 
+BETWEEN_TWO = """
+import torch, torch.distributed as dist
+from torch.autograd.profiler import record_function
+from torch.autograd.profiler_legacy import profile
+dist.init_process_group("gloo")
+rank, x = dist.get_rank(), torch.ones(64)
+dist.all_reduce(x)
+for step in range(400):
+    work = dist.isend(x, 1) if rank == 0 else dist.irecv(x, 0)
+    with record_function("work"):
+        x.cos()
+        work.wait()
+with profile() as told:  # the target's own, on a thread where ranges stay on
+    torch.ones(4, 4) @ torch.ones(4, 4)
+assert sum(row.count for row in told.key_averages() if row.key == "aten::mm") == 1
+print("done", flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
 def record(moescope: Moescope, folder: Path, text: str, budget: str = "full") -> Path:
     (folder / "target.py").write_text(text)
     done = moescope("run", "--budget", budget, "-o", "rec", "--", sys.executable, LAUNCH, "2", "target.py")
@@ -175,3 +196,13 @@ def test_ranges_that_stay_on_give_way_to_the_targets_profiler_to_a_fork_and_to_w
     assert said <= {("warning", "kernels"), ("warning", "run")}, rows(recording, "log")
     ranged = {(k["rank"], k["start_ns"]) for k in rows(recording, "kernels") if k["name"] == "aten::mm"}
     assert 0 < len(ranged) < 300  # of 454: operators are not told between windows
+
+
+def test_phases_around_the_wait_for_a_send_are_all_recorded(moescope: Moescope, tmp_path: Path) -> None:
+    recording = record(moescope, tmp_path, BETWEEN_TWO, "full")
+    phases = [row for row in rows(recording, "phases") if row["name"] == "work"]
+    assert [sum(row["rank"] == rank for row in phases) for rank in (0, 1)] == [400, 400]
+    calls = [c for c in rows(recording, "collectives") if c["op"] in ("send", "recv")]
+    assert len(calls) == 800
+    assert all(c["dur_ns"] is not None for c in calls)
+    assert sum(k["name"] == "aten::cos" for k in rows(recording, "kernels")) > 600

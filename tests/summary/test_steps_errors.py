@@ -44,6 +44,12 @@ def test_what_was_recorded_whole_has_no_error() -> None:
     assert _errors([amounts(recorded, recorded // 4)], "train", coverage=1.0)["errors"]["exposed_comm"] == 0.0
 
 
+def test_what_one_rank_has_more_of_in_every_step_is_no_scatter() -> None:
+    recorded = np.full(30, 1_000_000)
+    ranks = [amounts(recorded, recorded // 10), amounts(recorded, recorded * 6 // 10)]
+    assert _errors(ranks, "train", coverage=0.1)["errors"]["exposed_comm"] == pytest.approx(0, abs=1e-6)
+
+
 def test_of_too_few_steps_no_error_is_told() -> None:
     few = np.full(FEWEST - 1, 1000)
     assert _errors([amounts(few, few // 2)], "train", coverage=0.1)["errors"] is None
