@@ -48,7 +48,7 @@ RETRY_S = (0.02, 0.5)
 is where it answers by itself, if the pass began in Python."""
 
 WORKED_S = 1.0
-"""How long after the main thread was seen to run operators the steps of another are not followed instead."""
+"""For how long the main thread must not be seen to run operators before the steps of another are followed instead."""
 
 _PENDING = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
@@ -72,6 +72,8 @@ class WindowKeeper:
         """Whether the open window holds whole steps."""
         self._stepper = threading.main_thread()
         """The thread that makes the steps. Windows of another than the main one are whole steps of its own."""
+        self._claims: tuple[threading.Thread, float] | None = None
+        """The thread that made steps last beside those of the stepper, and since when."""
         self._left: Any = None
         """What records on the main thread still, though its window has ended."""
         self._owed: Callable[[], None] | None = None
@@ -323,7 +325,7 @@ class WindowKeeper:
         if beside and not self._switched_anywhere():
             return False
         if thread is not self._stepper:
-            if not self._steps.rest(now_ns) or (beside and time.monotonic() - self._window.main_worked < WORKED_S):
+            if not self._steps.rest(now_ns) or (beside and not self._main_waits(thread)):
                 return False
             self._stepper, self._steps = thread, Steps()
             if beside:
@@ -331,6 +333,13 @@ class WindowKeeper:
                 self._session.recorder.log("info", "kernels", text)
         self._steps.begin(now_ns, number)
         return True
+
+    def _main_waits(self, thread: threading.Thread) -> bool:
+        """Whether the main thread has run no operators, as far as its windows tell, since this thread makes steps."""
+        now = time.monotonic()
+        if self._claims is None or self._claims[0] is not thread:
+            self._claims = thread, now
+        return now - max(self._claims[1], self._window.main_worked) >= WORKED_S
 
     def _steps_beside(self) -> bool:
         """Whether a thread beside the main one makes the steps: it opens and closes windows by itself."""

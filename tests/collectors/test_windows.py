@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from moescope.collectors.agent import windows
 from moescope.collectors.agent.pace import LEAST_NS, RESTS_NS
 from moescope.collectors.agent.windows import WindowKeeper
 from tests.collectors.reading import rows
@@ -113,7 +114,9 @@ def test_a_thread_that_trains_beside_a_main_one_that_waits_is_recorded(
     (tmp_path / "target.py").write_text(BESIDE)
     done = moescope("run", "--budget", budget, "-o", "rec", "--", sys.executable, "target.py")
     assert done.returncode == 0, done.stderr
-    steps = sorted(_ranges(rows(tmp_path / "rec", "steps")))[1:]
+    steps = sorted(_ranges(rows(tmp_path / "rec", "steps")))
+    # For a second it is not known whether the main thread works, too.
+    steps = [one for one in steps if one[0] > steps[0][1] + 1.5e9]
     windows = _ranges(rows(tmp_path / "rec", "windows"))
     kernels = rows(tmp_path / "rec", "kernels")
     products = [k for k in kernels if k["name"] in ("aten::addmm", "aten::mm")]
@@ -123,9 +126,8 @@ def test_a_thread_that_trains_beside_a_main_one_that_waits_is_recorded(
     whole = [one for one in steps if _inside([one], windows) >= 0.98 * (one[1] - one[0])]
     for start, end in whole[1:]:
         assert 7 <= sum(start <= k["start_ns"] < end for k in products) <= 12
-    assert len(whole) > (130 if budget == "full" else 5)
-    if budget != "full":
-        assert len(whole) < 200
+    share = len(whole) / len(steps)
+    assert share > 0.9 if budget == "full" else 0.02 < share < 0.8
     # Once the thread has ended the main one is looked at.
     assert {k["stream"] for k in kernels if k["name"] == "aten::cos"} - streams
     ends = max(end for _, end in steps)
@@ -354,13 +356,14 @@ def test_what_a_compiled_graph_does_between_its_operators_is_recorded(moescope: 
     assert all(b[0] >= a[1] for a, b in pairwise(ends))
 
 
-def test_steps_are_those_of_the_thread_that_makes_them() -> None:
+def test_steps_are_those_of_the_thread_that_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes later has them once the first has made none for long."""
     program = _Program()
     keeper = program.keeper
     keeper._window.tells_ranges = True
     assert keeper._makes_steps(0)
     other: list[bool] = []
+    monkeypatch.setattr(windows, "WORKED_S", 0.0)
     for rests_ns in (0, RESTS_NS):
         keeper._steps._began -= rests_ns
         thread = threading.Thread(target=lambda: other.append(keeper._makes_steps(0)))
@@ -392,12 +395,19 @@ def test_no_thread_opens_a_window_that_another_is_about_to_open() -> None:
 def test_steps_beside_a_main_thread_that_works_are_left_alone() -> None:
     program = _Program()
     made: list[bool] = []
-    program.keeper._window.tells_ranges = True
-    program.keeper._window.main_worked = time.monotonic()
-    thread = threading.Thread(target=lambda: made.append(program.keeper._makes_steps(0)))
+    keeper = program.keeper
+    keeper._window.tells_ranges = True
+
+    def steps() -> None:
+        for worked_ago_s in (9.0, 0.1, 9.0):
+            keeper._window.main_worked = time.monotonic() - worked_ago_s
+            made.append(keeper._makes_steps(0))
+            keeper._claims = threading.current_thread(), time.monotonic() - 9.0
+
+    thread = threading.Thread(target=steps)
     thread.start()
     thread.join()
-    assert made == [False]
+    assert made == [False, False, True]  # at first it is not known whether the main one works
 
 
 def test_a_window_of_the_main_thread_ends_where_another_makes_the_steps() -> None:
