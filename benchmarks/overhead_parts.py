@@ -49,7 +49,6 @@ class Switches:
     def __init__(self) -> None:
         self._session = _found("Session")
         self._calls = _found("Calls")
-        self._usual: dict[int, Any] = {}
         self._off = ""
 
     def set(self, off: str, rank: int) -> None:
@@ -67,11 +66,7 @@ class Switches:
                 del windows._open
         if "c" in changed:
             self._calls._failed = "c" in off
-            if "c" in off:
-                self._usual = dict(self._calls._usual)
-                self._calls._usual.clear()
-            else:
-                self._calls._usual |= self._usual
+            self._calls._usual.clear()
         if "e" in changed:
             emit._recorder = emit._NULL_RECORDER if "e" in off else self._session.recorder
         if rank == 0 and "r" in changed:

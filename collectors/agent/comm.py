@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import os
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .operations import ELSEWHERE, METHODS, RANGES, Bytes, all_to_all_base
+from .groups import Group, told_of
+from .operations import ELSEWHERE, METHODS, RANGES, Bytes, all_to_all_base, dtype_of, on_gpu
 from .ring import ISSUE_SETTLED, ISSUE_TOLD
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 Made = tuple[str, int, int]
 """A call's group, and when it began and ended to be issued, CLOCK_MONOTONIC ns."""
 MADE_KEPT = 8192
-
-HOPS = frozenset({"internode", "intranode"})
-"""What a group may be described as (`new_group(group_desc=)`), so that its transfers are told by hop."""
+USUAL_KEPT = 1024
 
 
 def install(session: Session) -> Calls | None:
@@ -60,34 +58,15 @@ def install(session: Session) -> Calls | None:
     return calls
 
 
-class _Group:
-    """A group as this process sees it.
-
-    me: its own place among the group's `n` ranks; gloo, nccl: whether they serve its tensors of the host and of GPUs;
-    row: as it is told; mark: its number in the ring; same: gives torch's group, which another may follow under its name
-    kinds: `comm_kind` by dtype; together: calls that are to be launched as one, None outside of such
-    """
-
-    __slots__ = ("gloo", "kinds", "mark", "me", "n", "name", "nccl", "row", "same", "together")
-
-    def __init__(
-        self, row: dict[str, Any], me: int, n: int, gloo: bool, nccl: bool, mark: int, same: Callable[[], Any]
-    ) -> None:
-        self.row, self.me, self.n, self.gloo, self.nccl, self.mark, self.same = row, me, n, gloo, nccl, mark, same
-        self.name: str = row["name"]
-        self.kinds: dict[Any, bytes] = {}
-        self.together: list[int] | None = None
-
-
 class Calls:
     """Numbers calls, knows groups, and files each call's issue and completion."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._distributed = session.torch.distributed
-        self._groups: dict[str, _Group] = {}
-        self._usual: dict[int, _Group] = {}
-        """Groups that gloo alone serves, by torch's object."""
+        self._groups: dict[str, Group] = {}
+        self._usual: dict[int, Group] = {}
+        """Groups that gloo alone serves and that have made calls, by torch's object."""
         self.made: deque[Made] = deque(maxlen=MADE_KEPT)
         """The last collectives that Python issued, until `flight` takes them out."""
         self._waited: dict[int, int] = {}
@@ -138,7 +117,7 @@ class Calls:
     ) -> Callable[[Any, Any, Any], Any]:
         """What a call takes that is not as most are: the first of a group, of a GPU, without ranges."""
         ring, now_ns, groups, made = self._session.ring, time.monotonic_ns, self._groups, self.made
-        settled, announce = ring.settled, ring.announce
+        settled, announce, usual = ring.settled, ring.announce, self._usual
         between_two = op in ("send", "recv")
 
         def call(group: Any, args: Any, kwargs: Any) -> Any:
@@ -154,8 +133,12 @@ class Calls:
             except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
                 self._give_up(op, error)
                 return original(group, *args, **kwargs)
+            if known.gloo and not known.nccl:
+                if len(usual) >= USUAL_KEPT:
+                    usual.clear()
+                usual[id(group)] = known
             number = ring.next_call()
-            gpu = known.nccl and _on_gpu(args, kwargs, known.gloo)
+            gpu = known.nccl and on_gpu(args, kwargs, known.gloo)
             if gpu or not title or not known.gloo or ring.expect(title, number, known.mark):
                 # Told before it is made: it may block, and what never ends is what somebody will look for.
                 if not self._issued(number, issue_ns, known, op, bytes_of, args, kwargs):
@@ -170,7 +153,7 @@ class Calls:
                     made.append((name, issue_ns, now_ns()))
                 return work
             here = settled() or self._ranges_on()
-            lent = None if here else self._lend()
+            lent = not here and self._lend()
             announce(1)
             try:
                 work = original(group, *args, **kwargs)
@@ -179,12 +162,12 @@ class Calls:
                 raise
             finally:
                 announce(0)
-                if lent is not None:
-                    self._take_back(lent)
+                if lent:
+                    self._take_back()
             made.append((name, issue_ns, now_ns()))
             # Gloo is at it on a thread of its own by now.
             told = self._issued(number, issue_ns, known, op, bytes_of, args, kwargs)
-            ranged = lent is not None or (here and (settled() or self._session.windows.switches.still_on()))
+            ranged = lent or (here and (settled() or self._session.windows.switches.still_on()))
             self._watch(work, number, ranged=bool(ranged), told=told, sure=sure)
             return work
 
@@ -275,7 +258,7 @@ class Calls:
                 self._follow(work, call)
         return work
 
-    def _mark(self, group: _Group, number: int, together: Sequence[int] = ()) -> bool:
+    def _mark(self, group: Group, number: int, together: Sequence[int] = ()) -> bool:
         """Has what is launched from now on told with the call's number; False where that cannot be.
 
         together: calls that are launched as this one
@@ -299,18 +282,17 @@ class Calls:
         self._usual.clear()
         self._session.recorder.log("error", "communication", f"calls are no longer recorded: {op}: {error!r}")
 
-    def _lend(self) -> Any:
-        """Has ranges recorded while the next call is issued, outside windows; None where that cannot be."""
+    def _lend(self) -> bool:
+        """Has ranges recorded while the next call is issued, outside windows; whether that can be."""
         try:
             return self._session.windows.switches.lend()
         except Exception as error:  # noqa: BLE001  fail open: completion is told by callbacks then
             self._tell(error)
-            return None
+            return False
 
-    def _take_back(self, lent: Any) -> None:
+    def _take_back(self) -> None:
         try:
-            self._session.windows.switches.take_back(lent)
-            self._session.windows.settle_owed()
+            self._session.windows.switches.take_back()
         except Exception as error:  # noqa: BLE001  fail open: the call itself has been made
             self._tell(error)
 
@@ -339,7 +321,7 @@ class Calls:
         return wait
 
     def _issued(
-        self, number: int, issue_ns: int, group: _Group, op: str, bytes_of: Callable[..., Bytes], args: Any, kwargs: Any
+        self, number: int, issue_ns: int, group: Group, op: str, bytes_of: Callable[..., Bytes], args: Any, kwargs: Any
     ) -> bool:
         """Files a call; whether that could be done."""
         try:
@@ -347,11 +329,11 @@ class Calls:
                 output, input, outs, ins = args[:4]
                 kind = group.kinds.get(input.dtype)
                 if kind is None:
-                    kind = group.kinds[input.dtype] = self._session.ring.comm_kind(op, group.name, _dtype((input,)))
+                    kind = group.kinds[input.dtype] = self._session.ring.comm_kind(op, group.name, dtype_of((input,)))
                 if kind and self._session.ring.uneven(kind, number, issue_ns, group.n, input, ins, output, outs):
                     return True
             sent, received = (None, None) if kwargs else bytes_of(group.me, group.n, *args)
-            self._session.ring.comm(number, op, group.name, issue_ns, sent, received, _dtype(args))
+            self._session.ring.comm(number, op, group.name, issue_ns, sent, received, dtype_of(args))
         except Exception as error:  # noqa: BLE001  fail open: the call itself goes on
             self._give_up(op, error)
             return False
@@ -367,25 +349,20 @@ class Calls:
         """Whether all groups that are known execute the host's calls by gloo, under ranges."""
         return all(group.gloo for group in list(self._groups.values()))
 
-    def _learn(self, group: Any, name: str) -> _Group:
+    def _learn(self, group: Any, name: str) -> Group:
         """A group seen for the first time: its ranks, and by the way this process's rank."""
         distributed = self._distributed
         ranks = distributed.get_process_group_ranks(group)
         me, n = distributed.get_group_rank(group, distributed.get_rank()), len(ranks)
         self._session.learn_rank(distributed.get_rank(), distributed.get_world_size())
-        backend, gloo, nccl = _backends(distributed, group)
-        # A group that was made for one hop of an exchange carries the hop's name as its description.
-        hop = group.group_desc if group.group_desc in HOPS else "direct"
-        row = {"name": name, "ranks": ranks, "backend": backend, "hop": hop}
+        row, gloo, nccl = told_of(distributed, group, name, ranks)
         known = self._groups.get(name)
         if known is not None and known.row == row:
-            known.same = _reference(group)
+            known.now(group)
         else:
             self._session.ring.blob("group", row)
             mark = self._session.ring.group_mark(name)
-            known = self._groups[name] = _Group(row, me, n, gloo, nccl, mark, _reference(group))
-        if gloo and not nccl:
-            self._usual[id(group)] = known
+            known = self._groups[name] = Group(row, me, n, gloo, nccl, mark, group)
         return known
 
     def _follow(self, work: Any, number: int) -> None:
@@ -410,69 +387,9 @@ class Calls:
             self._waited.clear()
 
 
-def _reference(group: Any) -> Callable[[], Any]:
-    """What gives the group as long as it lives, and does not keep it alive."""
-    try:
-        return weakref.ref(group)
-    except TypeError:
-        return lambda: group
-
-
 def _threads() -> set[int]:
     """This process's threads; none where that is not told."""
     try:
         return {int(name) for name in os.listdir("/proc/self/task")}
     except OSError:
         return set()
-
-
-def _backends(distributed: Any, group: Any) -> tuple[str, bool, bool]:
-    """The group's backend as it is told, and whether gloo serves tensors of the host and NCCL those of GPUs.
-
-    A group that was made without a backend says `undefined` of itself: it has one for each kind of device.
-    """
-    backend = str(distributed.get_backend(group))
-    if backend in ("gloo", "nccl"):
-        return backend, backend == "gloo", backend == "nccl"
-    try:
-        config = str(distributed.get_backend_config(group))
-    except Exception:  # noqa: BLE001  fail open: a backend that has none is known by its name alone
-        config = ""
-    pairs = [pair.partition(":") for pair in config.split(",")]
-    found = {device: name for device, _, name in pairs if name}
-    if not found:
-        return backend, False, False
-    names = set(found.values())
-    text = names.pop() if len(names) == 1 else ",".join(f"{device}:{name}" for device, name in sorted(found.items()))
-    return text, found.get("cpu") == "gloo", found.get("cuda") == "nccl"
-
-
-def _first(args: Any) -> Any:
-    """The first tensor among the arguments, or None."""
-    for arg in args:
-        item = arg
-        while isinstance(item, list | tuple) and item:
-            item = item[0]
-        if getattr(item, "dtype", None) is not None:
-            return item
-    return None
-
-
-def _on_gpu(args: Any, kwargs: Any, host_too: bool) -> bool:
-    """Whether a call runs on a GPU: its tensors lie there, or a barrier's options say so; else the host's backend's."""
-    tensor = _first(args)
-    if tensor is not None:
-        return bool(tensor.is_cuda)
-    device = getattr(kwargs.get("opts"), "device", None)
-    return not host_too if device is None else device.type == "cuda"
-
-
-def _dtype(args: Any) -> str:
-    """Element type of the first tensor among the arguments."""
-    tensor = _first(args)
-    if tensor is None:
-        return ""
-    return _DTYPES.get(tensor.dtype) or _DTYPES.setdefault(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-
-
-_DTYPES: dict[Any, str] = {}

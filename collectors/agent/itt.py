@@ -30,21 +30,17 @@ class IttSource:
         # Taken now: the guard replaces these names in torch.autograd.profiler, and must not see ours.
         self._enable, self._disable = torch.autograd._enable_profiler, torch.autograd._disable_profiler
         self._activities: set[Any] = set()
-        self._scopes: set[Any] = set()
         scope = getattr(torch._C._profiler, "RecordScope", None)
-        self._ranges = set() if scope is None else {scope.USER_SCOPE}
+        self._all: set[Any] = set()
+        self._ranges = self._all if scope is None else {scope.USER_SCOPE}
 
-    def open(self) -> None:
-        self._enable(self._config, self._activities, self._scopes)
+    def open(self, *, ranges_alone: bool = False) -> None:
+        """ranges_alone: no operators, where this torch can tell the two apart"""
+        self._enable(self._config, self._activities, self._ranges if ranges_alone else self._all)
 
-    @property
-    def ranges_alone(self) -> bool:
+    def tells_apart(self) -> bool:
         """Whether this torch can tell ranges from operators."""
-        return bool(self._ranges)
-
-    def open_ranges(self) -> None:
-        """Opens for ranges alone, where this torch can tell them from operators."""
-        self._enable(self._config, self._activities, self._ranges)
+        return self._ranges is not self._all
 
     def close(self) -> None:
         self._disable()
@@ -66,10 +62,7 @@ class Switch:
     def __init__(self, source: IttSource, *, ranges_alone: bool) -> None:
         self._close = source.close
         self.ranges_alone = ranges_alone
-        if ranges_alone:
-            source.open_ranges()
-        else:
-            source.open()
+        source.open(ranges_alone=ranges_alone)
 
     def __del__(self) -> None:
         try:

@@ -117,3 +117,34 @@ METHODS: dict[str, tuple[str, Callable[..., Bytes]]] = {
     "recv_anysource": ("recv", _untold),
     "barrier": ("barrier", _untold),
 }
+
+
+def first_tensor(args: Any) -> Any:
+    """The first tensor among the arguments, or None."""
+    for arg in args:
+        item = arg
+        while isinstance(item, list | tuple) and item:
+            item = item[0]
+        if getattr(item, "dtype", None) is not None:
+            return item
+    return None
+
+
+def on_gpu(args: Any, kwargs: Any, host_too: bool) -> bool:
+    """Whether a call runs on a GPU: its tensors lie there, or a barrier's options say so; else the host's backend's."""
+    tensor = first_tensor(args)
+    if tensor is not None:
+        return bool(tensor.is_cuda)
+    device = getattr(kwargs.get("opts"), "device", None)
+    return not host_too if device is None else device.type == "cuda"
+
+
+def dtype_of(args: Any) -> str:
+    """Element type of the first tensor among the arguments."""
+    tensor = first_tensor(args)
+    if tensor is None:
+        return ""
+    return _DTYPES.get(tensor.dtype) or _DTYPES.setdefault(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+
+
+_DTYPES: dict[Any, str] = {}

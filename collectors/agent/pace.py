@@ -121,8 +121,9 @@ class Steps:
 
     def rest(self, now_ns: int) -> bool:
         """Whether none has begun for long, or none at all."""
-        usual_ns = self.usual_ns()
-        return not self._began or now_ns - self._began >= (RESTS_NS if usual_ns is None else STALLED * usual_ns)
+        if self.usual_ns() is None:
+            return not self._began or now_ns - self._began >= RESTS_NS
+        return not self.flow(now_ns)
 
 
 def left_of(budget: float, spent: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .itt import Follower, IttSource, Switch, on_main
+from .itt import Follower, IttSource, Switch
 from .window import Window
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Switches:
         self._session, self._window, self._off = session, window, off
         self._follower = Follower()
         self.at_main = False
-        """Whether the main thread is being switched here, or ranges were lent to it: no window can open meanwhile."""
+        """Whether the main thread is being switched here: no window can open meanwhile."""
 
     def in_backward(self) -> bool:
         """Torch has swapped the thread's state for the time of a backward pass: what is switched is lost with it."""
@@ -47,7 +47,7 @@ class Switches:
             return False
         is_open = window.since != 0
         # Where C++ issues calls, too, ranges would tell of their execution, and nothing of their issue.
-        alone = not is_open and window.source.ranges_alone and not ring.followed()
+        alone = not is_open and window.source.tells_apart() and not ring.followed()
         if state.switch is None or state.switch.ranges_alone != alone or not (is_open or alone):
             if self.in_backward():
                 return state.switch is not None
@@ -94,31 +94,20 @@ class Switches:
         finally:
             self.at_main = before
 
-    def lend(self) -> IttSource | None:
-        """Has ranges on for one call, where they cannot stay on: what is issued meanwhile tells when it is executed.
+    def lend(self) -> bool:
+        """Has ranges on for one call, where they cannot stay on; `take_back` has to follow.
 
-        What the thread itself does is not recorded. The caller closes by `take_back`. None where there are none to
-        lend: before the first window, or while the target runs a profiler of its own.
+        What is issued meanwhile tells when it is executed; what the thread itself does is not recorded. False where
+        there are none to lend: before the first window, or while the target runs a profiler of its own.
         """
         source = self._window.source
         if self._off() or not isinstance(source, IttSource):
-            return None
-        if on_main():
-            self.at_main = True
-        try:
-            source.open_ranges()
-        except Exception:
-            if on_main():
-                self.at_main = False
-            raise
+            return False
+        self._set(lambda: Switch(source, ranges_alone=True))
         self._session.ring.mute(1)
-        return source
+        return True
 
-    def take_back(self, source: IttSource) -> None:
-        """Ends what `lend` began."""
+    def take_back(self) -> None:
+        """Ends what `lend` began, inside the same backward pass if it was inside one."""
         self._session.ring.mute(0)
-        try:
-            source.close()
-        finally:
-            if on_main():
-                self.at_main = False
+        self._set(lambda: None)

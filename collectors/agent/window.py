@@ -29,6 +29,8 @@ class Window:
         """Whether that is torch's ITT, which tells when gloo executes a call."""
         self.since = 0
         """When it opened, CLOCK_MONOTONIC ns; 0 while none is open."""
+        self.whole = False
+        """Whether one is open that holds whole steps."""
         self.last_open = time.monotonic()
         self.main_worked = 0.0
         """time.monotonic() of the last in which the main thread ran operators."""
@@ -59,8 +61,12 @@ class Window:
             self._session.tell(source=self.source.name)
         return self.source
 
-    def open(self, switch: Callable[[Any], None]) -> None:
-        """switch: has the source, which is ready, record what the calling thread does
+    def of_main(self) -> bool:
+        """Whether the main thread opened the last one."""
+        return self.thread == threading.main_thread().ident
+
+    def open(self, switch: Callable[[Any], None], *, whole: bool = False) -> None:
+        """switch: has the source, which is ready, record what the calling thread does; whole: it holds whole steps
 
         Nothing happens where another thread has one open, or is about to.
         """
@@ -69,11 +75,11 @@ class Window:
                 return
             self._claimed, self.thread = True, threading.get_ident()
         try:
-            self._open(switch)
+            self._open(switch, whole=whole)
         finally:
             self._claimed = False
 
-    def _open(self, switch: Callable[[Any], None]) -> None:
+    def _open(self, switch: Callable[[Any], None], *, whole: bool) -> None:
         ring = self._session.ring
         self._own_operators_before = ring.thread_operators()
         self._operators_before = ring.operators()
@@ -86,7 +92,7 @@ class Window:
         now_ns = time.monotonic_ns()
         self.last_open = now_ns / 1e9
         self._opening_ns = now_ns - before
-        self.since = now_ns
+        self.since, self.whole = now_ns, whole
         ring.unsettle()
 
     def close(self, switch: Callable[[Any], None] | None, late_ns: int = 0) -> Any:
@@ -98,7 +104,7 @@ class Window:
         """
         ring = self._session.ring
         with self._lock:
-            start, self.since = self.since, 0
+            start, self.since, self.whole = self.since, 0, False
         if not start:
             return None
         ring.unsettle()

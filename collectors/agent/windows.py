@@ -68,8 +68,6 @@ class WindowKeeper:
         self.switches = Switches(session, self._window, lambda: self._paused > 0 or self._stopping.is_set())
         self._steps = Steps()
         self._peers = Peers(session.settings.ring_dir)
-        self._whole = False
-        """Whether the open window holds whole steps."""
         self._stepper = threading.main_thread()
         """The thread that makes the steps. Windows of another than the main one are whole steps of its own."""
         self._claims: tuple[threading.Thread, float] | None = None
@@ -166,9 +164,8 @@ class WindowKeeper:
                 self._changed.set()
 
     def settle_owed(self) -> None:
-        """What the timer could not have done a moment ago can be done now: a backward pass or a call has ended."""
-        if not on_main():
-            self.switches.see_to()
+        """What could not have been done a moment ago can be done now: a backward pass has ended."""
+        self.switches.see_to()
         if (self._owed is not None or self._left is not None) and on_main():
             self.settle()
 
@@ -208,7 +205,7 @@ class WindowKeeper:
                 gap = AWAIT_S
                 continue
             beside = self._steps_beside()
-            if not beside and self._window.since and self._window.thread != threading.main_thread().ident:
+            if not beside and self._window.since and not self._window.of_main():
                 self._close()
             if self._budget is None:
                 gap = PERIOD_S if beside else 0.0
@@ -219,15 +216,15 @@ class WindowKeeper:
             share = self._pace.share(available)
             if self._session.facts.get("world_size", 1) > 1:
                 share = self._peers.least(share)
-            step_s = (self._steps.usual_ns() or 0.0) / 1e9
-            flow = self._steps.flow(time.monotonic_ns())
             if beside:
                 self._steps.pick(share)
                 gap = PERIOD_S
                 continue
+            step_s = (self._steps.usual_ns() or 0.0) / 1e9
+            flow = self._steps.flow(time.monotonic_ns())
             of_steps = steps_share(share, step_s) if flow and self._stepper is threading.main_thread() else 0.0
             self._steps.pick(of_steps)
-            if self._whole and not flow and not self._ask(self._close_whole) and self._over():
+            if self._window.whole and not flow and not self._ask(self._close_whole) and self._over():
                 return
             if of_steps == share:
                 gap = PERIOD_S
@@ -271,7 +268,7 @@ class WindowKeeper:
         """A window a step, as `--steps` asks: nothing of the steps around it."""
         steps = self._session.settings.steps
         if steps is None or self._failed or self.switches.in_backward() or not self._makes_steps(number):
-            return  # another thread's
+            return
         try:
             self._close()
             wanted = steps[0] <= number <= steps[1]
@@ -296,13 +293,12 @@ class WindowKeeper:
         if main:
             self._at_it = True
         try:
-            lasted_ns = time.monotonic_ns() - self._window.since
-            if self._window.since and (not self._window.here() or (self._whole and lasted_ns >= LEAST_NS)):
+            window, lasted_ns = self._window, time.monotonic_ns() - self._window.since
+            if window.since and (not window.here() or (window.whole and lasted_ns >= LEAST_NS)):
                 self._close()
-            if not (self._whole and self._window.since) and self._chosen() and not (main and self.switches.at_main):
+            if not window.whole and self._chosen() and not (main and self.switches.at_main):
                 self._close()
-                self._open()
-                self._whole = self._window.here()
+                self._open(whole=True)
         except Exception as error:  # noqa: BLE001  fail open
             self._fail(error)
         finally:
@@ -384,8 +380,8 @@ class WindowKeeper:
         owed, self._owed = self._owed, None
         return owed is not None
 
-    def _open(self, until: float | None = None) -> None:
-        """On the main thread, or on that which makes the steps.
+    def _open(self, until: float | None = None, *, whole: bool = False) -> None:
+        """On the main thread, or on that which makes the steps; whole: it holds whole steps.
 
         until: time.monotonic() from which on it is too late
         """
@@ -401,25 +397,24 @@ class WindowKeeper:
             self._close_left()
         source = self._window.ready()
         if on_main():
-            self._window.open(lambda source: source.open())
+            self._window.open(lambda source: source.open(), whole=whole)
         elif isinstance(source, IttSource):
             # Should the thread end with the window open, the profiler goes off with it.
-            self._window.open(self.switches.record)
+            self._window.open(self.switches.record, whole=whole)
 
     def _close_slice(self, late_ns: int) -> None:
         """late_ns: how much later than it should have been it was asked for"""
-        if not self._whole:
+        if not self._window.whole:
             self._close(late_ns)
 
     def _close_whole(self) -> None:
         """Steps have stopped within a window of theirs, unless another has begun meanwhile."""
-        if self._whole and not self._steps.flow(time.monotonic_ns()):
+        if self._window.whole and not self._steps.flow(time.monotonic_ns()):
             self._close()
 
     def _close(self, late_ns: int = 0) -> None:
         """Closes the window, whichever thread opened it; late_ns: how much of its end is no part of it"""
-        self._whole = False
-        of_main = self._window.thread == threading.main_thread().ident
+        of_main = self._window.of_main()
         if self._window.here():
             self._window.close(lambda source: source.close() if of_main else self.switches.let_go(), late_ns)
             return

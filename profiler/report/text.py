@@ -115,17 +115,9 @@ def _said(times: dict[str, Any]) -> str:
     hidden = "no communication" if fraction is None else f"{fraction:.1%} of communication hidden"
     shares = (("exposed_comm_us", "exposed"), ("compute_us", "compute"), ("idle_us", "idle"))
     told = shares[1:] if fraction is None else shares
-    return ", ".join([hidden, *(f"{_share(times[key], whole, _error(times, key))} {word}" for key, word in told)])
-
-
-def _scatters(steps: dict[str, Any] | None) -> bool:
-    """Whether an error is told beside shares of the steps."""
-    return steps is not None and any(_error(steps, key) >= _LEAST_ERROR for key in ("exposed_comm", "compute", "idle"))
-
-
-def _error(times: dict[str, Any], key: str) -> float:
-    """How far the share of a time may be off where steps were recorded in part; 0 where that is not known."""
-    return float((times.get("errors") or {}).get(key.removesuffix("_us"), 0.0))
+    errors = times.get("errors") or {}
+    said = (f"{_share(times[key], whole, errors.get(key.removesuffix('_us'), 0.0))} {word}" for key, word in told)
+    return ", ".join([hidden, *said])
 
 
 def _parts(total: dict[str, Any]) -> list[float]:
@@ -278,6 +270,8 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     total = summary["total"]
     units = summary["ranks"][0]["units"]
     notes = [f"Evidence: times {summary['evidence']}, units {units['evidence']}."]
+    errors = (summary["steps"] or {}).get("errors") or {}
+    scatters = any(errors.get(name, 0.0) >= _LEAST_ERROR for name in ("exposed_comm", "compute", "idle"))
     if summary["steps"]:
         notes.append(
             "The first line, the bar and the findings are of these steps; the tables are of all that was recorded."
@@ -288,7 +282,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if summary["coverage"] < 1:
         notes.append(
             f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone"
-            + ("; ± by how recorded steps scatter, 95%." if _scatters(summary["steps"]) else ".")
+            + ("; ± by how recorded steps scatter, 95%." if scatters else ".")
         )
     if summary["cost_share"] is not None:
         notes.append(

@@ -98,10 +98,11 @@ def _errors(ranks: Sequence[StepAmounts], stage: str, coverage: float) -> dict[s
     Half the width of an interval that holds them about 95 % of the time: Student's t times the standard error, less the
     part that was recorded (Cochran, Sampling Techniques, 2.6).
     """
-    own = [one.stages[stage] for one in ranks if not one.reason and stage in one.stages]
+    held, odd = _held(ranks, stage)
+    own = [] if odd else [one.stages[stage] for one in held]
     steps = max((one.seen for one in own), default=0)
     if steps < FEWEST:
-        return {"errors": None, "errors_reason": f"fewer than {FEWEST} steps were recorded, or some overlap"}
+        return {"errors": None, "errors_reason": odd or f"fewer than {FEWEST} steps were recorded"}
     width = _student(steps - 1) * math.sqrt(max(1 - coverage, 0.0))
     found = {name: (_share(own, (of,))[1] or 0.0) * width for name, of in _SAID.items()}
     return {"errors": found | {"steps": steps, "evidence": "derived"}}
@@ -121,10 +122,15 @@ def _student(freedom: int) -> float:
     return z + first / freedom + second / freedom**2
 
 
+def _held(ranks: Sequence[StepAmounts], stage: str) -> tuple[list[StepAmounts], str]:
+    """The ranks that have amounts of the stage's steps, and why one of them has none."""
+    held = [one for one in ranks if one.devices and (one.reason or stage in one.stages)]
+    return held, next((one.reason for one in held if one.reason), "")
+
+
 def _typical(ranks: Sequence[StepAmounts], stage: str, median_ns: int) -> dict[str, Any]:
     """`typical`: what a step holds on the mean device, or null with the reason."""
-    held = [one for one in ranks if one.devices and (one.reason or stage in one.stages)]
-    odd = next((one.reason for one in held if one.reason), "")
+    held, odd = _held(ranks, stage)
     own = [one.stages[stage] for one in held if not one.reason]
     recorded = sum(one.recorded_ns for one in own)
     if odd or not recorded:

@@ -126,6 +126,33 @@ dist.destroy_process_group()
 """
 
 
+ELSEWHERE = """
+import queue, threading, torch, torch.distributed as dist
+from torch.autograd.profiler import record_function
+dist.init_process_group("gloo")
+rank, x = dist.get_rank(), torch.ones(64)
+dist.all_reduce(x)
+works, waited = queue.Queue(), queue.Queue()
+
+def wait():
+    while (work := works.get()) is not None:
+        work.wait()
+        waited.put(None)
+
+waiter = threading.Thread(target=wait)
+waiter.start()
+for step in range(400):
+    works.put(dist.isend(x, 1) if rank == 0 else dist.irecv(x, 0))
+    waited.get()
+    with record_function("work"):
+        x.cos()
+works.put(None)
+waiter.join()
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
 def record(moescope: Moescope, folder: Path, text: str, budget: str = "full") -> Path:
     (folder / "target.py").write_text(text)
     done = moescope("run", "--budget", budget, "-o", "rec", "--", sys.executable, LAUNCH, "2", "target.py")
@@ -205,4 +232,11 @@ def test_phases_around_the_wait_for_a_send_are_all_recorded(moescope: Moescope, 
     calls = [c for c in rows(recording, "collectives") if c["op"] in ("send", "recv")]
     assert len(calls) == 800
     assert all(c["dur_ns"] is not None for c in calls)
+    assert sum(k["name"] == "aten::cos" for k in rows(recording, "kernels")) > 600
+
+
+def test_sends_that_another_thread_waits_for_do_not_fill_the_stack(moescope: Moescope, tmp_path: Path) -> None:
+    recording = record(moescope, tmp_path, ELSEWHERE, "full")
+    phases = [row for row in rows(recording, "phases") if row["name"] == "work"]
+    assert [sum(row["rank"] == rank for row in phases) for rank in (0, 1)] == [400, 400]
     assert sum(k["name"] == "aten::cos" for k in rows(recording, "kernels")) > 600

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moescope.collectors.agent.comm import _backends
+from moescope.collectors.agent.groups import backends
 from moescope.collectors.native import injection_path
 from moescope.collectors.sidecar.device import RECORD, launched
 from moescope.collectors.sidecar.names import Names
@@ -152,7 +152,7 @@ def test_spans_of_calls_by_hand() -> None:
 )
 def test_a_groups_backends(backend: str, config: str, found: tuple[str, bool, bool]) -> None:
     told = SimpleNamespace(get_backend=lambda _: backend, get_backend_config=lambda _: config)
-    assert _backends(told, None) == found
+    assert backends(told, None) == found
 
 
 def test_a_backend_without_a_configuration_is_known_by_its_name() -> None:
@@ -160,4 +160,4 @@ def test_a_backend_without_a_configuration_is_known_by_its_name() -> None:
         raise ValueError("not registered")
 
     told = SimpleNamespace(get_backend=lambda _: "own", get_backend_config=refused)
-    assert _backends(told, None) == ("own", False, False)
+    assert backends(told, None) == ("own", False, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
@@ -132,6 +133,43 @@ def test_a_thread_that_trains_beside_a_main_one_that_waits_is_recorded(
     assert {k["stream"] for k in kernels if k["name"] == "aten::cos"} - streams
     ends = max(end for _, end in steps)
     assert _inside(windows, [(ends, ends + 4 * 10**9)]) > 0.01 * 4e9
+    assert not [row for row in rows(tmp_path / "rec", "log") if row["level"] == "error"]
+
+
+BOTH = """
+import threading, time, torch
+model = torch.nn.Linear(64, 64)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+def train():
+    for _ in range(200):
+        model(torch.ones(8, 64)).sum().backward()
+        optimizer.step()
+        time.sleep(0.02)
+
+trainer = threading.Thread(target=train)
+trainer.start()
+x = torch.ones(64)
+while trainer.is_alive():
+    x.cos()
+    time.sleep(0.002)
+"""
+WITHOUT_LIBRARY = """
+import moescope.collectors.sidecar.target as target
+target.library_path = lambda: None
+"""
+
+
+@pytest.mark.parametrize("prepare", ["", WITHOUT_LIBRARY], ids=["itt", "kineto"])
+def test_a_main_thread_that_works_beside_one_that_trains_stays_the_one_that_is_recorded(
+    tmp_path: Path, prepare: str
+) -> None:
+    (tmp_path / "target.py").write_text(BOTH)
+    code = f"{prepare}\nfrom moescope.profiler.commands.main import main\nmain()"
+    command = [sys.executable, "-c", code, "run", "-o", "rec", "--", sys.executable, "target.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sum(k["name"] == "aten::cos" for k in rows(tmp_path / "rec", "kernels")) > 20
     assert not [row for row in rows(tmp_path / "rec", "log") if row["level"] == "error"]
 
 

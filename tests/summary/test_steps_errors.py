@@ -52,8 +52,10 @@ def test_what_one_rank_has_more_of_in_every_step_is_no_scatter() -> None:
 
 def test_of_too_few_steps_no_error_is_told() -> None:
     few = np.full(FEWEST - 1, 1000)
-    assert _errors([amounts(few, few // 2)], "train", coverage=0.1)["errors"] is None
-    assert _errors([StepAmounts(reason="steps of a rank overlap in time")], "train", 0.1)["errors"] is None
+    told = _errors([amounts(few, few // 2)], "train", coverage=0.1)
+    assert told == {"errors": None, "errors_reason": "fewer than 4 steps were recorded"}
+    odd = StepAmounts(devices=1, reason="steps of a rank overlap in time")
+    assert _errors([odd], "train", 0.1) == {"errors": None, "errors_reason": odd.reason}
 
 
 @pytest.mark.parametrize(("freedom", "point"), [(3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042), (1000, 1.962)])
