@@ -1,10 +1,17 @@
-"""What recording costs the demo's training step: paired runs with and without moescope, interleaved.
+"""What recording costs the demo's training step: paired runs with and without moescope, which take turns.
 
-    python -m benchmarks.overhead [--pairs 20] [--steps 70]
+    python -m benchmarks.overhead [--pairs 20] [--turns 60] [--control]
 
-Each run's first steps are left out (imports, first allocations). The ratio of a pair is the median step with moescope
-over the median step of the run beside it without; the order inside a pair alternates. Beside the median ratio stands
-the interval that holds the true one 95 % of the time, however ratios are distributed, by their order.
+A machine that others use too is now fast and now slow, for seconds and for minutes, by more than recording costs. So
+both runs of a pair are alive at the same time and take turns of two steps: what happens to the machine happens to both.
+While it is the other's turn the recorder stands still (SIGSTOP), so that all it does it does in turns of the run that
+it records. The first turns are left out (imports, first allocations). The ratio of a pair is the mean step with
+moescope over the mean step without. Beside the median ratio stands the interval that holds the true one 95 % of the
+time, however ratios are distributed, by their order. `--control` records neither run: what the method itself shows.
+
+A budget is a share of the time, and a run that takes turns works for half of it. The recorded one is given half the
+budget, which lets it record as large a part of its steps, at the same cost for each, as the whole budget does a run
+that is never stopped; and what the recorder does by the clock it does half as often (`half_pace`).
 """
 
 from __future__ import annotations
@@ -12,71 +19,123 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 from math import comb
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 
 from benchmarks.report import save
 
-WARM_UP = 10
+WARM_UP = 20
+"""Turns: what is imported, allocated and looked up for the first time is no part of a step, in the recorder either."""
+STEPS = 2
+"""In a turn: in the window's eyes a run whose steps last now one time, now three times, is still a steady one."""
+RANKS = 2
+PATIENCE_S = 120.0
 TARGET = Path(__file__).with_name("step_target.py")
 
 
-def one_run(folder: Path, steps: int, budget: str | None) -> tuple[float, dict[str, Any]]:
-    """Median step, ns, and what the recording says of its own cost."""
-    output = folder / "steps.json"
-    output.unlink(missing_ok=True)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(TARGET), str(output), str(steps)]
-    if budget is not None:
-        recording = folder / "rec"
-        command = [
-            sys.executable,
-            "-m",
-            "moescope",
-            "run",
-            "-f",
-            "-o",
-            str(recording),
-            "--budget",
-            budget,
-            "--",
-            *command,
-        ]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    durations = json.loads(output.read_text())[WARM_UP:]
-    facts = json.loads((folder / "rec/meta.json").read_text()) if budget is not None else {}
-    return float(median(durations)), facts
+class Run:
+    """The training, waiting for its turn; with moescope where there is a budget."""
+
+    def __init__(self, folder: Path, turns: int, budget: str | None) -> None:
+        self._folder = folder
+        self._recorded = budget is not None
+        folder.mkdir()
+        names = [*(f"go.{rank}" for rank in range(RANKS)), "done"]
+        for name in names:
+            os.mkfifo(folder / name)
+        *self._go, self._done = (os.open(folder / name, os.O_RDWR) for name in names)
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+        command = [sys.executable, *launcher, str(TARGET), str(folder), str(turns), str(STEPS)]
+        if budget is not None:
+            own = ["-m", "benchmarks.half_pace", "run", "-f", "-o", str(folder / "rec"), "--budget", budget, "--"]
+            command = [sys.executable, *own, *command]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def turn(self) -> None:
+        """Lets it work for a turn."""
+        if self._recorded:
+            self._process.send_signal(signal.SIGCONT)
+        for go in self._go:
+            os.write(go, b".")
+        if not select.select([self._done], [], [], PATIENCE_S)[0]:
+            raise TimeoutError(f"a turn took more than {PATIENCE_S:g} s")
+        os.read(self._done, 1)
+        if self._recorded:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def recorder_s(self) -> float:
+        """CPU time of moescope's own process so far."""
+        threads = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+    def finish(self) -> tuple[float, float, dict[str, Any]]:
+        """ns a step took, turns after the first ones, and CPU time of a rank meanwhile; what was recorded on that."""
+        if self._recorded:
+            self._process.send_signal(signal.SIGCONT)
+        for go in self._go:
+            os.write(go, b".")
+        if self._process.wait(PATIENCE_S):
+            raise RuntimeError(f"the run ended with exit code {self._process.returncode}")
+        for end in (*self._go, self._done):
+            os.close(end)
+        turns = json.loads((self._folder / "turns.json").read_text())[WARM_UP:]
+        meta = json.loads((self._folder / "rec/meta.json").read_text()) if self._recorded else {}
+        return fmean(wall for wall, _ in turns), fmean(cpu for _, cpu in turns), meta
 
 
-def paired(pairs: int, steps: int, budget: str) -> dict[str, Any]:
-    """Ratios of `pairs` pairs at one budget."""
-    ratios, plain_ns, own = [], [], []
-    with tempfile.TemporaryDirectory() as name:
-        for i in range(pairs):
-            runs: dict[bool, tuple[float, dict[str, Any]]] = {}
-            for observed in (i % 2 == 0, i % 2 == 1):
-                runs[observed] = one_run(Path(name), steps, budget if observed else None)
-            ratios.append(runs[True][0] / runs[False][0])
-            plain_ns.append(runs[False][0])
-            own += [row["cost_share"] for row in runs[True][1]["ranks"]]
-            print(f"  {budget:>5} pair {i + 1:>2}/{pairs}: ratio {ratios[-1]:.4f}", file=sys.stderr)
+def pair(folder: Path, turns: int, budget: str | None, first: bool) -> dict[str, Any]:
+    """Ratios of the mean steps and of a rank's CPU; first: the recorded run begins."""
+    observed = Run(folder / "observed", turns, budget)
+    plain = Run(folder / "plain", turns, None)
+    order = (observed, plain) if first else (plain, observed)
+    for i in range(turns):
+        for run in order:
+            run.turn()
+        if i == WARM_UP - 1:
+            before_s = observed.recorder_s()
+    recorder_s = observed.recorder_s() - before_s if budget is not None else 0.0
+    (with_ns, with_cpu_ns, meta), (without_ns, without_cpu_ns, _) = observed.finish(), plain.finish()
+    return {
+        "ratio": with_ns / without_ns,
+        "cpu_ratio": with_cpu_ns / without_cpu_ns,
+        "plain_step_ms": without_ns / 1e6,
+        "recorder_ms": 1e3 * recorder_s / ((turns - WARM_UP) * STEPS),
+        "told": median([row["cost_share"] for row in meta.get("ranks", [])] or [0.0]),
+    }
+
+
+def paired(pairs: int, turns: int, budget: str | None, given: str | None) -> dict[str, Any]:
+    """Ratios of `pairs` pairs at one budget; given: what the recorded run gets of it."""
+    rows = []
+    for i in range(pairs):
+        with tempfile.TemporaryDirectory() as name:
+            rows.append(pair(Path(name), turns, given, i % 2 == 0))
+        told = ", ".join(f"{key} {value:.4f}" for key, value in rows[-1].items())
+        print(f"  {budget or 'none':>5} pair {i + 1:>2}/{pairs}: {told}", file=sys.stderr)
+    ratios = [row["ratio"] for row in rows]
     low, _, high = quantiles(ratios, n=4)
     place = _outer(pairs)
     return {
         "budget": budget,
         "pairs": pairs,
+        "turns": turns - WARM_UP,
+        "steps_a_turn": STEPS,
         "median_ratio": median(ratios),
         "interval_95": [sorted(ratios)[place], sorted(ratios)[-1 - place]],
         "quartiles": [low, high],
         "range": [min(ratios), max(ratios)],
-        "plain_step_ms": median(plain_ns) / 1e6,
-        "cost_share_told_by_moescope": median(own),
+        "median_cpu_ratio_of_a_rank": median(row["cpu_ratio"] for row in rows),
+        "plain_step_ms": median(row["plain_step_ms"] for row in rows),
+        "recorder_cpu_ms_a_step": median(row["recorder_ms"] for row in rows),
+        "cost_share_told_by_moescope": 2 * median(row["told"] for row in rows),
         "ratios": ratios,
     }
 
@@ -93,23 +152,31 @@ def _outer(count: int) -> int:
 
 
 def main() -> None:
-    """Runs both budgets, prints and keeps the result."""
+    """Runs what is asked for, prints and keeps the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--full-pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=70)
+    parser.add_argument("--full-pairs", type=int, default=6)
+    parser.add_argument("--turns", type=int, default=80)
+    parser.add_argument("--control", action="store_true", help="pairs of which neither is recorded, beside the others")
     a = parser.parse_args()
-    rows = [paired(a.pairs, a.steps, "2%")]
+    rows = []
+    if a.pairs >= 2:
+        rows.append(paired(a.pairs, a.turns, "2%", "1%"))
     if a.full_pairs >= 2:
-        rows.append(paired(a.full_pairs, a.steps, "full"))
+        rows.append(paired(a.full_pairs, a.turns, "full", "full"))
+    if a.control:
+        rows.append(paired(a.pairs, a.turns, None, None))
     for row in rows:
         (low, high), (least, most) = row["quartiles"], row["interval_95"]
         print(
-            f"budget {row['budget']:>4}: median step ratio {row['median_ratio']:.4f} ({least:.4f}-{most:.4f} at 95%, "
-            f"quartiles {low:.4f}-{high:.4f}, {row['pairs']} pairs), step without {row['plain_step_ms']:.1f} ms, "
-            f"moescope's own reckoning {row['cost_share_told_by_moescope']:.2%}"
+            f"budget {row['budget'] or 'none':>4}: median step ratio {row['median_ratio']:.4f} ({least:.4f}-{most:.4f} "
+            f"at 95%, quartiles {low:.4f}-{high:.4f}, {row['pairs']} pairs), CPU of a rank "
+            f"{row['median_cpu_ratio_of_a_rank']:.4f}, step without {row['plain_step_ms']:.1f} ms, recorder "
+            f"{row['recorder_cpu_ms_a_step']:.2f} ms a step, by moescope's own reckoning "
+            f"{row['cost_share_told_by_moescope']:.2%}"
         )
-    save("overhead", "python -m benchmarks.overhead", {"runs": rows})
+    options = "" if sys.argv[1:] == [] else " " + " ".join(sys.argv[1:])
+    save("overhead", f"python -m benchmarks.overhead{options}", {"runs": rows})
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def _used() -> tuple[int, int]:
 
 def target(output: Path, steps: int) -> None:
     """A rank: trains, switches, and writes by part of each step its ns, the computing thread's CPU and its sleeps."""
+    from moescope.instrumented_model import observe
     from moescope.instrumented_model.config import size
     from moescope.instrumented_model.layers.model import Model
     from moescope.instrumented_model.parallel.link import DEFAULT_LINK, parse_link
@@ -101,7 +102,7 @@ def target(output: Path, steps: int) -> None:
     from moescope.instrumented_model.parallel.ranks import joined, world
     from moescope.instrumented_model.training import train
 
-    train.SAMPLE_EVERY = 10**9  # a sampled step takes longer by itself
+    observe.SAMPLE_EVERY = 10**9  # what is counted of quantisations takes time by itself
     ranks, switches, order = world(), Switches(), list(PARTS)
     taken: dict[str, list[tuple[int, int, int]]] = {part: [] for part in PARTS}
     with joined(ranks, 120.0):

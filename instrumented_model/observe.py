@@ -16,12 +16,20 @@ FP8 = "fp8_e4m3"
 BF16 = "bf16"
 
 
+SAMPLE_EVERY = 256
+"""Of as many quantisations one is counted, once all of a first step's were: counting costs as much as quantising."""
+_STRIDE = 101
+"""How far each step's lie behind those of the step before: it shares no factor with the number above, so that all have
+their turn, and those of one layer at steps that are far apart."""
+
+
 class _Meter:
-    """Work of the current phase of the computing thread, and which steps are sampled."""
+    """Work of the current phase of the computing thread, and which of its quantisations are counted."""
 
     def __init__(self) -> None:
         self.work: dict[str, list[int]] = {}
-        self.sampling = False
+        self.sampling = self.all = self.begun = False
+        self.turn = 0
         self.name = ""
 
 
@@ -50,17 +58,23 @@ def phase(name: str, layer: int = -1, micro_batch: int = -1) -> Iterator[None]:
             emit.work(flops=flops, bytes=moved, dtype=dtype)
 
 
-def sample(on: bool) -> None:
-    """Whether quantisation figures are counted from now on: they cost about as much as quantising itself."""
-    _METER.sampling = on and emit.active()
+def sample(step: int) -> None:
+    """A step begins, the first of a stage being 0; which of its quantisations are counted follows from its number."""
+    _METER.sampling = emit.active()
+    _METER.all = step == 0 or not _METER.begun
+    _METER.begun = True
+    _METER.turn = step * _STRIDE
 
 
 def quantised(tensor: str, x: torch.Tensor, result: Quantised | E5M6Tiles, groups: Sequence[int] | None = None) -> None:
-    """Report, in a sampled step, what quantising `x` did.
+    """Report what quantising `x` did, if it is this one's turn.
 
     tensor: `mlp.up.x`; groups: rows of each group where `quantise_columns` was given them
     """
     if not _METER.sampling:
+        return
+    _METER.turn += 1
+    if _METER.turn % SAMPLE_EVERY and not _METER.all:
         return
     c = counts(x, result, groups)
     emit.quantisation(

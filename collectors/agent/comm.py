@@ -49,8 +49,6 @@ def install(session: Session) -> Calls | None:
     if hasattr(group_class, "_start_coalescing") and hasattr(group_class, "_end_coalescing"):
         group_class._start_coalescing = calls.wrap_start(group_class._start_coalescing)
         group_class._end_coalescing = calls.wrap_end(group_class._end_coalescing)
-    work_class = session.torch._C._distributed_c10d.Work
-    work_class.wait = calls.wrap_wait(work_class.wait)
     module = distributed.distributed_c10d
     make = getattr(module, "_new_process_group_helper", None)
     if make is not None:
@@ -70,6 +68,7 @@ class Calls:
         self.made: deque[Made] = deque(maxlen=MADE_KEPT)
         """The last collectives that Python issued, until `flight` takes them out."""
         self._waited: dict[int, int] = {}
+        self._waits_told = False
         self._elsewhere = os.environ.get("TORCH_NCCL_USE_COMM_NONBLOCKING", "0").lower() in ("1", "y", "yes", "true")
         self._failed = False
         self._told = False
@@ -309,7 +308,13 @@ class Calls:
             self._told = True
             self._session.recorder.log("warning", "communication", f"no execution ranges: {error!r}")
 
-    def wrap_wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _tell_waits(self) -> None:
+        """Wraps `wait` from the first call on whose completion it is to tell: where ranges do, it costs nothing."""
+        self._waits_told = True
+        work_class = self._session.torch._C._distributed_c10d.Work
+        work_class.wait = self._wrap_wait(work_class.wait)
+
+    def _wrap_wait(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(work, *args, **kwargs)
             number = self._waited.pop(id(work), 0) if self._waited else 0
@@ -382,6 +387,8 @@ class Calls:
             self._remember(work, -number)
 
     def _remember(self, work: Any, number: int) -> None:
+        if not self._waits_told:
+            self._tell_waits()
         self._waited[id(work)] = number
         if len(self._waited) > 10_000:
             self._waited.clear()

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import count
 from typing import Any
@@ -23,6 +24,7 @@ class FileRing:
 
     def __init__(self, path: str) -> None:
         """Raises OSError where the file cannot be made."""
+        self.rows: dict[str, Callable[[dict[str, Any]], bool]] = {}
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._context = 0
         self._phases = 0

@@ -16,15 +16,20 @@ NONE = -(2**63)
 
 
 class Format(NamedTuple):
-    """Fields of a packed row: whole numbers (8 bytes each), then floats (8 bytes), then names (4 bytes)."""
+    """Fields of a packed row: whole numbers (8 bytes each), then floats (8 bytes), then names (4 bytes).
+
+    counts: a list of whole numbers (8 bytes each) behind all of them, as long as the row's size tells; "" for none
+    """
 
     table: str
     integers: tuple[str, ...]
     floats: tuple[str, ...]
     names: tuple[str, ...]
+    counts: str = ""
 
 
 FORMATS = {
+    "experts": Format("experts", ("layer", "first_expert"), (), (), "tokens"),
     "work": Format("work", ("flops", "bytes"), (), ("dtype",)),
     "quantisation": Format(
         "quantisation",

@@ -51,6 +51,7 @@ class Recorder:
         self.events_cost_ns = 0
         """Of rows; the ring counts phases and calls."""
         self._calls_before = ring.calls()
+        self._packed = ring.rows
         self.steps_from = ""
         self.on_step: Callable[[int], None] | None = None
         """Called on the thread that names a step, before it begins."""
@@ -87,6 +88,9 @@ class Recorder:
 
     def emit(self, kind: str, row: dict[str, Any]) -> None:
         self.events_cost_ns += BLOB_COST_NS
+        packed = self._packed.get(kind)
+        if packed is not None and packed(row):
+            return
         try:
             self.ring.blob(kind, row)
         except Exception as error:  # noqa: BLE001  fail open: a row that cannot be told is not the model's problem

@@ -54,6 +54,9 @@ class Ring(Protocol):
     """Where events go; times are CLOCK_MONOTONIC ns. Every method may be called from any thread."""
 
     kind: str
+    rows: dict[str, Callable[[dict[str, Any]], bool]]
+    """By kind, what writes a row of it in a few words; False where it does not fit, and `blob`, which has room for
+    anything, is to tell it."""
 
     def identity(self, facts: dict[str, Any]) -> None: ...
     def context(self, context: int) -> None: ...
@@ -219,7 +222,7 @@ class NativeRing:
         self._write = lib.moescope_blob
         self._names: dict[str, bytes] = {}
         self._comm_kinds: dict[tuple[str, str, str], bytes] = {}
-        self._rows: dict[str, Callable[[dict[str, Any]], bool]] = {}
+        self.rows: dict[str, Callable[[dict[str, Any]], bool]] = {}
         fast = _module(library)
         lib.moescope_calls.restype = u64
         self.calls = lib.moescope_calls
@@ -244,9 +247,9 @@ class NativeRing:
             self.settled = fast.settled
             self.call_begin = fast.call_begin
             self.call_end = fast.call_end
-            for kind, (_, integers, floats, names) in FORMATS.items():
-                counts = len(integers), len(floats), len(names)
-                self._rows[kind] = fast.row((PREFIX + kind).encode(), integers + floats + names, *counts)
+            for kind, (_, integers, floats, names, counts) in FORMATS.items():
+                numbers = len(integers), len(floats), len(names)
+                self.rows[kind] = fast.row((PREFIX + kind).encode(), integers + floats + names, *numbers, counts)
         else:
             self.phase = partial(Phase, self)
             self.phase_begin = self._slow_phase_begin
@@ -305,10 +308,6 @@ class NativeRing:
         self._lib.moescope_record(kind, self._name(name) if name else None, start_ns, dur_ns, a, b, c)
 
     def blob(self, kind: str, payload: Any) -> None:
-        packed = self._rows.get(kind)
-        if packed is not None and packed(payload):
-            return
-        # JSON has room for anything.
         data = json.dumps(payload, separators=(",", ":")).encode()
         self._write(kind.encode(), data, len(data))
 

@@ -90,18 +90,19 @@ static PyType_Slot phase_slots[] = {
 };
 static PyType_Spec phase_spec = {"_moescope_ring.phase", sizeof(struct phase), 0, Py_TPFLAGS_DEFAULT, phase_slots};
 
-/* Rows of one kind: `row(kind, integers, floats, names)` packs a dict and writes it; False where it does not fit. */
+/* Rows of one kind: `row(kind, keys, integers, floats, names, counts)` packs a dict and writes it; False where it does not
+ * fit. keys: of all fields, in this order, so many of each; counts: of a list of whole numbers behind them, "" for none. */
 struct row {
     PyObject_HEAD
-    PyObject *kind, *keys; /* bytes; a tuple of all fields' names */
+    PyObject *kind, *keys, *counts; /* bytes, a tuple, and text or NULL */
     Py_ssize_t integers, floats, names;
 };
 
 static PyObject *row_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     (void)kwargs;
-    PyObject *kind, *keys;
+    PyObject *kind, *keys, *counts;
     Py_ssize_t integers, floats, names;
-    if (!PyArg_ParseTuple(args, "SO!nnn", &kind, &PyTuple_Type, &keys, &integers, &floats, &names)) return NULL;
+    if (!PyArg_ParseTuple(args, "SO!nnnU", &kind, &PyTuple_Type, &keys, &integers, &floats, &names, &counts)) return NULL;
     if (integers < 0 || floats < 0 || names < 0 || integers + floats + names != PyTuple_Size(keys) || PyTuple_Size(keys) > FIELDS_MAX) {
         PyErr_SetString(PyExc_ValueError, "not as many fields as were told");
         return NULL;
@@ -113,6 +114,8 @@ static PyObject *row_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     Py_INCREF(keys);
     self->kind = kind;
     self->keys = keys;
+    self->counts = PyUnicode_GetLength(counts) ? counts : NULL;
+    Py_XINCREF(self->counts);
     self->integers = integers;
     self->floats = floats;
     self->names = names;
@@ -123,24 +126,28 @@ static void row_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     Py_XDECREF(((struct row *)object)->kind);
     Py_XDECREF(((struct row *)object)->keys);
+    Py_XDECREF(((struct row *)object)->counts);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
 
-/* Packs `values`; 0 where one does not fit, with no exception left. */
+/* The whole number that `value` stands for, those of numpy too; 0 where it is none, maybe with an exception. */
+static int whole(PyObject *value, int64_t *out) {
+    PyObject *number = PyNumber_Index(value);
+    if (!number) return 0;
+    *out = PyLong_AsLongLong(number);
+    Py_DECREF(number);
+    return *out != -1 || !PyErr_Occurred();
+}
+
+/* Packs the fields of `values`; 0 where one does not fit, maybe with an exception. */
 static int row_pack(struct row *self, PyObject *values, unsigned char *out) {
     for (Py_ssize_t i = 0; i < PyTuple_Size(self->keys); i++) {
         PyObject *value = PyDict_GetItemWithError(values, PyTuple_GetItem(self->keys, i));
         if (!value) return 0;
         if (i < self->integers) {
-            long long number = NONE;
-            if (value != Py_None) {
-                PyObject *whole = PyNumber_Index(value); /* integers of numpy, too */
-                if (!whole) return 0;
-                number = PyLong_AsLongLong(whole);
-                Py_DECREF(whole);
-                if (number == -1 && PyErr_Occurred()) return 0;
-            }
+            int64_t number = NONE;
+            if (value == Py_None ? self->counts != NULL : !whole(value, &number)) return 0;
             memcpy(out, &number, 8);
             out += 8;
         } else if (i < self->integers + self->floats) {
@@ -163,16 +170,38 @@ static int row_pack(struct row *self, PyObject *values, unsigned char *out) {
     return 1;
 }
 
+/* Packs the list of `values`; how many, -1 where it does not fit, maybe with an exception. */
+static Py_ssize_t row_pack_counts(struct row *self, PyObject *values, unsigned char *out) {
+    if (!self->counts) return 0;
+    PyObject *list = PyDict_GetItemWithError(values, self->counts);
+    Py_ssize_t count = list && PyList_Check(list) ? PyList_Size(list) : -1;
+    if (count > SIZES_MAX) return -1;
+    for (Py_ssize_t i = 0; i < count; i++, out += 8) {
+        int64_t number;
+        /* An element may be any object, and shorten the list while it is asked. */
+        PyObject *value = i < PyList_Size(list) ? PyList_GetItem(list, i) : NULL;
+        if (!value) return -1;
+        Py_INCREF(value);
+        int fits = whole(value, &number);
+        Py_DECREF(value);
+        if (!fits) return -1;
+        memcpy(out, &number, 8);
+    }
+    return count;
+}
+
 static PyObject *row_call(PyObject *object, PyObject *args, PyObject *kwargs) {
     (void)kwargs;
     struct row *self = (struct row *)object;
     PyObject *values = PyTuple_Size(args) == 1 ? PyTuple_GetItem(args, 0) : NULL;
-    unsigned char packed[8 * FIELDS_MAX];
-    if (!values || !PyDict_Check(values) || !row_pack(self, values, packed)) {
+    static __thread unsigned char packed[8 * (FIELDS_MAX + SIZES_MAX)];
+    Py_ssize_t fields = 8 * (self->integers + self->floats) + 4 * self->names, counts = -1;
+    if (values && PyDict_Check(values) && row_pack(self, values, packed)) counts = row_pack_counts(self, values, packed + fields);
+    if (counts < 0) {
         PyErr_Clear();
         Py_RETURN_FALSE;
     }
-    moescope_blob(PyBytes_AsString(self->kind), packed, (uint32_t)(8 * (self->integers + self->floats) + 4 * self->names));
+    moescope_blob(PyBytes_AsString(self->kind), packed, (uint32_t)(fields + 8 * counts));
     Py_RETURN_TRUE;
 }
 

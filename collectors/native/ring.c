@@ -679,9 +679,11 @@ static void end_frame(struct ring_header *h, struct frame *f, int64_t end) {
         }
     thread_operators++;
     if (muted) return;
-    uint8_t flags = f->child_ns * 2 >= (uint64_t)dur && f->child_ns ? FLAG_COMPOSITE : 0;
-    write_record(h, (struct record){.type = RECORD_OPERATOR, .flags = flags, .depth = (uint16_t)t->operators_open, .name = f->name->id,
-                                    .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase});
+    int composite = f->child_ns * 2 >= (uint64_t)dur && f->child_ns;
+    /* The reader needs what is a kernel, and the root, which tells that the tree is whole. */
+    if (!composite || !t->operators_open)
+        write_record(h, (struct record){.type = RECORD_OPERATOR, .flags = composite ? FLAG_COMPOSITE : 0, .depth = (uint16_t)t->operators_open,
+                                        .name = f->name->id, .start_ns = f->start_ns, .dur_ns = dur, .a = t->phase});
     atomic_fetch_add_explicit(&h->operators, 1, memory_order_relaxed);
 }
 

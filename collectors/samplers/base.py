@@ -39,8 +39,8 @@ class NothingThere(SamplerUnavailable):
 class Sampler(Protocol):
     """One source of samples. `name` is its collector, `source` what is in use.
 
-    A sampler may have `period_s`, the seconds between two polls where these are not the recorder's own, and
-    `unwatched_s`, the same while nobody looks at the recording.
+    A sampler may have `period_s`, the seconds between two polls where these are not the recorder's own; `unwatched_s`,
+    the same while nobody looks at the recording; and `wakes`, files that are readable where it must not wait so long.
     """
 
     name: str

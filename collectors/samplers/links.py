@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.base import Row, SamplerUnavailable
+from moescope.collectors.samplers.files import Files
 
 IB_WORD_BYTES = 4
 """InfiniBand's port_xmit_data and port_rcv_data count words of four bytes (IBTA, PortCounters)."""
@@ -23,6 +25,7 @@ class LinkSampler:
         self._net = root / "sys/class/net"
         self._ib = root / "sys/class/infiniband"
         self._peaks: dict[str, int | None] = {}
+        self._files = Files()
 
     def open(self) -> None:
         """Raises SamplerUnavailable where there is no sysfs."""
@@ -39,25 +42,38 @@ class LinkSampler:
         for link, (sent, received, peak) in self.totals().items():
             row = {"host": self._host, "link": link, "t_ns": now, "tx_bytes": sent, "rx_bytes": received}
             rows.append(("link_samples", None, row | {"peak_bytes_per_s": peak}))
+        self._files.close_others()
         return rows
 
     def close(self) -> list[Row]:
         """The last totals."""
-        return self.poll()
+        rows = self.poll()
+        self._files.close()
+        return rows
 
     def totals(self) -> dict[str, tuple[int, int, int | None]]:
         """Bytes sent and received and the line rate (bytes/s, one direction), by link."""
         found: dict[str, tuple[int, int, int | None]] = {}
-        for folder in sorted(self._net.glob("*")):
-            sent, received = _number(folder / "statistics/tx_bytes"), _number(folder / "statistics/rx_bytes")
+        for name in _names(self._net):
+            counters = f"{self._net}/{name}/statistics"
+            sent, received = self._count(f"{counters}/tx_bytes"), self._count(f"{counters}/rx_bytes")
             if sent is not None and received is not None:
-                found[folder.name] = (sent, received, self._nic_peak(folder))
-        for port in sorted(self._ib.glob("*/ports/*")):
-            sent, received = _number(port / "counters/port_xmit_data"), _number(port / "counters/port_rcv_data")
-            if sent is not None and received is not None:
-                name = f"{port.parent.parent.name}/{port.name}"
-                found[name] = (sent * IB_WORD_BYTES, received * IB_WORD_BYTES, self._ib_peak(name, port))
+                found[name] = (sent, received, self._nic_peak(self._net / name))
+        for device in _names(self._ib):
+            for port in _names(self._ib / device / "ports"):
+                counters = f"{self._ib}/{device}/ports/{port}/counters"
+                sent, received = self._count(f"{counters}/port_xmit_data"), self._count(f"{counters}/port_rcv_data")
+                if sent is not None and received is not None:
+                    name = f"{device}/{port}"
+                    peak = self._ib_peak(name, self._ib / device / "ports" / port)
+                    found[name] = (sent * IB_WORD_BYTES, received * IB_WORD_BYTES, peak)
         return found
+
+    def _count(self, path: str) -> int | None:
+        try:
+            return int(self._files.text(path))
+        except (OSError, ValueError):
+            return None
 
     def _nic_peak(self, folder: Path) -> int | None:
         """`speed` is in Mbit/s; -1 or an error where the device has none."""
@@ -75,6 +91,14 @@ class LinkSampler:
             except (OSError, ValueError, IndexError):
                 self._peaks[name] = None
         return self._peaks[name]
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder of sysfs, in order; nothing where there is none."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _number(path: Path) -> int | None:

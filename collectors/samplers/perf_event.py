@@ -22,7 +22,7 @@ _SYSCALL: Final = {"x86_64": 298, "aarch64": 241}
 _TYPE_SOFTWARE, _COUNT_DUMMY = 1, 9
 _SAMPLE_TID, _SAMPLE_TIME, _SAMPLE_CPU = 1 << 1, 1 << 2, 1 << 7
 _INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 1, 1 << 5, 1 << 6
-_SAMPLE_ID_ALL, _USE_CLOCKID, _CONTEXT_SWITCH = 1 << 18, 1 << 25, 1 << 26
+_WATERMARK, _SAMPLE_ID_ALL, _USE_CLOCKID, _CONTEXT_SWITCH = 1 << 14, 1 << 18, 1 << 25, 1 << 26
 _CLOCK_MONOTONIC: Final = 1
 _FLAG_CLOEXEC: Final = 1 << 3
 _ATTR_BYTES: Final = 112
@@ -38,18 +38,22 @@ SWITCH: Final = np.dtype([("pid", "<u4"), ("tid", "<u4"), ("core", "<u4"), ("t_n
 
 Switches = npt.NDArray[np.void]
 
+TELLS: Final = 0.45
+"""Fill of a buffer, as a share, from which on poll(2) tells of it."""
 
-def attribute() -> bytes:
-    """perf_event_attr for switch records stamped with CLOCK_MONOTONIC."""
-    flags = _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HV | _SAMPLE_ID_ALL | _USE_CLOCKID | _CONTEXT_SWITCH
+
+def attribute(watermark: int) -> bytes:
+    """perf_event_attr for switch records stamped with CLOCK_MONOTONIC; watermark: bytes from which on poll(2) tells."""
+    flags = _INHERIT | _EXCLUDE_KERNEL | _EXCLUDE_HV | _WATERMARK | _SAMPLE_ID_ALL | _USE_CLOCKID | _CONTEXT_SWITCH
     sample = _SAMPLE_TID | _SAMPLE_TIME | _SAMPLE_CPU
-    head = struct.pack("<IIQQQQQIIQQ", _TYPE_SOFTWARE, _ATTR_BYTES, _COUNT_DUMMY, 0, sample, 0, flags, 0, 0, 0, 0)
+    kind = _TYPE_SOFTWARE, _ATTR_BYTES, _COUNT_DUMMY
+    head = struct.pack("<IIQQQQQIIQQ", *kind, 0, sample, 0, flags, watermark, 0, 0, 0)
     # branch_sample_type, sample_regs_user, sample_stack_user, clockid
     return (head + struct.pack("<QQIi", 0, 0, 0, _CLOCK_MONOTONIC)).ljust(_ATTR_BYTES, b"\0")
 
 
 class SwitchBuffer:
-    """The switch records of one process tree on one core."""
+    """The switch records of one process tree on one core. Its file is readable from a fill of `TELLS` on."""
 
     def __init__(self, pid: int, core: int, pages: int = 128) -> None:
         """Raises SamplerUnavailable where the kernel refuses."""
@@ -57,7 +61,7 @@ class SwitchBuffer:
         if number is None:
             raise SamplerUnavailable(f"no perf_event_open known for {platform.machine()}")
         libc = ctypes.CDLL(None, use_errno=True)
-        attr = ctypes.create_string_buffer(attribute(), _ATTR_BYTES)
+        attr = ctypes.create_string_buffer(attribute(int(TELLS * pages * mmap.PAGESIZE)), _ATTR_BYTES)
         self._fd = libc.syscall(number, attr, pid, core, -1, ctypes.c_ulong(_FLAG_CLOEXEC))
         if self._fd < 0:
             raise SamplerUnavailable(_refusal(ctypes.get_errno()))
@@ -70,6 +74,10 @@ class SwitchBuffer:
             ) from None
         self._size = pages * mmap.PAGESIZE
         self.lost = 0
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return int(self._fd)
 
     def fill(self) -> float:
         """Share of the buffer that waits to be read."""

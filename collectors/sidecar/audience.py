@@ -33,6 +33,11 @@ class Audience:
         if self._fd >= 0 and libc.inotify_add_watch(self._fd, os.fsencode(folder), ctypes.c_uint32(_OPEN)) < 0:
             self.close()
 
+    @property
+    def wakes(self) -> list[int]:
+        """A file that is readable when somebody may have begun to look."""
+        return [self._fd] if self._fd >= 0 else []
+
     def looks(self) -> bool:
         """Whether somebody has looked a moment ago."""
         if self._fd < 0:

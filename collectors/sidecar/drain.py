@@ -45,7 +45,7 @@ from moescope.collectors.sidecar.names import (
     Names,
 )
 from moescope.collectors.sidecar.operators import whole_trees
-from moescope.collectors.sidecar.rows import experts, operators, packed, ranges, told, where
+from moescope.collectors.sidecar.rows import operators, packed, ranges, told, where
 
 HOLD_NS: Final = 2_000_000_000
 """How long records wait for what belongs to them: an issued call for its completion, a completion for its range."""
@@ -234,7 +234,6 @@ class ProcessDrain:
         in_c = records[:count][t.is_record[:count] & (records["type"][:count] == CALL)]
         if len(in_c):
             self.calls.issued_in_c(in_c, self._names)
-        routed: list[tuple[int, Any]] = []
         others = t.heads[inside & ~np.isin(t.kinds, _IN_BULK)]
         kinds = t.kinds[inside & ~np.isin(t.kinds, _IN_BULK)].tolist()
         for at, kind, number, phase in zip(
@@ -253,13 +252,8 @@ class ProcessDrain:
                 self.calls.told_later(payload)
             elif name == DEVICE_KERNELS:
                 told_kernels(self.origin, payload, batch)
-            elif name == "experts":
-                routed.append((at, payload))
             else:
                 self._told(tid, name, records[at], payload, batch)
-        if routed and not experts(self.origin, records[[at for at, _ in routed]], [one for _, one in routed], batch):
-            for at, payload in routed:
-                self._told(tid, "experts", records[at], payload, batch)
         device = t.device[t.device_at < count]
         if len(device):
             device_records(self.origin, device, self._names, batch)

@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from moescope.collectors.samplers.base import Sampler
     from moescope.collectors.sidecar.run import RunOptions
 
+TICK_S: Final = 0.1
+"""How often to look while somebody waits for what is found, and the shortest time between two looks."""
+CALM_S: Final = 1.0
+"""The longest else: each look takes a core from somebody, and rings have room."""
 WATCHED_S: Final = 0.5
-UNWATCHED_S: Final = 6.0
+UNWATCHED_S: Final = 10.0
 """How often rings are drained, while somebody looks at the recording and else: a batch has a price of its own, for the
 recorder, which takes its time from the target where cores are scarce, and for every reader."""
 
@@ -196,15 +200,21 @@ class Keeper:
             self._broken = ""
             self.log("info", "recording", "writing again")
 
-    def hurried(self) -> bool:
-        """Whether something is due often: somebody looks, a process has no rank yet, a sampler has a short period."""
-        return (
-            not self._ranks.processes
-            or any(process.drain.origin.rank < 0 and not process.ended for process in self._ranks.processes)
-            or any(getattr(sampler, "period_s", SAMPLE_S) < SAMPLE_S for sampler in self._samplers)
-            or self._calm_s < SAMPLE_S
-            or self._audience.looks()
-        )
+    def next_tick(self) -> tuple[float, list[int]]:
+        """How long until something is due, s, and the files that are readable where it is earlier.
+
+        Often while somebody looks, or a process has no rank yet: samplers wait for it.
+        """
+        watched = self._audience.looks()
+        wakes = [file for sampler in self._samplers for file in getattr(sampler, "wakes", ())]
+        wakes += self._audience.wakes
+        processes = self._ranks.processes
+        if watched or not processes or any(p.drain.origin.rank < 0 and not p.ended for p in processes):
+            return TICK_S, wakes
+        now_s = time.monotonic()
+        due_s = [self._drained_s + self._calm_s, now_s + CALM_S]
+        due_s += [self._sampled_at_s.get(id(sampler), 0.0) + _period_s(sampler, False) for sampler in self._samplers]
+        return max(TICK_S, min(due_s) - now_s), wakes
 
     def pressed(self) -> bool:
         """Whether a ring holds so much that taking in must not wait for a quiet moment."""
@@ -283,9 +293,7 @@ class Keeper:
 
     def _sample(self, now_s: float, *, watched: bool, final: bool) -> None:
         for sampler in list(self._samplers):
-            period_s = getattr(sampler, "period_s", SAMPLE_S)
-            if not watched:
-                period_s = getattr(sampler, "unwatched_s", period_s)
+            period_s = _period_s(sampler, watched)
             # A tick that comes a little early is that poll's: the next one would be a whole tick late.
             if not final and now_s - self._sampled_at_s.get(id(sampler), 0.0) < period_s - EARLY_S:
                 continue
@@ -424,6 +432,12 @@ class Keeper:
         words.append(f"recorded {len(ranks)} rank(s) into {self.folder}")
         words.append(f"next: moescope summary {self.folder}" if ranks else "next: moescope doctor")
         return words
+
+
+def _period_s(sampler: Sampler, watched: bool) -> float:
+    """Between two polls."""
+    period_s: float = getattr(sampler, "period_s", SAMPLE_S)
+    return period_s if watched else getattr(sampler, "unwatched_s", period_s)
 
 
 def _signal_text(exit_code: int) -> str:

@@ -94,12 +94,36 @@ def packed(origin: Origin, tid: int, records: Records, heads: npt.NDArray[np.int
         kind = names[number].removeprefix(PREFIX)
         format = FORMATS[kind]
         places = heads[numbers == number]
+        if kind == "experts":
+            _experts_packed(origin, records, places, batch)
+            continue
         rows = blob_bytes(records, places, _DTYPES[kind].itemsize).view(_DTYPES[kind])[:, 0]
         columns = _stamps(origin, tid, records[places]) | _columns(origin, format, rows, names)
         batch.add_columns(format.table, len(rows), columns)
         if kind == "kernel":
             communicates |= any(names[kind] == "comm" for kind in np.unique(rows["kind"]).tolist())
     return communicates
+
+
+def _experts_packed(origin: Origin, records: Records, heads: npt.NDArray[np.intp], batch: Batch) -> None:
+    """A row for each expert; layers may have different numbers of them."""
+    sizes = records["dur_ns"][heads]
+    for size in np.unique(sizes).tolist():
+        places = heads[sizes == size]
+        # layer, first expert, and the tokens of each expert from there on
+        words = blob_bytes(records, places, size).view("<i8")
+        count = words.shape[1] - 2
+        if not count:
+            continue
+        told = np.repeat(places, count)
+        columns = context_columns(records["b"][told]) | {
+            "rank": origin.rank,
+            "t_ns": records["start_ns"][told] + origin.clock.offset_ns,
+            "layer": np.repeat(words[:, 0], count),
+            "expert": (words[:, 1:2] + np.arange(count)).ravel(),
+            "tokens": words[:, 2:].ravel(),
+        }
+        batch.add_columns("experts", len(told), columns)
 
 
 def _columns(origin: Origin, format: Format, rows: npt.NDArray[np.void], names: Names) -> dict[str, Any]:
@@ -124,33 +148,6 @@ def _stamps(origin: Origin, tid: int, records: Records) -> dict[str, Any]:
         "phase_id": origin.ids(records["a"]),
         "evidence": "measured",
     } | context_columns(records["b"])
-
-
-def experts(origin: Origin, records: Records, payloads: list[Any], batch: Batch) -> bool:
-    """Rows of tokens per expert from all their blobs at once; False where one of them is not as it should be."""
-    try:
-        counts = [len(payload["tokens"]) for payload in payloads]
-        ends = np.cumsum(counts)
-        first = np.repeat(_whole([payload["first_expert"] for payload in payloads]) - (ends - counts), counts)
-        columns = context_columns(np.repeat(records["b"], counts)) | {
-            "rank": origin.rank,
-            "t_ns": np.repeat(records["start_ns"], counts) + origin.clock.offset_ns,
-            "layer": np.repeat(_whole([payload["layer"] for payload in payloads]), counts),
-            "expert": first + np.arange(len(first)),
-            "tokens": np.array([int(count) for payload in payloads for count in payload["tokens"]], np.int64),
-        }
-        batch.add_columns("experts", len(first), columns)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
-def _whole(numbers: list[Any]) -> npt.NDArray[np.int64]:
-    """Raises TypeError where one of them is no whole number."""
-    found = np.array(numbers)
-    if found.dtype != np.int64:
-        raise TypeError("not whole numbers")
-    return found
 
 
 def told(origin: Origin, tid: int, kind: str, record: Any, payload: Any, batch: Batch) -> None:

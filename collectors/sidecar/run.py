@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 TICK_S: Final = 0.1
 CALM_S: Final = 0.4
-"""How often to look where nobody waits for what is found: each look takes a core from somebody, and rings have room."""
+"""How often to look at the command and at how full its rings are, where nobody watches it here."""
 TWICE_S: Final = 2.0
 """Two Ctrl-C within this time end the run at once. A later one is the command's own again: it may be a prompt that is
 interrupted now and then, and a run that takes long to end is told what to press."""
@@ -123,7 +124,9 @@ class _Ticker:
         self._recording = recording
         self._yields = yields
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._deaf: set[int] = set()
+        """Files that nothing will ever be told by again."""
         self._thread = threading.Thread(target=self._run, name="moescope-drain", daemon=True)
 
     def __enter__(self) -> _Ticker:
@@ -131,8 +134,9 @@ class _Ticker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopping.set()
+        os.eventfd_write(self._stop, 1)
         self._thread.join()
+        os.close(self._stop)
 
     def relieve(self) -> None:
         """Takes in at this thread's priority where a ring fills up."""
@@ -151,10 +155,18 @@ class _Ticker:
             except OSError:
                 pass  # a sandbox that forbids it: the recorder runs beside the target as an equal
         self._recording.call(lambda keeper: keeper.warm_up(), None)
-        while not self._stopping.wait(
-            self._recording.call(lambda keeper: TICK_S if keeper.hurried() else CALM_S, CALM_S)
-        ):
+        while self._wait(*self._recording.call(lambda keeper: keeper.next_tick(), (CALM_S, list[int]()))):
             self._tick()
+
+    def _wait(self, timeout_s: float, wakes: list[int]) -> bool:
+        """Until the time is over or one of these files is readable; False where the command has ended."""
+        poll = select.poll()
+        for file in {self._stop, *wakes} - self._deaf:
+            poll.register(file, select.POLLIN)
+        told = dict(poll.poll(timeout_s * 1e3))
+        # A tree of processes that has ended is readable for good.
+        self._deaf |= {file for file, events in told.items() if events & ~select.POLLIN}
+        return self._stop not in told
 
     def _tick(self) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.schedules.chain import MicroBatch, forward
 from moescope.instrumented_model.schedules.order import SCHEDULES, Schedule
 from moescope.instrumented_model.training import data
-from moescope.instrumented_model.training.train import SAMPLE_EVERY, report_routing, routed
+from moescope.instrumented_model.training.train import report_routing, routed
 
 DECODE_WINDOW = 64
 """Positions decoded after a prompt before the same prompt starts over, which bounds the caches."""
@@ -59,7 +59,7 @@ def infer(
     """
     start_ns = emit.clock_ns()
     with emit.step(step):
-        observe.sample(step % SAMPLE_EVERY == 0)
+        observe.sample(step)
         micro_batches = [MicroBatch(m, t, caches=None if caches is None else caches[m]) for m, t in enumerate(tokens)]
         SCHEDULES[schedule]([forward(model, exchange, mb) for mb in micro_batches])
         report_routing(model, routed(micro_batches))

@@ -25,9 +25,6 @@ from moescope.instrumented_model.training.ema import Ema
 from moescope.instrumented_model.training.optimizer import AdamW
 from moescope.instrumented_model.training.recipe import Recipe, rate
 
-SAMPLE_EVERY = 32
-"""Steps between two whose quantisation figures are counted."""
-
 
 @dataclass(frozen=True)
 class StepResult:
@@ -143,7 +140,7 @@ class Trainer:
         start_ns = emit.clock_ns()
         step, learning_rate = self.step, rate(self.recipe, self.step)
         with emit.step(step):
-            observe.sample(step % SAMPLE_EVERY == 0)
+            observe.sample(step)
             with observe.phase("data"):
                 micro_batches = self.micro_batches()
             loss = gradients(self.model, self.exchange, micro_batches, self.schedule)

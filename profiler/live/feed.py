@@ -22,9 +22,10 @@ from moescope.profiler.live.figures import (
     phase_rows,
     rank_shares,
     scrubber,
+    share_errors,
     total_shares,
 )
-from moescope.profiler.live.headline import headline, memory_figure
+from moescope.profiler.live.headline import NO_ERRORS, headline, memory_figure
 from moescope.profiler.live.rows import (
     STEPS_SHOWN,
     collective_rows,
@@ -290,6 +291,7 @@ def _snapshot(state: LiveState, view: View) -> Snapshot:
             memory_figure(engines),
             slowest if view.rank is None else None,
             seen.step_ns is not None,
+            share_errors(state, seen.ranks, seen.window, seen.coverage) if seen.step_ns is not None else NO_ERRORS,
         ),
         shares=shares,
         shares_note=seen.shares_note(),

@@ -17,6 +17,7 @@ from moescope.profiler.overlap.intervals import union
 from moescope.profiler.overlap.phases import Ranges, phase_names
 from moescope.profiler.overlap.sweep import NO_PHASE
 from moescope.profiler.snapshot import Figure, KernelRow, PhaseRow, Shares
+from moescope.profiler.steps.scatter import FEWEST, Sums, share, sums_of, width
 
 SHORT_KERNEL_NS: Final = 5_000
 LATENCY_FACTOR: Final = 4
@@ -65,6 +66,35 @@ def per_step(shares: Shares, step_ns: float) -> Shares:
         for value in (shares.compute_only_ns, shares.overlapped_ns, shares.exposed_ns, shares.other_ns)
     )
     return Shares(span, compute, overlapped, exposed, other, max(span - compute - overlapped - exposed - other, 0))
+
+
+def share_errors(state: LiveState, ranks: Sequence[int], window: tuple[int, int], coverage: float) -> dict[str, float]:
+    """How far shares of the recorded time may be from those of all steps in the window, as `summary` tells it.
+
+    Of the exposed, the compute and the idle time; nothing where too few steps were recorded, or steps overlap.
+    """
+    steps = state.tables["steps"]
+    starts, ends = steps["start_ns"], steps["start_ns"] + steps["dur_ns"]
+    inside = (steps["dur_ns"] > 0) & (starts >= window[0]) & (ends <= window[1])
+    sums: dict[str, list[Sums]] = {"exposed": [], "compute": [], "busy": []}
+    for rank in ranks:
+        held, own = state.ranks.get(rank), np.flatnonzero(inside & (steps["rank"] == rank))
+        if held is None or not held.devices or not len(own):
+            continue
+        own = own[np.argsort(starts[own], kind="stable")]
+        first, last = starts[own], ends[own]
+        if (first[1:] < last[:-1]).any():
+            return {}
+        recorded = held.recorded.within(first, last) * len(held.devices)
+        for name, found in sums.items():
+            tracks = (sweep.tracks[name] for sweep in held.devices.values())
+            found.append(sums_of(sum((track.within(first, last) for track in tracks), np.zeros_like(first)), recorded))
+    count = max((one.seen for one in sums["busy"]), default=0)
+    if count < FEWEST:
+        return {}
+    times = width(count, coverage)
+    errors = {name: (share(found)[1] or 0.0) * times for name, found in sums.items()}
+    return {"exposed": errors["exposed"], "compute": errors["compute"], "idle": errors["busy"]}
 
 
 def overlap_fraction(shares: Shares) -> Figure:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
+from moescope.profiler.report.amounts import share_text
 from moescope.profiler.snapshot import Engine, Figure, HeadlinePart, Shares, Units
 
 HBM_BOUND: Final = 0.6
@@ -11,6 +13,8 @@ HBM_BOUND: Final = 0.6
 
 NAMED_LOSS: Final = 0.01
 """A loss under one percent does not lead the sentence; then the share of compute does."""
+
+NO_ERRORS: Final[Mapping[str, float]] = {}
 
 
 def headline(
@@ -21,20 +25,26 @@ def headline(
     memory_use: Figure,
     straggler: tuple[int, float] | None,
     per_step: bool,
+    errors: Mapping[str, float] = NO_ERRORS,
 ) -> tuple[HeadlinePart, ...]:
     """The sentence as parts, separators among them.
 
     matrix_use, memory_use: shares of peak, 0..1; straggler: rank and how much longer it computes than the median, as a
-    share of the span; per_step: whether shares are those of steps
+    share of the span; per_step: whether shares are those of steps; errors: how far those of the exposed, the idle and
+    the compute time may be from what they are over all steps, 0 where that is not known
     """
     span = shares.span_ns
     if span <= 0:
         return (HeadlinePart("Nothing recorded in this window yet"),)
     of = "of step" if per_step else "of recorded time"
+
+    def said(share: float, name: str) -> str:
+        return share_text(share, errors.get(name, 0.0))
+
     exposed, idle = shares.exposed_ns / span, shares.idle_ns / span
     losses = [
-        (exposed, f"Exposed communication {exposed:.1%} {of}", "exposed"),
-        (idle, f"Idle {idle:.1%} {of}", "idle"),
+        (exposed, f"Exposed communication {said(exposed, 'exposed')} {of}", "exposed"),
+        (idle, f"Idle {said(idle, 'idle')} {of}", "idle"),
     ]
     if straggler is not None:
         losses.append((straggler[1], f"Rank {straggler[0]} computes {straggler[1]:.1%} {of} longer", "straggler"))
@@ -43,10 +53,11 @@ def headline(
         losses.append((memory, f"Decode is memory-bound at {memory:.0%} of peak", "memory"))
     lost, text, loss = max(losses, key=lambda candidate: candidate[0])
     if lost < NAMED_LOSS:
-        text, loss = f"Compute {(shares.compute_only_ns + shares.overlapped_ns) / span:.1%} {of}", "none"
+        compute = (shares.compute_only_ns + shares.overlapped_ns) / span
+        text, loss = f"Compute {said(compute, 'compute')} {of}", "none"
     frames = []
     if loss != "exposed":
-        frames.append(f"exposed comm {exposed:.1%}")
+        frames.append(f"exposed comm {said(exposed, 'exposed')}")
     frames.append(_units(units))
     frames.append(_matrix(matrix_use))
     parts = [HeadlinePart(text, "text" if loss == "none" else "loss")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from moescope.profiler.printable import all_printable
-from moescope.profiler.report.amounts import UNKNOWN, time_text
+from moescope.profiler.report.amounts import LEAST_ERROR, UNKNOWN, share_text, time_text
 from moescope.profiler.report.devices import device_notes
 from moescope.profiler.report.machine import bound_of, machine_notes
 from moescope.profiler.report.ranks import collective_rows, listed, rank_notes
@@ -29,8 +29,6 @@ _DISPENSABLE: Final = ("busy", "device", "span", "compute")
 _INDENT: Final = 10
 _ROWS: Final = 12
 _NEARLY_ALL: Final = 0.995
-_LEAST_ERROR: Final = 0.0005
-"""Of a share: what is less does not show in the digits that are printed."""
 _PLAIN_WIDTH: Final = 120
 """Columns where nobody looks: a file or pipe takes any width."""
 
@@ -155,7 +153,7 @@ def _share(part: float, whole: float, error: float = 0.0) -> str:
     """error: of the share, told where it shows in the digits that are printed"""
     if not whole:
         return UNKNOWN
-    return f"{part / whole:.1%}" if error < _LEAST_ERROR else f"{100 * part / whole:.1f} ± {error:.1%}"
+    return share_text(part / whole, error)
 
 
 def _optional(value: float | None, form: str = "{}") -> str:
@@ -271,7 +269,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     units = summary["ranks"][0]["units"]
     notes = [f"Evidence: times {summary['evidence']}, units {units['evidence']}."]
     errors = (summary["steps"] or {}).get("errors") or {}
-    scatters = any(errors.get(name, 0.0) >= _LEAST_ERROR for name in ("exposed_comm", "compute", "idle"))
+    scatters = any(errors.get(name, 0.0) >= LEAST_ERROR for name in ("exposed_comm", "compute", "idle"))
     if summary["steps"]:
         notes.append(
             "The first line, the bar and the findings are of these steps; the tables are of all that was recorded."

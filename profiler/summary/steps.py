@@ -6,7 +6,6 @@ were, it is its share of the recorded time times the median step, without a spre
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,9 +17,7 @@ from moescope.profiler.overlap.intervals import Times
 from moescope.profiler.ranks.part import Part
 from moescope.profiler.steps.amounts import FIGURES, StageAmounts, StepAmounts, What
 from moescope.profiler.steps.durations import quantile_step
-
-FEWEST: Final = 4
-"""Whole steps from which on a median has quartiles."""
+from moescope.profiler.steps.scatter import FEWEST, Sums, share, width
 
 LONG: Final = 10
 """A step that takes more than this many times the median is told apart."""
@@ -95,31 +92,20 @@ def fraction(overlapped: float, comm: float) -> dict[str, Any]:
 def _errors(ranks: Sequence[StepAmounts], stage: str, coverage: float) -> dict[str, Any]:
     """`errors`: how far shares of what was recorded may be from those of all of these steps, or null with the reason.
 
-    Half the width of an interval that holds them about 95 % of the time: Student's t times the standard error, less the
-    part that was recorded (Cochran, Sampling Techniques, 2.6).
+    Half the width of an interval that holds them about 95 % of the time.
     """
     held, odd = _held(ranks, stage)
     own = [] if odd else [one.stages[stage] for one in held]
     steps = max((one.seen for one in own), default=0)
     if steps < FEWEST:
         return {"errors": None, "errors_reason": odd or f"fewer than {FEWEST} steps were recorded"}
-    width = _student(steps - 1) * math.sqrt(max(1 - coverage, 0.0))
-    found = {name: (_share(own, (of,))[1] or 0.0) * width for name, of in _SAID.items()}
+    times = width(steps, coverage)
+    found = {name: (_share(own, (of,))[1] or 0.0) * times for name, of in _SAID.items()}
     return {"errors": found | {"steps": steps, "evidence": "derived"}}
 
 
 _SAID: Final = {"compute": "compute", "comm": "comm", "exposed_comm": "exposed", "idle": "busy"}
 """What of `errors` is the error of which amount: idle is what is not busy."""
-
-
-def _student(freedom: int) -> float:
-    """The 97.5 % point of Student's t, within 4 % from 3 degrees of freedom on.
-
-    The first terms of its expansion (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5).
-    """
-    z = 1.959964
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
 
 
 def _held(ranks: Sequence[StepAmounts], stage: str) -> tuple[list[StepAmounts], str]:
@@ -144,8 +130,8 @@ def _typical(ranks: Sequence[StepAmounts], stage: str, median_ns: int) -> dict[s
         return sum(parts, np.zeros(whole.shape[1], np.int64))
 
     def measure(what: What) -> dict[str, Any]:
-        share, error = _share(own, what)
-        return _measure(share, error, median_ns, each(what) / devices if enough else None)
+        found, error = _share(own, what)
+        return _measure(found, error, median_ns, each(what) / devices if enough else None)
 
     lasts = sum((one.lasts_ns[at] for one, at in zip(own, whole, strict=True)), np.zeros(whole.shape[1], np.int64))
     busy, busy_error = _share(own, ("busy",))
@@ -177,29 +163,16 @@ def _known(what: What, held: Sequence[StepAmounts], own: Sequence[StageAmounts])
 
 
 def _share(own: Sequence[StageAmounts], what: What) -> tuple[float, float | None]:
-    """Share R = sum x / sum r of the recorded time, and its standard error as a ratio over steps.
-
-    sqrt(n/(n-1) sum (x - R r)^2) / sum r, the ratio estimator's (Cochran, Sampling Techniques, 6.3), by how each rank's
-    steps scatter: what one rank has more of than another in every step is no scatter. What ranks do in a step goes
-    together: n counts steps, not steps times ranks. None for fewer than FEWEST steps.
-    """
+    """Share of the recorded time, and its standard error; None for fewer than FEWEST steps."""
     none = (0, 0.0, 0.0)
-    x, xx, xr = (sum(one.sums.get(what, none)[at] for one in own) for at in range(3))
-    recorded = sum(one.recorded_ns for one in own)
-    share = x / recorded
-    count = max(one.seen for one in own)
-    if count < FEWEST:
-        return share, None
-    unlike = sum((one.sums.get(what, none)[0] - share * one.recorded_ns) ** 2 / one.seen for one in own if one.seen)
-    squares = max(xx - 2 * share * xr + share * share * sum(one.squared for one in own) - unlike, 0.0)
-    return share, math.sqrt(squares * len(own) * count / (count - 1)) / recorded
+    return share([Sums(one.seen, one.recorded_ns, one.squared, *one.sums.get(what, none)) for one in own])
 
 
-def _measure(share: float, error: float | None, median_ns: int, each: NDArray[np.float64] | None) -> dict[str, Any]:
+def _measure(found: float, error: float | None, median_ns: int, each: NDArray[np.float64] | None) -> dict[str, Any]:
     """One figure: its share of the recorded time, and µs a step; error and quartiles where enough steps tell them."""
-    told = {"share": share} | ({} if error is None else {"share_error": error})
+    told = {"share": found} | ({} if error is None else {"share_error": error})
     if each is None:
-        return {"us": share * median_ns / _NS_PER_US, **told}
+        return {"us": found * median_ns / _NS_PER_US, **told}
     low, middle, high = (float(value) / _NS_PER_US for value in np.quantile(each, (0.25, 0.5, 0.75)))
     return {"us": middle, **told, "q1_us": low, "q3_us": high}
 

@@ -362,14 +362,15 @@ def test_a_call_whose_range_another_version_does_not_tell_ends_with_its_wait(beg
     distributed: Any = SimpleNamespace(get_process_group_ranks=lambda group: [0, 1], get_world_size=lambda: 2)
     distributed.get_group_rank, distributed.get_rank = (lambda group, rank: rank), (lambda: 0)
     distributed.get_backend = lambda group: "gloo"
-    session: Any = SimpleNamespace(torch=SimpleNamespace(distributed=distributed), ring=ring)
+    works: Any = SimpleNamespace(wait=lambda work: "waited")
+    c: Any = SimpleNamespace(_distributed_c10d=SimpleNamespace(Work=works))
+    session: Any = SimpleNamespace(torch=SimpleNamespace(distributed=distributed, _C=c), ring=ring)
     session.recorder, session.learn_rank = SimpleNamespace(events_cost_ns=0), lambda *_: None
     calls, work, group = Calls(session), _Work(), _Work()
     original = lambda group, *tensors: work  # noqa: E731
     call = calls.wrap(original, "reduce_scatter", lambda *_: (None, None), b"gloo:all_reduce", sure=False)
     assert call(group) is work
-    wait = calls.wrap_wait(lambda work: "waited")
-    assert [wait(work), wait(work)] == ["waited"] * 2
+    assert [works.wait(work), works.wait(work)] == ["waited"] * 2
     assert done == ([] if begun else [7])
     assert [(name, start <= end) for name, start, end in calls.made] == [("0", True)]
 

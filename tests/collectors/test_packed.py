@@ -58,6 +58,10 @@ ROWS: list[tuple[str, Any]] = [
     ("comm", [2, "all_reduce", "g h", 200, None, None, ""]),
     ("comm", [3, "broadcast", "g" * 450, 300, [1], None, "int8"]),
     ("experts", {"layer": 3, "first_expert": 4, "tokens": [5, 0, 7]}),
+    ("experts", {"layer": 4, "first_expert": 0, "tokens": list(range(256))}),
+    ("experts", {"layer": 5, "first_expert": 0, "tokens": []}),
+    *(("experts", {"layer": None, "first_expert": 1, "tokens": tokens}) for tokens in ([2, 3], [2.0, 3])),
+    ("experts", {"layer": 6, "first_expert": 0, "tokens": [1] * 5000}),
 ]
 
 

@@ -631,6 +631,29 @@ def test_decoding_is_told_in_steps_alone_and_a_chosen_stage_brings_its_advice() 
     assert steps_line(summarise(source)["steps"]).startswith("Over its 4 decode steps (median")
 
 
+def test_the_headline_tells_the_same_error_as_the_summary_and_none_of_what_was_recorded_whole() -> None:
+    def recorded(every: int) -> MemorySource:
+        source = MemorySource()
+        for rank in (0, 1):
+            exposed = [200 + 37 * (at * at % 11) + 20 * rank for at in range(40)]
+            source.add("windows", [window(1000 * at, 1000, rank=rank) for at in range(0, 40, every)])
+            source.add("steps", [step(at, 1000 * at, 1000, rank, "train") for at in range(40)])
+            source.add("kernels", [kernel(1000 * at, exposed[at], "comm", rank=rank) for at in range(40)])
+            source.add("kernels", [kernel(1000 * at + exposed[at], 300, rank=rank) for at in range(40)])
+        return source
+
+    def headline(source: MemorySource) -> str:
+        return _feed(source).snapshot(View()).headline[0].text
+
+    part, whole = recorded(4), recorded(1)
+    told = summarise(part)["steps"]
+    share, error = told["exposed_comm_us"] / told["span_us"], told["errors"]["exposed_comm"]
+    assert 0.01 < error < 0.1
+    assert headline(part) == f"Exposed communication {100 * share:.1f} ± {error:.1%} of step"
+    assert "±" not in headline(whole)
+    assert "±" not in headline(recorded(20))  # two steps tell no scatter
+
+
 def test_a_feed_for_one_rank_answers_for_it_unless_asked_for_another() -> None:
     source = MemorySource().add("windows", [window(0, 100), window(0, 100, rank=1)])
     source.add("kernels", [kernel(0, 100), kernel(0, 30, rank=1)])

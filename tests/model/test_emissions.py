@@ -143,9 +143,10 @@ def test_work_is_the_products_of_the_model(folder: Path) -> None:
     assert flops["head(F) bf16"] == head
 
 
-def test_quantisation_is_sampled_in_the_first_step_and_counts_every_element(folder: Path) -> None:
-    found = rows(folder / "rec", "quantisation")
-    assert {row["step"] for row in found} == {0}
+def test_all_quantisations_of_the_first_step_are_counted_in_every_element(folder: Path) -> None:
+    told = rows(folder / "rec", "quantisation")
+    found = [row for row in told if row["step"] == 0]
+    assert len(told) - len(found) <= RANKS * (STEPS - 1)  # later it is one's turn, if any's
     assert {row["format"] for row in found} == {"e4m3 1x128", "e4m3 128x1", "e4m3 128x128", "e5m6 1x128"}
     assert {row["tensor"] for row in found if row["format"] == "e5m6 1x128"} == {"attn.o.x"}
     powers_of_2 = {"attn.o.x", "mlp.up.x", "mlp.down.dy", "dispatch.x", "combine.dy"}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from moescope.profiler.steps.amounts import StageAmounts, StepAmounts
-from moescope.profiler.summary.steps import FEWEST, _errors, _student
+from moescope.profiler.steps.scatter import FEWEST, _student
+from moescope.profiler.summary.steps import _errors
 
 NONE = np.empty(0, np.int64)
 
