@@ -33,7 +33,7 @@ def overlap(b: Bench) -> Iterator[Figure]:
         for schedule in ("overlapped",) if b.rehearsal else ("serial", "overlapped"):
             name = f"{stage}, {schedule}"
             try:
-                summary, step_ms = _recorded(b, stage, b.size(steps, 2), schedule)
+                summary, step_ms = _recorded(b, stage, b.size(steps, 6), schedule)
             except Failed as error:
                 yield Figure(f"{name}: communication exposed", None, str(error))
                 continue

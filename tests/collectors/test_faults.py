@@ -301,7 +301,7 @@ emit.kernel(name=object(), start_ns=1, dur_ns=1)
     assert unharmed(done), done.stderr
     assert len(rows(tmp_path / "rec", "steps")) >= 40
     assert {row["flops"] for row in rows(tmp_path / "rec", "work")} == {2 * 64**3}
-    assert [row["tokens"] for row in rows(tmp_path / "rec", "experts")][-2:] == [3, 4]
+    assert sorted(row["tokens"] for row in rows(tmp_path / "rec", "experts"))[-2:] == [3, 4]
     text = said(tmp_path / "rec")
     assert "2 row(s) of work left out" in text
     assert "a row of experts left out" in text
