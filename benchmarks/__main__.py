@@ -1,6 +1,6 @@
 """`make bench`: every benchmark that a minute or so is enough for, the longer ones as a quick look that keeps nothing.
 
-`python -m benchmarks.NAME` takes the figures that `benchmarks/results/` keeps: `overhead` ten minutes, alone on the
+`python -m benchmarks.NAME` takes the figures that `benchmarks/results/` keeps: `overhead` half an hour, alone on the
 machine; `overlap`, `training` and `fp8_training` three to ten.
 """
 

@@ -35,6 +35,8 @@ WARM_UP = 20
 """Turns: what is imported, allocated and looked up for the first time is no part of a step, in the recorder either."""
 STEPS = 2
 """In a turn: in the window's eyes a run whose steps last now one time, now three times, is still a steady one."""
+FEWEST = 6
+"""Pairs that an interval at 95 % takes."""
 RANKS = 2
 PATIENCE_S = 120.0
 TARGET = Path(__file__).with_name("step_target.py")
@@ -129,7 +131,7 @@ def paired(pairs: int, turns: int, budget: str | None, given: str | None) -> dic
         "turns": turns - WARM_UP,
         "steps_a_turn": STEPS,
         "median_ratio": median(ratios),
-        "interval_95": [sorted(ratios)[place], sorted(ratios)[-1 - place]],
+        "interval_95": [sorted(ratios)[place], sorted(ratios)[-1 - place]] if pairs >= FEWEST else None,
         "quartiles": [low, high],
         "range": [min(ratios), max(ratios)],
         "median_cpu_ratio_of_a_rank": median(row["cpu_ratio"] for row in rows),
@@ -167,10 +169,11 @@ def main() -> None:
     if a.control:
         rows.append(paired(a.pairs, a.turns, None, None))
     for row in rows:
-        (low, high), (least, most) = row["quartiles"], row["interval_95"]
+        low, high = row["quartiles"]
+        least, most = row["interval_95"] or row["range"]
         print(
             f"budget {row['budget'] or 'none':>4}: median step ratio {row['median_ratio']:.4f} ({least:.4f}-{most:.4f} "
-            f"at 95%, quartiles {low:.4f}-{high:.4f}, {row['pairs']} pairs), CPU of a rank "
+            f"{'at 95%' if row['interval_95'] else 'in all'}, quartiles {low:.4f}-{high:.4f}, {row['pairs']} pairs), CPU of a rank "
             f"{row['median_cpu_ratio_of_a_rank']:.4f}, step without {row['plain_step_ms']:.1f} ms, recorder "
             f"{row['recorder_cpu_ms_a_step']:.2f} ms a step, by moescope's own reckoning "
             f"{row['cost_share_told_by_moescope']:.2%}"
