@@ -173,9 +173,9 @@ def main() -> None:
         least, most = row["interval_95"] or row["range"]
         print(
             f"budget {row['budget'] or 'none':>4}: median step ratio {row['median_ratio']:.4f} ({least:.4f}-{most:.4f} "
-            f"{'at 95%' if row['interval_95'] else 'in all'}, quartiles {low:.4f}-{high:.4f}, {row['pairs']} pairs), CPU of a rank "
-            f"{row['median_cpu_ratio_of_a_rank']:.4f}, step without {row['plain_step_ms']:.1f} ms, recorder "
-            f"{row['recorder_cpu_ms_a_step']:.2f} ms a step, by moescope's own reckoning "
+            f"{'at 95%' if row['interval_95'] else 'in all'}, quartiles {low:.4f}-{high:.4f}, {row['pairs']} pairs), "
+            f"CPU of a rank {row['median_cpu_ratio_of_a_rank']:.4f}, step without {row['plain_step_ms']:.1f} ms, "
+            f"recorder {row['recorder_cpu_ms_a_step']:.2f} ms a step, by moescope's own reckoning "
             f"{row['cost_share_told_by_moescope']:.2%}"
         )
     options = "" if sys.argv[1:] == [] else " " + " ".join(sys.argv[1:])
