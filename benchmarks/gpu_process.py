@@ -20,11 +20,11 @@ def run(
     try:
         out, err = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired as expired:
-        _end(process.pid)
+        end(process.pid)
         out, err = process.communicate()
         raise subprocess.TimeoutExpired(command, limit_s, out, err) from expired
     except BaseException:  # Ctrl-C too: what has been started must not hold the GPU; raised again
-        _end(process.pid)
+        end(process.pid)
         raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -45,7 +45,7 @@ def output_of(command: Sequence[str], limit_s: float) -> str:
     return done.stdout
 
 
-def _end(group: int) -> None:
+def end(group: int) -> None:
     """Ends all processes of a session, and those that have made sessions of their own below it."""
     from moescope.collectors.sidecar.processes import descendants, kill
 

@@ -1,6 +1,6 @@
 """What recording costs the demo's training step: paired runs with and without moescope, which take turns.
 
-    python -m benchmarks.overhead [--pairs 20] [--turns 60] [--control]
+    python -m benchmarks.overhead [--pairs 20] [--full-pairs 6] [--turns 80] [--control]
 
 A machine that others use too is now fast and now slow, for seconds and for minutes, by more than recording costs. So
 both runs of a pair are alive at the same time and take turns of two steps: what happens to the machine happens to both.
@@ -11,7 +11,8 @@ time, however ratios are distributed, by their order. `--control` records neithe
 
 A budget is a share of the time, and a run that takes turns works for half of it. The recorded one is given half the
 budget, which lets it record as large a part of its steps, at the same cost for each, as the whole budget does a run
-that is never stopped; and what the recorder does by the clock it does half as often (`half_pace`).
+that is never stopped (`full` knows no half); and what the recorder does by the clock it does half as often
+(`half_pace`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
+from benchmarks.gpu_process import end
 from benchmarks.report import save
 
 WARM_UP = 20
@@ -59,7 +61,9 @@ class Run:
             own = ["-m", "benchmarks.half_pace", "run", "-f", "-o", str(folder / "rec"), "--budget", budget, "--"]
             command = [sys.executable, *own, *command]
         env = os.environ | {"OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
 
     def turn(self) -> None:
         """Lets it work for a turn."""
@@ -72,6 +76,12 @@ class Run:
         os.read(self._done, 1)
         if self._recorded:
             self._process.send_signal(signal.SIGSTOP)
+
+    def end(self) -> None:
+        """Leaves nothing running, whatever it is at."""
+        if self._process.poll() is None:
+            end(self._process.pid)
+            self._process.wait()
 
     def recorder_s(self) -> float:
         """CPU time of moescope's own process so far."""
@@ -86,8 +96,8 @@ class Run:
             os.write(go, b".")
         if self._process.wait(PATIENCE_S):
             raise RuntimeError(f"the run ended with exit code {self._process.returncode}")
-        for end in (*self._go, self._done):
-            os.close(end)
+        for fifo in (*self._go, self._done):
+            os.close(fifo)
         turns = json.loads((self._folder / "turns.json").read_text())[WARM_UP:]
         meta = json.loads((self._folder / "rec/meta.json").read_text()) if self._recorded else {}
         return fmean(wall for wall, _ in turns), fmean(cpu for _, cpu in turns), meta
@@ -95,16 +105,19 @@ class Run:
 
 def pair(folder: Path, turns: int, budget: str | None, first: bool) -> dict[str, Any]:
     """Ratios of the mean steps and of a rank's CPU; first: the recorded run begins."""
-    observed = Run(folder / "observed", turns, budget)
-    plain = Run(folder / "plain", turns, None)
-    order = (observed, plain) if first else (plain, observed)
-    for i in range(turns):
-        for run in order:
-            run.turn()
-        if i == WARM_UP - 1:
-            before_s = observed.recorder_s()
-    recorder_s = observed.recorder_s() - before_s if budget is not None else 0.0
-    (with_ns, with_cpu_ns, meta), (without_ns, without_cpu_ns, _) = observed.finish(), plain.finish()
+    observed, plain = Run(folder / "observed", turns, budget), Run(folder / "plain", turns, None)
+    before_s = 0.0
+    try:
+        for i in range(turns):
+            if i == WARM_UP:
+                before_s = observed.recorder_s()
+            for run in (observed, plain) if first else (plain, observed):
+                run.turn()
+        recorder_s = observed.recorder_s() - before_s if budget is not None else 0.0
+        (with_ns, with_cpu_ns, meta), (without_ns, without_cpu_ns, _) = observed.finish(), plain.finish()
+    finally:
+        observed.end()
+        plain.end()
     return {
         "ratio": with_ns / without_ns,
         "cpu_ratio": with_cpu_ns / without_cpu_ns,

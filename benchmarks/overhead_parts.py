@@ -6,7 +6,7 @@ Two runs differ by more than recording costs; blocks of steps of one run do not.
 off in both ranks (its first step is left out): operators' windows, calls of torch.distributed, the model's own events,
 all three, and the recorder besides, which stands still meanwhile and catches up in the block after. What cannot be
 switched off within a run stays in all of them: the kernel's context-switch records, and wrappers that look whether they
-are on. So this attributes; what it all costs beside a run without moescope `benchmarks.overhead` tells, less sharply.
+are on. So this attributes; what it all costs beside a run without moescope `benchmarks.overhead` tells.
 
 Blocks differ, whatever is on: each ratio of means has a standard error, from the spread of its blocks. Parts that lie
 within twice that of each other are not told apart.

@@ -190,7 +190,11 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         ("occupancy", "float64", "share of resident warps, 0..1; null on the CPU backend"),
         ("dram_active", "float64", "share of memory bandwidth in use, 0..1; null where not known"),
         ("power_w", "float64", "power, W; null where not known"),
-        ("clock_hz", "int64", "clock, Hz; null where not known"),
+        (
+            "clock_hz",
+            "int64",
+            "clock, Hz; of cores as it was asked for last, some seconds ago at most; null where not known",
+        ),
         ("memory_bytes", "int64", "memory in use, bytes"),
         ("memory_total_bytes", "int64", "memory there is, bytes"),
         ("span_ns", "int64", "time that the shares and rates of a GPU's counters are means over; null where none are"),

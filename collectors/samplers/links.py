@@ -78,7 +78,7 @@ class LinkSampler:
     def _nic_peak(self, folder: Path) -> int | None:
         """`speed` is in Mbit/s; -1 or an error where the device has none."""
         if folder.name not in self._peaks:
-            speed = _number(folder / "speed")
+            speed = self._count(f"{folder}/speed")
             self._peaks[folder.name] = speed * 125_000 if speed is not None and speed > 0 else None
         return self._peaks[folder.name]
 
@@ -99,10 +99,3 @@ def _names(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

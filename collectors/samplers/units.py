@@ -25,9 +25,9 @@ MERGE_GAP_NS: Final = 20_000
 PERIOD_S: Final = 1.0
 UNWATCHED_S: Final = 10.0
 PAGES: Final = (512, 128)
-"""Of a core's buffer: what is tried first, and what every user may have (perf_event_mlock_kb)."""
+"""Of a core's buffer: what is tried first, for all cores, and what every user may have (perf_event_mlock_kb)."""
 PAGES_IN_ALL: Final = 8192
-"""What is tried first is had for as many cores at most."""
+"""What is tried first may come to."""
 FULL: Final = 0.4
 """Share of a core's buffer from which on it is read without waiting for the period to be over."""
 
@@ -140,16 +140,15 @@ class UnitSampler:
 
     def attach(self, pid: int) -> None:
         """One buffer a core: inherited events with a buffer must be bound to one."""
-        cores = os.cpu_count() or 1
-        sizes = [pages for pages in PAGES if pages * cores <= PAGES_IN_ALL or pages == PAGES[-1]]
-        for core in range(cores):
-            for pages in sizes:
-                try:
-                    self._buffers.append(SwitchBuffer(pid, core, pages))
-                    break
-                except SamplerUnavailable:
-                    if core == 0 and pages == sizes[-1]:
-                        raise
+        cores = range(os.cpu_count() or 1)
+        most, least = PAGES
+        if most * len(cores) <= PAGES_IN_ALL:
+            try:
+                self._buffers = _buffers(pid, cores, most)
+                return
+            except SamplerUnavailable:
+                pass  # what one core's has too much another's would lack
+        self._buffers = _buffers(pid, cores, least, missing_too=True)
 
     def poll(self) -> list[Row | Rows]:
         """Intervals of ranks until now."""
@@ -210,6 +209,24 @@ class UnitSampler:
             buffer.close()
         self._buffers = []
         return rows
+
+
+def _buffers(pid: int, cores: range, pages: int, *, missing_too: bool = False) -> list[SwitchBuffer]:
+    """One a core; raises SamplerUnavailable, with none left open, where one cannot be had.
+
+    missing_too: cores beside the first may be left out, as one that is offline is
+    """
+    found: list[SwitchBuffer] = []
+    for core in cores:
+        try:
+            found.append(SwitchBuffer(pid, core, pages))
+        except SamplerUnavailable:
+            if missing_too and core:
+                continue
+            for buffer in found:
+                buffer.close()
+            raise
+    return found
 
 
 class SchedstatSampler:

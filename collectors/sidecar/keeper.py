@@ -9,23 +9,23 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import moescope
 from moescope.collectors.clock import Clock
-from moescope.collectors.samplers.nvml import GpuSampler
 from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
 from moescope.collectors.sidecar.audience import Audience
 from moescope.collectors.sidecar.batch import Batch
 from moescope.collectors.sidecar.processes import alive, kill, started
 from moescope.collectors.sidecar.ranks import RankProcess, RankTable
+from moescope.collectors.sidecar.sampling import EARLY_S, Sampling
 from moescope.collectors.sidecar.writer import RecordingWriter
 
 if TYPE_CHECKING:
-    from moescope.collectors.samplers.base import Sampler
+    import pyarrow as pa
+
     from moescope.collectors.sidecar.run import RunOptions
 
 TICK_S: Final = 0.1
@@ -45,8 +45,6 @@ PRESSED_FILL: Final = 0.4
 TOLD: Final = frozenset({"kernels", "phases", "communication"})
 """Collectors by which a process shows that it works."""
 
-SAMPLE_S: Final = 1.0
-EARLY_S: Final = 0.01
 META_S: Final = 1.0
 RETRY_S: Final = 2.0
 
@@ -64,13 +62,10 @@ class Keeper:
         self._calm_s = UNWATCHED_S if options.keep_s is None else min(UNWATCHED_S, max(WATCHED_S, options.keep_s / 8))
         self._ranks = RankTable(ring_dir, clock, options.ranks, telling=not TOLD.isdisjoint(collect))
         self._audience = Audience(folder)
-        self._samplers: list[Sampler] = []
+        self._sampling = Sampling(self._host, self.log)
         self._collect = collect
         self._periods_s = options.gpu_period_s, options.pm_period_s
         self._gpus_seen: dict[int, dict[str, str] | None] = {}
-        self._sampled_at_s: dict[int, float] = {}
-        self._samples: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-        """Rows that are not stored yet, by sampler, folder and table."""
         self._log: list[dict[str, Any]] = []
         self._errors: list[str] = []
         self._retry_at_s = 0.0
@@ -123,7 +118,7 @@ class Keeper:
         self._save_meta()
 
     def _open_samplers(self, pid: int) -> None:
-        from moescope.collectors.samplers import NothingThere, SamplerUnavailable, make_samplers
+        from moescope.collectors.samplers import make_samplers
 
         def rank_of(process: int) -> int | None:
             return self._ranks.rank_of(process)
@@ -134,21 +129,7 @@ class Keeper:
         signals = make_samplers(
             self._clock, self._host, rank_of, role_of, self._ranks.pids, self._collect, *self._periods_s
         )
-        for sources in signals:
-            for sampler in sources:
-                try:
-                    sampler.open()
-                    sampler.attach(pid)
-                except NothingThere:
-                    continue
-                except SamplerUnavailable as error:
-                    self.log("warning", sampler.name, f"{sampler.source}: {error}")
-                except Exception as error:  # noqa: BLE001  a sampler that breaks must not stop the run
-                    self.log("error", sampler.name, f"not sampling: {error!r}")
-                else:
-                    self._samplers.append(sampler)
-                    self._meta["collectors"][sampler.name] = sampler.source
-                    break
+        self._meta["collectors"] |= self._sampling.open(signals, pid)
 
     def _describe_hardware(self) -> None:
         from moescope.collectors.samplers.hardware import describe
@@ -186,7 +167,10 @@ class Keeper:
                 self._take_in(process, now_ns, final=final)
             elif not process.ended and process.drain.origin.rank < 0:
                 self._ranks.settle(process, now_ns, final=False)  # samplers wait for it
-        self._sample(now_s, watched=watched, final=final)
+        if final:
+            self._sampling.close(self._store_sampled)
+        else:
+            self._sampling.poll(now_s, self._store_sampled, watched=watched)
         if due:
             self._store_samples()
         self._store_log()
@@ -206,15 +190,13 @@ class Keeper:
         Often while somebody looks, or a process has no rank yet: samplers wait for it.
         """
         watched = self._audience.looks()
-        wakes = [file for sampler in self._samplers for file in getattr(sampler, "wakes", ())]
-        wakes += self._audience.wakes
+        wakes = self._sampling.wakes() + self._audience.wakes
         processes = self._ranks.processes
         if watched or not processes or any(p.drain.origin.rank < 0 and not p.ended for p in processes):
             return TICK_S, wakes
         now_s = time.monotonic()
-        due_s = [self._drained_s + self._calm_s, now_s + CALM_S]
-        due_s += [self._sampled_at_s.get(id(sampler), 0.0) + _period_s(sampler, False) for sampler in self._samplers]
-        return max(TICK_S, min(due_s) - now_s), wakes
+        due_s = min(self._drained_s + self._calm_s, now_s + CALM_S, *self._sampling.due_s())
+        return max(TICK_S, due_s - now_s), wakes
 
     def pressed(self) -> bool:
         """Whether a ring holds so much that taking in must not wait for a quiet moment."""
@@ -289,41 +271,14 @@ class Keeper:
     def _write_samples(self, name: str, folder: str, table: str, rows: list[dict[str, Any]]) -> None:
         problem = self._writer.write_rows(folder, table, rows)
         if problem:
-            self._switch_off(name, problem)
+            self._sampling.switch_off(name, problem)
 
-    def _sample(self, now_s: float, *, watched: bool, final: bool) -> None:
-        for sampler in list(self._samplers):
-            period_s = _period_s(sampler, watched)
-            # A tick that comes a little early is that poll's: the next one would be a whole tick late.
-            if not final and now_s - self._sampled_at_s.get(id(sampler), 0.0) < period_s - EARLY_S:
-                continue
-            self._sampled_at_s[id(sampler)] = now_s
-            try:
-                rows = sampler.close() if final else sampler.poll()
-                for table, rank, row in rows:
-                    folder = host_folder(self._host) if rank is None else rank_folder(rank)
-                    if table == "log" and isinstance(row, dict) and row["level"] != "info":
-                        self._warnings += 1
-                    if isinstance(row, dict):
-                        self._samples.setdefault((sampler.name, folder, table), []).append(row)
-                    else:
-                        self._store(partial(self._writer.write, folder, table, [row]))
-            except Exception as error:  # noqa: BLE001  a sampler that breaks is switched off, the run goes on
-                self._switch_off(sampler.name, repr(error))
+    def _store_sampled(self, folder: str, table: str, rows: pa.RecordBatch) -> None:
+        self._store(partial(self._writer.write, folder, table, [rows]))
 
     def _store_samples(self) -> None:
-        """A few rows a second each: a batch has a price of its own."""
-        samples, self._samples = self._samples, {}
-        for (name, folder, table), rows in samples.items():
+        for name, folder, table, rows in self._sampling.rows():
             self._store(partial(self._write_samples, name, folder, table, rows))
-
-    def _switch_off(self, name: str, problem: str) -> None:
-        for sampler in self._samplers:
-            if sampler.name == name:
-                with suppress(Exception):  # it is broken already, and what it holds is let go of as far as can be
-                    sampler.close()
-        self._samplers = [sampler for sampler in self._samplers if sampler.name != name]
-        self.log("error", name, f"switched off: {problem}")
 
     def _store_log(self) -> None:
         if self._log and self._store(partial(self._writer.write_rows, host_folder(self._host), "log", self._log)):
@@ -358,7 +313,7 @@ class Keeper:
 
     def _look_at_gpus(self) -> None:
         """Keeps what each new process calls its GPUs: once it has ended nothing tells."""
-        sampler = next((one for one in self._samplers if isinstance(one, GpuSampler)), None)
+        sampler = self._sampling.gpus()
         for process in self._ranks.processes if sampler is not None else ():
             if sampler is not None and process.pid not in self._gpus_seen:
                 self._gpus_seen[process.pid] = sampler.gpus_seen(process.pid)
@@ -399,8 +354,7 @@ class Keeper:
 
     def abandon(self) -> None:
         """The command could not be run: leaves no empty recording behind."""
-        for sampler in self._samplers:
-            sampler.close()
+        self._sampling.close(lambda *_: None)
         self._writer.close()
         self._audience.close()
         shutil.rmtree(self._ring_dir, ignore_errors=True)
@@ -427,17 +381,12 @@ class Keeper:
                 "no process that imports torch was recorded (python -I, -E, -S and `env -i` keep moescope out); "
                 "`moescope doctor` tells more"
             )
-        if self._warnings:
-            words.append(f"{self._warnings} warning(s) in the recording's log")
+        warnings = self._warnings + self._sampling.warnings
+        if warnings:
+            words.append(f"{warnings} warning(s) in the recording's log")
         words.append(f"recorded {len(ranks)} rank(s) into {self.folder}")
         words.append(f"next: moescope summary {self.folder}" if ranks else "next: moescope doctor")
         return words
-
-
-def _period_s(sampler: Sampler, watched: bool) -> float:
-    """Between two polls."""
-    period_s: float = getattr(sampler, "period_s", SAMPLE_S)
-    return period_s if watched else getattr(sampler, "unwatched_s", period_s)
 
 
 def _signal_text(exit_code: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import time
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope.collectors.clock import Clock
-from moescope.collectors.samplers import SamplerUnavailable
+from moescope.collectors.samplers import SamplerUnavailable, units
 from moescope.collectors.samplers.base import Row
 from moescope.collectors.samplers.device import CpuSampler, clock_hz
+from moescope.collectors.samplers.files import Files
 from moescope.collectors.samplers.hardware import cpu_model, describe, usable_cores
 from moescope.collectors.samplers.links import LinkSampler
-from moescope.collectors.samplers.perf_event import SWITCH
+from moescope.collectors.samplers.perf_event import SWITCH, SwitchBuffer
 from moescope.collectors.samplers.units import MERGE_GAP_NS, SchedstatSampler, SwitchIntervals, UnitSampler
 
 CLOCK = Clock(1_000_000_000_000, 0)
@@ -226,3 +228,75 @@ def test_perf_where_it_is_permitted_sees_this_process_run() -> None:
     assert rows
     assert all(row["start_ns"] < row["end_ns"] and row["unit"] < (os.cpu_count() or 1) for row in rows)
     assert {(row["rank"], row["role"], row["evidence"]) for row in rows} == {(0, "compute", "measured")}
+
+
+def test_files_are_read_anew_and_let_go_of_once_nobody_asks(tmp_path: Path) -> None:
+    files, (one, other) = Files(), (tmp_path / "one", tmp_path / "other")
+    one.write_text("1")
+    other.write_text("2")
+    before = len(os.listdir("/proc/self/fd"))
+    assert [files.text(str(one)), files.text(str(other))] == ["1", "2"]
+    one.write_text("10")
+    assert files.text(str(one)) == "10"
+    files.close_others()
+    assert files.text(str(one)) == "10"
+    files.close_others()  # the other was not read since
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    with pytest.raises(FileNotFoundError):
+        files.text(str(tmp_path / "missing"))
+    files.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+class _Limited:
+    """A buffer of which so many pages can be had, over all cores."""
+
+    left = 0
+    open = 0
+
+    def __init__(self, pid: int, core: int, pages: int = 1) -> None:
+        if core == 5 or pages > _Limited.left:
+            raise SamplerUnavailable("no memory")
+        _Limited.left -= pages
+        _Limited.open += 1
+        self._pages = pages
+
+    def close(self) -> None:
+        _Limited.left += self._pages
+        _Limited.open -= 1
+
+
+@pytest.mark.parametrize(("pages", "cores", "buffers"), [(10_000, 4, 4), (600, 4, 4), (9_000, 64, 63), (0, 4, None)])
+def test_no_core_goes_without_a_buffer_so_that_another_has_a_large_one(
+    monkeypatch: pytest.MonkeyPatch, pages: int, cores: int, buffers: int | None
+) -> None:
+    monkeypatch.setattr(units, "SwitchBuffer", _Limited)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(_Limited, "left", pages)
+    monkeypatch.setattr(_Limited, "open", 0)
+    sampler = UnitSampler(CLOCK, lambda _: None, lambda *_: "compute")
+    if buffers is None:
+        with pytest.raises(SamplerUnavailable):
+            sampler.attach(1)
+    else:
+        sampler.attach(1)
+    assert _Limited.open == (buffers or 0)
+
+
+def test_a_buffer_that_fills_up_tells_so() -> None:
+    try:
+        buffer = SwitchBuffer(os.getpid(), 0, pages=1)
+    except SamplerUnavailable as error:
+        pytest.skip(str(error))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {0})
+    waiting = select.poll()
+    waiting.register(buffer.fileno(), select.POLLIN)
+    assert waiting.poll(0) == []
+    while buffer.fill() < 0.6:
+        time.sleep(0.0001)
+    assert waiting.poll(1000) == [(buffer.fileno(), select.POLLIN)]
+    assert len(buffer.read()) > 40
+    assert waiting.poll(0) == []
+    os.sched_setaffinity(0, before)
+    buffer.close()
