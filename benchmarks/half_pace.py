@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from moescope.collectors.samplers import units
-from moescope.collectors.sidecar import keeper, run
+from moescope.collectors.sidecar import keeper, run, sampling
 from moescope.profiler.commands.main import main
 
 for module, names in (
-    (keeper, ("CALM_S", "UNWATCHED_S", "SAMPLE_S", "META_S")),
+    (keeper, ("CALM_S", "UNWATCHED_S", "META_S")),
+    (sampling, ("SAMPLE_S",)),
     (units, ("UNWATCHED_S",)),
     (run, ("CALM_S",)),
 ):

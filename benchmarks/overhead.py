@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from math import comb
 from pathlib import Path
 from statistics import fmean, median, quantiles
@@ -71,8 +72,12 @@ class Run:
             self._process.send_signal(signal.SIGCONT)
         for go in self._go:
             os.write(go, b".")
-        if not select.select([self._done], [], [], PATIENCE_S)[0]:
-            raise TimeoutError(f"a turn took more than {PATIENCE_S:g} s")
+        until_s = time.monotonic() + PATIENCE_S
+        while not select.select([self._done], [], [], 1.0)[0]:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the run ended within its turns, with exit code {self._process.returncode}")
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"a turn took more than {PATIENCE_S:g} s")
         os.read(self._done, 1)
         if self._recorded:
             self._process.send_signal(signal.SIGSTOP)
