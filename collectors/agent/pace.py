@@ -49,6 +49,11 @@ DENSE = 0.5
 """Share of the time from which on slices begin with their periods."""
 STARVED_S = 5.0
 """Without a window for so long, and for two steps, the next slice may open as late as the main thread answers."""
+EAGER_S = 0.1
+"""Between two slices before the first with operators in it: a run of a second has to show something, too. An empty one
+costs next to nothing."""
+EAGER_WINDOWS = 100
+"""So many at most: a process may have none of its own."""
 FIRST_WINDOWS = 4
 """With operators in them, before which any may be late: a short run has to show something."""
 

@@ -20,7 +20,9 @@ class Window:
     """Opens and closes, tells when it was open, and reckons what it cost."""
 
     def __init__(self, session: Session, closed: Callable[[int, int], None]) -> None:
-        """closed: is told what each window is reckoned to have cost and how long it lasted, ns"""
+        """closed: is told what each window is reckoned to have cost and how long it lasted, ns; from the first on that
+        holds operators: those before it, while the program loads, would tell that windows are cheap
+        """
         self._session = session
         self._closed = closed
         self.source: Any = None
@@ -38,6 +40,8 @@ class Window:
         self._own_operators_before = 0
         self.worked = 0
         """Windows with operators in them."""
+        self.empty = 0
+        """Windows before the first of these."""
         self.last_cost_ns = 0
         self._of_open: Any = None
         self.thread = 0
@@ -121,7 +125,10 @@ class Window:
         ring.overhead(cost)
         self.last_cost_ns = cost
         self.worked += operators > 0
-        self._closed(cost, end - start)
+        if self.worked:
+            self._closed(cost, end - start)
+        else:
+            self.empty += 1
         return source
 
     def take_in_device(self) -> None:

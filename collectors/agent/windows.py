@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from .device import DeviceKeeper
 from .itt import IttSource, on_main
 from .pace import (
+    EAGER_S,
+    EAGER_WINDOWS,
     FIRST_WINDOWS,
     LEAST_NS,
     MIN_WINDOW_S,
@@ -234,7 +236,8 @@ class WindowKeeper:
             if not self._slice(max(MIN_WINDOW_S, of_slices * PERIOD_S), late=starved) and self._over():
                 return
             patience_s = max(STARVED_S, 2 * step_s, 1e-9 * self._window.last_cost_ns / available)
-            gap = until_next(of_slices)
+            eager = not self._window.worked and self._window.empty < EAGER_WINDOWS
+            gap = EAGER_S if eager else until_next(of_slices)
 
     def _slice(self, lasts_s: float, *, late: bool) -> bool:
         """One window of this length from now on; False where the process is ending.
