@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STAGES = {"train": 12, "prefill": 24, "decode": 48}
 """Steps of a run."""
+GRAPHED = {"decode": ("serial --graphs", "overlapped --graphs")}
 PAIRS, PAIR_STEPS = 3, 60
 LIMIT_S = 120
 """Of one run."""
@@ -30,10 +31,11 @@ LIMIT_S = 120
 def overlap(b: Bench) -> Iterator[Figure]:
     """Communication that nothing hides, in each stage, serial and with two micro-batches overlapped."""
     for stage, steps in STAGES.items():
-        for schedule in ("overlapped",) if b.rehearsal else ("serial", "overlapped"):
-            name = f"{stage}, {schedule}"
+        ways = ("overlapped",) if b.rehearsal else ("serial", "overlapped", *GRAPHED.get(stage, ()))
+        for way in ways:
+            name, (schedule, *options) = f"{stage}, {way}", way.split(" ")
             try:
-                summary, step_ms = _recorded(b, stage, b.size(steps, 6), schedule)
+                summary, step_ms = _recorded(b, stage, b.size(steps, 6), schedule, *options)
             except Failed as error:
                 yield Figure(f"{name}: communication exposed", None, str(error))
                 continue
@@ -64,17 +66,17 @@ def recorder(b: Bench) -> Iterator[Figure]:
     yield Figure("the same, the pair with most", max(ratios) - 1, "longer than without")
 
 
-def _target(b: Bench, stage: str, steps: int, schedule: str) -> list[str]:
+def _target(b: Bench, stage: str, steps: int, schedule: str, *more: str) -> list[str]:
     size = "tiny" if b.rehearsal else "lite"
-    options = (f"--steps={steps}", f"--schedule={schedule}", f"--device={b.device.type}", f"--size={size}")
+    options = (f"--steps={steps}", f"--schedule={schedule}", f"--device={b.device.type}", f"--size={size}", *more)
     return [sys.executable, "-m", "moescope.instrumented_model", stage, "--virtual-ranks=4", *options]
 
 
-def _recorded(b: Bench, stage: str, steps: int, schedule: str) -> tuple[dict[str, Any], float]:
+def _recorded(b: Bench, stage: str, steps: int, schedule: str, *more: str) -> tuple[dict[str, Any], float]:
     """The summary of a recorded run, and its median step in ms."""
     with tempfile.TemporaryDirectory() as folder:
-        own = [sys.executable, "-m", "moescope"]
-        said = output_of([*own, "run", "-o", f"{folder}/rec", "--", *_target(b, stage, steps, schedule)], LIMIT_S)
+        own, target = [sys.executable, "-m", "moescope"], _target(b, stage, steps, schedule, *more)
+        said = output_of([*own, "run", "-o", f"{folder}/rec", "--", *target], LIMIT_S)
         summary = json.loads(output_of([*own, "summary", f"{folder}/rec", "--json"], LIMIT_S))
     return summary, _step_ms(said)
 

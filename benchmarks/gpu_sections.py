@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -244,10 +245,13 @@ def records(b: Bench) -> Iterator[Figure]:
 def stack(b: Bench) -> Iterator[Figure]:
     """Steps of the whole stack on virtual ranks: what trains on CPUs trains here."""
     from moescope.instrumented_model.config import size
+    from moescope.instrumented_model.gemm import products as chosen
     from moescope.instrumented_model.gemm.arithmetic import Arithmetic
     from moescope.instrumented_model.gemm.choice import choose
+    from moescope.instrumented_model.inference.graphs import GraphedDecode, why_not
     from moescope.instrumented_model.inference.steps import decode as decoded
     from moescope.instrumented_model.layers.model import Model
+    from moescope.instrumented_model.parallel.lane import lane_for
     from moescope.instrumented_model.parallel.mover import KernelMover
     from moescope.instrumented_model.parallel.virtual import VirtualExchange
     from moescope.instrumented_model.training.recipe import Recipe
@@ -255,7 +259,10 @@ def stack(b: Bench) -> Iterator[Figure]:
 
     c = replace(size("tiny"), sequence_length=16, decode_sequences=2) if b.rehearsal else size("lite")
     yield Figure(f"products by {choose(None, b.device, Arithmetic.of(c)).backend.name}", 1, "backend")
-    exchange, steps = VirtualExchange(c, 4, KernelMover()), b.size(12, 2)
+    mover, steps = KernelMover(), b.size(12, 2)
+    exchange = VirtualExchange(c, 4, mover, lane_for(b.device))
+    if not b.rehearsal:
+        chosen.leave(mover.sms)
     model = Model(c, seed=0).to(b.device)
     trainer = Trainer(model, exchange, Recipe(seed=0), schedule="overlapped")
     results = [trainer.run_step() for _ in range(steps)]
@@ -265,6 +272,14 @@ def stack(b: Bench) -> Iterator[Figure]:
     yield Figure(f"loss at step {steps}", results[-1].loss, "nats a byte")
     taken = [s.dur_ns for s in decoded(model, exchange, steps=steps, schedule="overlapped", seed=0)]
     yield Figure(f"decode step, {c.name}", median(taken[steps // 3 :]) / 1e6, "ms")
+    reason = why_not(exchange, b.device, c.fp8)
+    if reason is not None:
+        yield Figure("decode step as a CUDA graph", None, reason)
+        return
+    graphed = partial(GraphedDecode, model, exchange, "overlapped")
+    replayed = decoded(model, exchange, steps=4 * steps, schedule="overlapped", seed=0, graphed=graphed)
+    taken = [s.dur_ns for s in replayed]
+    yield Figure("decode step as a CUDA graph", median(taken[steps:]) / 1e6, "ms")
 
 
 def accumulation(b: Bench) -> Iterator[Figure]:

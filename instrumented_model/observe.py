@@ -28,7 +28,7 @@ class _Meter:
 
     def __init__(self) -> None:
         self.work: dict[str, list[int]] = {}
-        self.sampling = self.all = self.begun = False
+        self.sampling = self.all = self.begun = self.silent = False
         self.turn = 0
         self.name = ""
 
@@ -52,10 +52,23 @@ def phase(name: str, layer: int = -1, micro_batch: int = -1) -> Iterator[None]:
     """A phase of the computing thread; the products counted inside are emitted once, at its end. Phases do not nest."""
     _METER.work.clear()
     _METER.name = name
+    if _METER.silent:
+        yield
+        return
     with emit.phase(name, layer=layer, micro_batch=micro_batch):
         yield
         for dtype, (flops, moved) in _METER.work.items():
             emit.work(flops=flops, bytes=moved, dtype=dtype)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Inside, nothing is told by this module: what is captured is not done, and must not be counted on the device."""
+    sampling, _METER.sampling, _METER.silent = _METER.sampling, False, True
+    try:
+        yield
+    finally:
+        _METER.sampling, _METER.silent = sampling, False
 
 
 def sample(step: int) -> None:

@@ -15,6 +15,7 @@ from moescope.collectors import emit
 from moescope.instrumented_model.commands.configuration import DEFAULT_SIZE, configured
 from moescope.instrumented_model.config import PRODUCT_DTYPES, SIZES, Config, ConfigError
 from moescope.instrumented_model.device import DEVICES, PROCESS_GROUPS, device_of
+from moescope.instrumented_model.gemm import products
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.choice import NAMES, Choice, choose
 from moescope.instrumented_model.layers.model import Model
@@ -22,6 +23,7 @@ from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.parallel.link import DEFAULT_INTRA_LINK, DEFAULT_LINK, Link, parse_link
 from moescope.instrumented_model.parallel.open import described, open_exchange, open_virtual
 from moescope.instrumented_model.parallel.ranks import PeerError, Ranks, joined, world
+from moescope.instrumented_model.parallel.virtual import VirtualExchange
 from moescope.instrumented_model.schedules.order import SCHEDULES
 
 
@@ -136,6 +138,14 @@ def _opened(
     return open_virtual(c, a.virtual_ranks, device)
 
 
+def _left(exchange: Exchange, schedule: str) -> str:
+    """Keeps products off the SMs of an exchange beside them; what to say of it, if anything."""
+    sms = exchange.mover.sms if isinstance(exchange, VirtualExchange) and schedule != "serial" else 0
+    if products.leave(sms):
+        return ", products on the others" if sms else ""
+    return f", which {products.active().name} does not leave alone"
+
+
 def _announce(run: Run, gemm: Choice, exchange: str) -> None:
     a, c, ranks = run.arguments, run.c, run.ranks
     arithmetic = gemm.backend.arithmetic if c.fp8 else "FP32 products"
@@ -207,7 +217,7 @@ def _execute(
     with joined(ranks, a.timeout, PROCESS_GROUPS[a.device]):
         exchange, what = _opened(a, c, device, ranks, link, intra_link)
         run = Run(a, c, device, ranks, link, intra_link, exchange)
-        _announce(run, gemm, what)
+        _announce(run, gemm, what + _left(exchange, a.schedule))
         try:
             command(run)  # all that uses the process group is gone when it returns
         finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from moescope.collectors import emit
 from moescope.instrumented_model.commands import peaks, redundant
 from moescope.instrumented_model.commands.common import Run, StepLog, add_step_arguments
 from moescope.instrumented_model.config import ConfigError
 from moescope.instrumented_model.inference.batching import Limits, Server
+from moescope.instrumented_model.inference.graphs import GraphedDecode, why_not
 from moescope.instrumented_model.inference.requests import drawn
 from moescope.instrumented_model.inference.roofline import Peaks, report, ridge_tokens, roofline
 from moescope.instrumented_model.inference.steps import CACHES, CacheKind, InferenceStep, decode
@@ -24,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     peaks.add_arguments(parser)
     redundant.add_arguments(parser)
     parser.add_argument("--cache", choices=list(CACHES), default="contiguous", help="(default %(default)s)")
+    parser.add_argument(
+        "--graphs", action="store_true", help="capture a step as a CUDA graph, and replay it (a GPU, --virtual-ranks)"
+    )
     serving = parser.add_argument_group("continuous batching")
     serving.add_argument(
         "--requests", type=int, metavar="N", help="serve N requests of many lengths to their end, in place of --steps"
@@ -41,6 +46,12 @@ def add_serving_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(run: Run) -> None:
     """Decode with a new model."""
+    if run.arguments.graphs:
+        reason = why_not(run.exchange, run.device, run.c.fp8)
+        if run.arguments.requests is not None:
+            reason = "requests come and go, a graph's batch stays: leave --requests out"
+        if reason is not None:
+            raise ConfigError(f"--graphs: {reason}")
     model = run.new_model()
     exchange = redundant.planned_exchange(run, model)
     if run.arguments.requests is None:
@@ -53,9 +64,11 @@ def run(run: Run) -> None:
 def stage(run: Run, model: Model, exchange: Exchange) -> None:
     """Decode with `model` over `exchange`."""
     a, log = run.arguments, StepLog(run)
-    machine = _machine(run)
-    kind: CacheKind = getattr(a, "cache", "contiguous")  # `all` has no choice of it
-    for s in decode(model, exchange, steps=a.steps, schedule=a.schedule, seed=a.seed, cache=kind):
+    machine, graphed = _machine(run), None
+    kind: CacheKind = getattr(a, "cache", "contiguous")  # `all` has no choice of it, nor of graphs
+    if getattr(a, "graphs", False):
+        graphed = partial(GraphedDecode, model, exchange, a.schedule)
+    for s in decode(model, exchange, steps=a.steps, schedule=a.schedule, seed=a.seed, cache=kind, graphed=graphed):
         log(s.step, s.dur_ns, f"{s.tokens} tokens{terms(run, machine, s)}")
     log.close()
 

@@ -17,6 +17,9 @@ import torch
 from moescope.instrumented_model.numerics.formats import TILE
 from moescope.instrumented_model.numerics.quantise import Quantised, group_starts, tiles
 
+Counts = Sequence[int] | torch.Tensor
+"""Rows of each group: known to the host, or [groups] int64 on the device, which the host does not wait for."""
+
 
 class Backend(Protocol):
     """One way to compute products.
@@ -24,20 +27,25 @@ class Backend(Protocol):
     name: what it is chosen by
     arithmetic: what it does, for people
     finest: the smallest promotion interval that it can honour
+    counts_stay: whether grouped M takes rows on the device
     """
 
     name: str
     arithmetic: str
     finest: int
+    counts_stay: bool
 
     def why_not(self, device: torch.device) -> str | None:
         """Why it cannot work for tensors on `device`; None where it can. Cheap: multiplies nothing."""
+
+    def leave(self, sms: int) -> bool:
+        """Keep off so many of the device's SMs from now on, for an exchange beside; whether it can."""
 
     def dense(self, a: Quantised, b: Quantised, interval: int | None, out_dtype: torch.dtype) -> torch.Tensor:
         """a: [m, k] in 1x128 tiles; b: [n, k] in 128x128 blocks or 1x128 tiles; returns: [m, n] `out_dtype`"""
 
     def grouped_m(
-        self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype
+        self, a: Quantised, b: Quantised, rows: Counts, interval: int | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
         """a: [m, k] in 1x128 tiles, ordered by group; b: [groups, n, k] in 128x128 blocks; rows: [groups], sum m
 
@@ -57,14 +65,21 @@ class Backend(Protocol):
 class ByGroup(ABC):
     """Grouped products as one dense product a group, for a backend that has nothing better."""
 
+    counts_stay = False
+
+    def leave(self, sms: int) -> bool:
+        """As in `Backend`; one that can says so itself."""
+        return sms == 0
+
     @abstractmethod
     def dense(self, a: Quantised, b: Quantised, interval: int | None, out_dtype: torch.dtype) -> torch.Tensor:
         """As in `Backend`."""
 
     def grouped_m(
-        self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype
+        self, a: Quantised, b: Quantised, rows: Counts, interval: int | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
         """As in `Backend`: a, b, rows -> [m, n] `out_dtype`."""
+        assert not isinstance(rows, torch.Tensor)  # `counts_stay` is asked first
         result = torch.empty(a.q.shape[0], b.q.shape[1], dtype=out_dtype, device=a.q.device)
         first = 0
         for group, count in enumerate(rows):

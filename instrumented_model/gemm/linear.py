@@ -15,14 +15,14 @@ from torch import nn
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.gemm import products
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
+from moescope.instrumented_model.gemm.backend import Counts
 from moescope.instrumented_model.gemm.beside import WEIGHT_GRADIENTS
+from moescope.instrumented_model.gemm.quantisers import quantise_columns, quantise_tiles
 from moescope.instrumented_model.numerics.e5m6 import E5M6Tiles, dequantise_e5m6, quantise_e5m6
 from moescope.instrumented_model.numerics.quantise import (
     Quantised,
     dequantise,
     quantise_blocks,
-    quantise_columns,
-    quantise_tiles,
     transposed,
 )
 
@@ -47,11 +47,11 @@ class _Fp8Product(torch.autograd.Function):
         x: torch.Tensor,
         weight: nn.Parameter,
         layer: Fp8Linear,
-        rows: Sequence[int],
+        rows: Counts,
         wire: Quantised | None,
         record: bool,
     ) -> torch.Tensor:
-        xq = layer.quantised_input(x, rows) if wire is None else wire
+        xq = layer.quantised_input(x) if wire is None else wire
         ctx.layer, ctx.rows, ctx.k = layer, rows, None
         if record:
             if layer.keep == "e5m6" and wire is None:
@@ -123,20 +123,22 @@ class Fp8Linear(nn.Module):
         """The weights as E4M3 holds them. returns: [groups, n, k] float32"""
         return self.weights().w.dequantised.view_as(self.weight) if self.arithmetic.fp8 else self.weight.detach()
 
-    def count(self, rows: Sequence[int]) -> None:
-        """Tell the profiler of one product for each group that has rows."""
+    def count(self, rows: Counts) -> None:
+        """Tell the profiler of one product for each group that has rows, where these are known."""
+        if isinstance(rows, torch.Tensor):
+            return
         dtype = observe.FP8 if self.arithmetic.fp8 else observe.BF16
         for m in rows:
             if m:
                 observe.product(m, self.n, self.k, dtype=dtype)
 
-    def quantised_input(self, x: torch.Tensor, rows: Sequence[int]) -> Quantised:
+    def quantised_input(self, x: torch.Tensor) -> Quantised:
         """x: [m, k] float32; returns: in 1x128 tiles, reported"""
         xq = quantise_tiles(x, power_of_2=self.power_of_2_x)
         observe.quantised(f"{self.name}.x", x, xq)
         return xq
 
-    def fprop(self, x: Quantised, rows: Sequence[int]) -> torch.Tensor:
+    def fprop(self, x: Quantised, rows: Counts) -> torch.Tensor:
         """Y = X W^T. x: [m, k] in 1x128 tiles; returns: [m, n] float32"""
         y = self._product(x, self.weights().w, rows)
         self.count(rows)
@@ -172,9 +174,7 @@ class Fp8Linear(nn.Module):
 
         WEIGHT_GRADIENTS.put(compute)
 
-    def forward(
-        self, x: torch.Tensor, rows: Sequence[int] | None = None, *, wire: Quantised | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rows: Counts | None = None, *, wire: Quantised | None = None) -> torch.Tensor:
         """x: [m, k] float32, ordered by group; rows: [groups], how many each group has, summing to m
         wire: x in 1x128 tiles already, as it came from another rank; x then stands for it in the graph alone
 
@@ -192,7 +192,7 @@ class Fp8Linear(nn.Module):
         result: torch.Tensor = _Fp8Product.apply(x, self.weight, self, rows, wire, record)  # type: ignore[no-untyped-call]
         return result
 
-    def checked(self, x: torch.Tensor, rows: Sequence[int] | None) -> Sequence[int]:
+    def checked(self, x: torch.Tensor, rows: Counts | None) -> Counts:
         """x: [m, k]; rows: [groups], None for one. returns: [groups], rows. Raises ValueError where they do not fit."""
         if x.dim() != 2 or x.shape[1] != self.k:
             raise ValueError(
@@ -200,6 +200,10 @@ class Fp8Linear(nn.Module):
                 f"give [rows, {self.k}]"
             )
         rows = [x.shape[0]] if rows is None else rows
+        if isinstance(rows, torch.Tensor):
+            if self.arithmetic.fp8 and not torch.is_grad_enabled():
+                return rows
+            raise ValueError(f"{self.name}: rows on {rows.device} are for inference in FP8: give a list")
         if len(rows) != self.weight.shape[0] or sum(rows) != x.shape[0]:
             raise ValueError(
                 f"{self.name}: rows {list(rows)} do not share out {x.shape[0]} rows over "
@@ -207,13 +211,14 @@ class Fp8Linear(nn.Module):
             )
         return rows
 
-    def unquantised(self, x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    def unquantised(self, x: torch.Tensor, rows: Counts) -> torch.Tensor:
         """Y = X W^T in FP32, to compare with. x: [m, k] float32; rows: [groups], sum m; returns: [m, n] float32"""
+        assert not isinstance(rows, torch.Tensor)  # `checked` lets none through
         self.count(rows)
         y = [a @ self.weight[e].mT for e, a in enumerate(torch.split(x, list(rows)))]
         return y[0] if len(y) == 1 else torch.cat(y)
 
-    def _product(self, a: Quantised, w: Quantised, rows: Sequence[int]) -> torch.Tensor:
+    def _product(self, a: Quantised, w: Quantised, rows: Counts) -> torch.Tensor:
         interval, out_dtype = self.arithmetic.interval, self.arithmetic.out_dtype
         if w.q.dim() == 2:
             return products.dense(a, w, interval=interval, out_dtype=out_dtype).float()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from moescope.instrumented_model.gemm.backend import Backend
+from moescope.instrumented_model.gemm.backend import Backend, Counts
 from moescope.instrumented_model.gemm.backends.cpu import Cpu
 from moescope.instrumented_model.numerics.formats import TILE
 from moescope.instrumented_model.numerics.quantise import Quantised, padded_rows, tiles
@@ -22,6 +22,11 @@ class _Chosen:
 def use(backend: Backend) -> None:
     """Multiply with `backend` from now on; before the first call it is `cpu`."""
     _Chosen.backend = backend
+
+
+def leave(sms: int) -> bool:
+    """Keep products off so many of the device's SMs from now on; whether the backend can."""
+    return _Chosen.backend.leave(sms)
 
 
 def active() -> Backend:
@@ -55,7 +60,7 @@ def dense(
 def grouped_m(
     a: Quantised,
     b: Quantised,
-    rows: Sequence[int],
+    rows: Counts,
     *,
     interval: int | None = N_C,
     out_dtype: torch.dtype = torch.float32,
@@ -64,6 +69,7 @@ def grouped_m(
     """C[rows of g] = A[rows of g] B_g^T: Fprop and Dgrad of experts.
 
     a: [m, k] in 1x128 tiles, ordered by group; b: [groups, n, k] in 128x128 blocks; rows: [groups], summing to m
+    (on the device, where the backend's `counts_stay` says that it can, they are taken as they are)
     returns: [m, n] `out_dtype`; the rest as in `dense`
     """
     backend = _checked(backend, interval, out_dtype)
@@ -71,7 +77,15 @@ def grouped_m(
     _operand("B", b, 3, blocks=True)
     _same_k(a, b)
     m, groups = a.q.shape[0], b.q.shape[0]
-    if len(rows) != groups or min(rows) < 0 or sum(rows) != m:
+    if isinstance(rows, torch.Tensor):
+        if not backend.counts_stay or rows.shape != (groups,):
+            raise ValueError(
+                f"rows {list(rows.shape)} on {rows.device} for {groups} groups: give one number a group, and to "
+                f"backend {backend.name} as a list"
+                if not backend.counts_stay
+                else f"rows {list(rows.shape)} for {groups} groups of B: give one number for each"
+            )
+    elif len(rows) != groups or min(rows) < 0 or sum(rows) != m:
         raise ValueError(
             f"rows {list(rows)} do not share out the {m} rows of A over the {groups} groups of B: give one number, not "
             f"below 0, for each group, summing to {m}"

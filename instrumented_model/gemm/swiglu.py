@@ -7,7 +7,6 @@ same: so the gradient that comes back over the wire is that of the Linear's resu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,10 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from moescope.instrumented_model import observe
+from moescope.instrumented_model.gemm.backend import Counts
 from moescope.instrumented_model.gemm.beside import WireGradient
 from moescope.instrumented_model.gemm.linear import Fp8Linear
+from moescope.instrumented_model.gemm.quantisers import quantise_tiles
 from moescope.instrumented_model.numerics.formats import TILE
-from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, quantise_tiles
+from moescope.instrumented_model.numerics.quantise import Quantised, dequantise
 
 
 def swiglu(ab: torch.Tensor) -> torch.Tensor:
@@ -38,7 +39,7 @@ def swiglu_gradient(ab: torch.Tensor, dx: torch.Tensor) -> torch.Tensor:
 def swiglu_linear(
     ab: torch.Tensor,
     down: Fp8Linear,
-    rows: Sequence[int] | None = None,
+    rows: Counts | None = None,
     gates: torch.Tensor | None = None,
     gradient: WireGradient | None = None,
 ) -> torch.Tensor:
@@ -72,7 +73,7 @@ class _SwigluProduct(torch.autograd.Function):
         gates: torch.Tensor | None,
         weight: nn.Parameter,
         down: Fp8Linear,
-        rows: Sequence[int],
+        rows: Counts,
         gradient: WireGradient | None,
         record: bool,
     ) -> torch.Tensor:
@@ -81,7 +82,7 @@ class _SwigluProduct(torch.autograd.Function):
             kept = quantise_tiles(_tile_aligned(ab))
             observe.quantised(f"{down.name}.ab", _tile_aligned(ab), kept)
             ctx.save_for_backward(kept.q, kept.scale, gates)
-        return down.fprop(down.quantised_input(_gated(swiglu(ab), gates), rows), rows)
+        return down.fprop(down.quantised_input(_gated(swiglu(ab), gates)), rows)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

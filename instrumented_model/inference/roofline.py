@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moescope.collectors import emit
+from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config, ConfigError
 
 
@@ -61,12 +62,13 @@ def ridge_tokens(peaks: Peaks) -> float:
 
 @dataclass(frozen=True)
 class Part:
-    """Products that share a bound; weight_bytes and cache_bytes are read once."""
+    """Products that share a bound; weight_bytes and cache_bytes are read once. dtype: of the operands"""
 
     name: str
     flops: int
     weight_bytes: float
     cache_bytes: float = 0.0
+    dtype: str = observe.FP8
 
     def time_s(self, peaks: Peaks) -> float:
         """At least: what is longer of multiplying and of reading, s."""
@@ -89,21 +91,22 @@ def parts(
     projections = query + c.d * (c.d_latent + c.d_rope) + c.heads * c.d_head * c.d
     absorbed = 2 * c.heads * c.d_head * c.d_latent
     positions = sum(ends)
-    core = 2 * positions * c.heads * (2 * c.d_latent + c.d_rope)
-    dense = 3 * c.d * c.d_dense
+    core, of_cache = 2 * positions * c.heads * (2 * c.d_latent + c.d_rope), positions * (c.d_latent + c.d_rope)
+    dense, gate = 3 * c.d * c.d_dense, c.d * c.experts
     moe_layers = len(served)
     dense_layers = layers - moe_layers
     routed = sum(sum(counts) for counts in served)
     active = sum(sum(count > 0 for count in counts) for counts in served)
     shared = expert_parameters(c) * c.shared_experts
     return [
-        Part("attention projections", layers * 2 * n * (projections + absorbed), layers * (projections + absorbed) * w),
-        Part("attention core", layers * core, 0.0, layers * positions * (c.d_latent + c.d_rope) * peaks.cache_bytes),
+        Part("attention projections", layers * 2 * n * projections, layers * projections * w),
+        Part("absorbed projections", layers * 2 * n * absorbed, layers * absorbed * w, dtype=observe.BF16),
+        Part("attention core", layers * core, 0.0, layers * of_cache * peaks.cache_bytes, observe.BF16),
         Part("dense", dense_layers * 2 * n * dense, dense_layers * dense * w),
-        Part("gate", moe_layers * 2 * n * c.d * c.experts, moe_layers * c.d * c.experts * max(w, 2)),
+        Part("gate", moe_layers * 2 * n * gate, moe_layers * gate * max(w, 2), dtype=observe.BF16),
         Part("shared experts", moe_layers * 2 * n * shared, moe_layers * shared * w),
         Part("routed experts", 2 * routed * expert_parameters(c), active * expert_parameters(c) * w),
-        Part("head", 2 * n * c.d * c.vocabulary, c.d * c.vocabulary * max(w, 2)),
+        Part("head", 2 * n * c.d * c.vocabulary, c.d * c.vocabulary * max(w, 2), dtype=observe.BF16),
     ]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -44,6 +44,11 @@ class InferenceStep:
     served: tuple[tuple[tuple[int, ...], ...], ...]
 
 
+Graphed = Callable[[LatentCache, list[list[int]], int], Callable[[list[torch.Tensor], int], InferenceStep]]
+"""From a cache, its sequences [micro-batches][sequences] and the positions that each has room for, to what does a
+decode step of them: takes a micro-batch's tokens each, [sequences, 1] int64, and the number of the step."""
+
+
 def infer(
     model: Model,
     exchange: Exchange,
@@ -65,7 +70,7 @@ def infer(
         report_routing(model, routed(micro_batches))
     logits = tuple(mb.result for mb in micro_batches if mb.result is not None)
     ends = tuple(layers[0].spans.ends for layers in caches or [])
-    served = tuple(tuple(mb.served) for mb in micro_batches)
+    served = tuple(tuple(tuple(int(n) for n in counts) for counts in mb.served) for mb in micro_batches)
     return InferenceStep(step, emit.clock_ns() - start_ns, sum(t.numel() for t in tokens), logits, ends, served)
 
 
@@ -125,11 +130,20 @@ def decode(
     schedule: Schedule,
     seed: int,
     cache: CacheKind = "contiguous",
+    graphed: Graphed | None = None,
 ) -> Iterator[InferenceStep]:
-    """Prefill one prompt, then `steps` greedy steps of one token a sequence from the latent cache."""
-    c, text = model.c, data.corpus_for(model.c.vocabulary)
+    """Prefill one prompt, then `steps` greedy steps of one token a sequence from the latent cache.
+
+    graphed: makes what does a step, where that is not to be `infer`
+    """
+    c, text, room = model.c, data.corpus_for(model.c.vocabulary), model.c.sequence_length + DECODE_WINDOW
     emit.stage("prefill")
-    kept, sequences = new_cache(c, c.decode_sequences, c.sequence_length + DECODE_WINDOW, cache, model.device)
+    kept, sequences = new_cache(c, c.decode_sequences, room, cache, model.device)
+
+    def one_by_one(tokens: list[torch.Tensor], step: int) -> InferenceStep:
+        return infer(model, exchange, tokens, opened(kept, sequences, tokens), schedule, step)
+
+    do_step = one_by_one if graphed is None else graphed(kept, sequences, room)
     tokens = prompts(model, text, step=0, sequences=c.decode_sequences, seed=seed)
     first = infer(model, exchange, tokens, opened(kept, sequences, tokens), schedule, 0)
     emit.stage("decode")
@@ -140,5 +154,5 @@ def decode(
                 kept.truncate(sequence, c.sequence_length)
             last = first
         next_tokens = [logits.argmax(-1, keepdim=True) for logits in last.logits]
-        last = infer(model, exchange, next_tokens, opened(kept, sequences, next_tokens), schedule, step)
-        yield replace(last, step=step)
+        last = do_step(next_tokens, step)
+        yield last

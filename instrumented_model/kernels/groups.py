@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import triton
@@ -65,7 +66,8 @@ def groups_of(rows: Sequence[int] | torch.Tensor, m: int, device: torch.device) 
     require(len(listed) > 0, "rows names no group")
     require(min(listed) >= 0, f"rows has a group of {min(listed)} rows")
     require(sum(listed) == m, f"rows sums to {sum(listed)}, there are {m} rows")
-    offsets = torch.tensor([0, *listed], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+    on_gpu = device.type == "cuda"  # from pinned memory the copy is not waited for
+    offsets = torch.tensor([0, *accumulate(listed)], dtype=torch.int32, pin_memory=on_gpu).to(device, non_blocking=True)
     return Groups(offsets, len(listed), sum(-(-r // TILE) for r in listed))
 
 

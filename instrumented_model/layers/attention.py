@@ -57,8 +57,12 @@ class LatentAttention(nn.Module):
         (a further chunk of a prompt) in the expanded one.
         """
         c = self.c
-        spans = cache.spans if cache is not None else Spans.uncached(sequences, x.shape[0] // max(sequences, 1))
-        cos, sin = angles(spans.positions.to(x.device), spans.longest, c.d_rope)
+        if cache is None:
+            spans = Spans.uncached(sequences, x.shape[0] // max(sequences, 1))
+            cos, sin = angles(spans.positions.to(x.device), spans.longest, c.d_rope)
+        else:
+            spans = cache.spans
+            cos, sin = angles(cache.places.positions, cache.places.longest, c.d_rope)
         q_head, q_rope = torch.split(self._queries(x), [c.d_head, c.d_rope], dim=-1)
         latent, key_rope = self.down(x).split([c.d_latent, c.d_rope], dim=-1)
         latent, key_rope, q_rope = self.norm(latent), rotate(key_rope, cos, sin), rotate(q_rope, cos, sin)
@@ -87,7 +91,7 @@ class LatentAttention(nn.Module):
         if not spans.new:
             return q_head
         if cache is not None and set(spans.new) == {1}:
-            return self._absorbed(q_head, q_rope, cache.read(), spans.ends)
+            return self._absorbed(q_head, q_rope, cache.read(), spans.ends, cache.places.beyond)
         if not any(spans.starts):
             past = torch.cat([latent, key_rope], dim=-1)
             if spans.even:
@@ -101,7 +105,7 @@ class LatentAttention(nn.Module):
         queries = zip(*(torch.split(t, list(spans.new)) for t in (q_head, q_rope)), strict=True)
         for (q, r), past, end in zip(queries, cache.read(), spans.ends, strict=True):
             one = past[None, :end]
-            results.append(self._absorbed(q, r, one, (end,)) if len(q) == 1 else self._expanded(q, r, one))
+            results.append(self._absorbed(q, r, one, (end,), None) if len(q) == 1 else self._expanded(q, r, one))
         return torch.cat(results)
 
     def _expanded(self, q_head: torch.Tensor, q_rope: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
@@ -126,19 +130,24 @@ class LatentAttention(nn.Module):
         return expanded
 
     def _absorbed(
-        self, q_head: torch.Tensor, q_rope: torch.Tensor, past: torch.Tensor, ends: tuple[int, ...]
+        self,
+        q_head: torch.Tensor,
+        q_rope: torch.Tensor,
+        past: torch.Tensor,
+        ends: tuple[int, ...],
+        beyond: torch.Tensor | None,
     ) -> torch.Tensor:
         """W^UK absorbed into queries, W^UV into results, so the cache is read as it is: decode, one position each.
 
         q_head, q_rope: [sequences, heads, ...]; past: [sequences, longest, d_c + d_h^R]; ends: [sequences]
+        beyond: [sequences, longest] bool, past a sequence's end, None where all are of one length
         returns: [sequences, heads, d_head]
         """
-        c, (sequences, longest, _) = self.c, past.shape
+        c, sequences = self.c, len(past)
         w = self.up.dequantised()[0].reshape(c.heads, 2, c.d_head, c.d_latent)
         q_latent = torch.einsum("bhd,hdl->bhl", q_head, w[:, 0])
         scores = torch.cat([q_latent, q_rope], dim=-1) @ past.mT * (c.d_head + c.d_rope) ** -0.5
-        if min(ends) < longest:
-            beyond = torch.arange(longest, device=past.device) >= torch.tensor(ends).to(past.device)[:, None]
+        if beyond is not None:
             scores = scores.masked_fill(beyond[:, None], -torch.inf)
         p = F.softmax(scores, dim=-1)
         o = torch.einsum("bhl,hdl->bhd", p @ past[..., : c.d_latent], w[:, 1])

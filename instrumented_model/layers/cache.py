@@ -71,31 +71,64 @@ class Spans:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the tokens of one pass lie, in all layers: on the device, moved there once.
+
+    write_to: [tokens] int64, row of each new token in the cache
+    read_from: [sequences, longest] int64, row of each position, the zero row past a sequence's end
+    positions: [tokens] int64, position of each new token in its sequence
+    last: [sequences] int64, which of the tokens is each sequence's last
+    beyond: [sequences, longest] bool, past a sequence's end; None where none is shorter than the longest
+    longest: more than every position
+    """
+
+    write_to: torch.Tensor
+    read_from: torch.Tensor
+    positions: torch.Tensor
+    last: torch.Tensor
+    beyond: torch.Tensor | None
+    longest: int
+
+    @classmethod
+    def of(
+        cls, spans: Spans, write_to: torch.Tensor, read_from: torch.Tensor, longest: int, device: torch.device
+    ) -> Places:
+        """write_to, read_from: as above, on the host still"""
+        ends = torch.tensor(spans.ends, dtype=torch.int64)
+        beyond = torch.arange(longest) >= ends[:, None] if min(spans.ends, default=0) < longest else None
+        return cls(
+            write_to.to(device),
+            read_from.to(device),
+            spans.positions.to(device),
+            spans.last.to(device),
+            None if beyond is None else beyond.to(device),
+            longest,
+        )
+
+
+@dataclass(frozen=True)
 class LayerCache:
     """One layer of a cache as one pass sees it.
 
     rows: [positions of the whole cache + 1, d_c + d_h^R], a view of the cache; the last row stays zero
-    write_to: [tokens] int64, row of each new token
-    read_from: [sequences, longest] int64, row of each position, the zero row past a sequence's end
     side_by_side: [sequences, longest, d_c + d_h^R], a view of `rows` that needs no gathering, where there is one
     """
 
     spans: Spans
+    places: Places
     rows: torch.Tensor
-    write_to: torch.Tensor
-    read_from: torch.Tensor
     side_by_side: torch.Tensor | None = None
 
     def write(self, latent: torch.Tensor, rope: torch.Tensor) -> None:
         """latent: [tokens, d_c], after its norm; rope: [tokens, d_h^R], rotated"""
         kept = torch.cat([latent.detach(), rope.detach()], dim=-1).to(self.rows.dtype)
-        self.rows.index_copy_(0, self.write_to, kept)
+        self.rows.index_copy_(0, self.places.write_to, kept)
 
     def read(self) -> torch.Tensor:
         """Past and present, zero past a sequence's end. returns: [sequences, longest, d_c + d_h^R] float32"""
         if self.side_by_side is not None:
             return self.side_by_side.float()
-        return self.rows[self.read_from].float()
+        return self.rows[self.places.read_from].float()
 
 
 class LatentCache(Protocol):
@@ -116,9 +149,10 @@ class LatentCache(Protocol):
     def truncate(self, sequence: int, length: int) -> None:
         """Forget the positions from `length` on."""
 
-    def open(self, sequences: Sequence[int], new: Sequence[int]) -> list[LayerCache]:
+    def open(self, sequences: Sequence[int], new: Sequence[int], longest: int = 0) -> list[LayerCache]:
         """Make room for `new` further positions of each sequence, which count as cached from now on.
 
+        longest: so many positions are read of each sequence at least, for passes that are to be alike
         returns: [layers]. Raises CacheFull, and changes nothing then.
         """
 
@@ -135,11 +169,12 @@ def _width(c: Config) -> int:
     return c.d_latent + c.d_rope
 
 
-def _rows(tables: Sequence[torch.Tensor], zero_row: int) -> torch.Tensor:
+def _rows(tables: Sequence[torch.Tensor], zero_row: int, longest: int) -> torch.Tensor:
     """Rows of each sequence's positions, padded. tables: [sequences] of [length]; returns: [sequences, longest]"""
-    if not tables:
-        return torch.empty(0, 0, dtype=torch.int64)
-    return torch.nn.utils.rnn.pad_sequence(list(tables), batch_first=True, padding_value=zero_row)
+    rows = torch.full((len(tables), longest), zero_row, dtype=torch.int64)
+    for row, table in zip(rows, tables, strict=True):
+        row[: len(table)] = table
+    return rows
 
 
 class ContiguousCache:
@@ -177,10 +212,11 @@ class ContiguousCache:
     def truncate(self, sequence: int, length: int) -> None:
         self._lengths[sequence] = min(length, self._lengths[sequence])
 
-    def open(self, sequences: Sequence[int], new: Sequence[int]) -> list[LayerCache]:
+    def open(self, sequences: Sequence[int], new: Sequence[int], longest: int = 0) -> list[LayerCache]:
         spans = Spans(tuple(self._lengths[s] for s in sequences), tuple(new))
-        if spans.longest > self.capacity:
-            raise CacheFull(f"latent cache is full: {spans.longest} positions needed, {self.capacity} a sequence")
+        longest = max(spans.longest, longest)
+        if longest > self.capacity:
+            raise CacheFull(f"latent cache is full: {longest} positions needed, {self.capacity} a sequence")
         for sequence, end in zip(sequences, spans.ends, strict=True):
             self._lengths[sequence] = end
         places = list(zip(sequences, spans.starts, spans.ends, strict=True))
@@ -192,11 +228,11 @@ class ContiguousCache:
         if places and spans.even and list(sequences) == list(range(sequences[0], sequences[0] + len(sequences))):
             first, width = sequences[0], self.rows.shape[-1]
             whole = self.rows[:, :zero_row].view(len(self.rows), self.sequences, self.capacity, width)
-            views = list(whole[:, first : first + len(sequences), : spans.longest])
+            views = list(whole[:, first : first + len(sequences), :longest])
         else:
-            read_from = _rows([torch.arange(end) + s * self.capacity for s, _, end in places], zero_row)
-        to, source = write_to.to(self.rows.device), read_from.to(self.rows.device)
-        return [LayerCache(spans, r, to, source, v) for r, v in zip(self.rows, views, strict=True)]
+            read_from = _rows([torch.arange(end) + s * self.capacity for s, _, end in places], zero_row, longest)
+        at = Places.of(spans, write_to, read_from, longest, self.rows.device)
+        return [LayerCache(spans, at, r, v) for r, v in zip(self.rows, views, strict=True)]
 
     @property
     def capacity_bytes(self) -> int:
@@ -256,8 +292,9 @@ class PagedCache:
         while len(table) > self.blocks_for(self._lengths[sequence]):
             self._free.append(table.pop())
 
-    def open(self, sequences: Sequence[int], new: Sequence[int]) -> list[LayerCache]:
+    def open(self, sequences: Sequence[int], new: Sequence[int], longest: int = 0) -> list[LayerCache]:
         spans = Spans(tuple(self._lengths[s] for s in sequences), tuple(new))
+        longest = max(spans.longest, longest)
         wanted = [self.blocks_for(e) - len(self.tables[s]) for s, e in zip(sequences, spans.ends, strict=True)]
         if sum(wanted) > self.free_blocks:
             raise CacheFull(
@@ -270,9 +307,9 @@ class PagedCache:
         tables = [self._positions(s)[:e] for s, e in zip(sequences, spans.ends, strict=True)]
         empty = torch.empty(0, dtype=torch.int64)
         write_to = torch.cat([empty, *(table[start:] for table, start in zip(tables, spans.starts, strict=True))])
-        read_from = _rows(tables, self.rows.shape[1] - 1)
-        to, source = write_to.to(self.rows.device), read_from.to(self.rows.device)
-        return [LayerCache(spans, rows, to, source) for rows in self.rows]
+        read_from = _rows(tables, self.rows.shape[1] - 1, longest)
+        at = Places.of(spans, write_to, read_from, longest, self.rows.device)
+        return [LayerCache(spans, at, rows) for rows in self.rows]
 
     def _positions(self, sequence: int) -> torch.Tensor:
         """Row of each position that the sequence's blocks have room for. returns: [blocks * block] int64"""

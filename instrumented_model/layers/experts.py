@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
+from moescope.instrumented_model.gemm.backend import Counts
 from moescope.instrumented_model.gemm.beside import WireGradient
 from moescope.instrumented_model.gemm.linear import Fp8Linear
 from moescope.instrumented_model.gemm.swiglu import swiglu_linear
@@ -32,7 +31,7 @@ class Experts(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        rows: Sequence[int] | None = None,
+        rows: Counts | None = None,
         gates: torch.Tensor | None = None,
         *,
         wire: Quantised | None = None,

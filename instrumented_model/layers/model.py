@@ -9,6 +9,7 @@ from torch import nn
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
+from moescope.instrumented_model.gemm.backend import Counts
 from moescope.instrumented_model.gemm.beside import WireGradient
 from moescope.instrumented_model.layers import routing
 from moescope.instrumented_model.layers.attention import LatentAttention
@@ -93,7 +94,7 @@ class MoELayer(Layer):
         x: torch.Tensor,
         arrived: torch.Tensor,
         gates: torch.Tensor,
-        rows: tuple[int, ...],
+        rows: Counts,
         wire: Quantised | None = None,
         gradient: WireGradient | None = None,
     ) -> tuple[torch.Tensor, ...]:

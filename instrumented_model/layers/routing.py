@@ -42,6 +42,16 @@ def gates(s: torch.Tensor, chosen: torch.Tensor, scale: float = 1.0) -> torch.Te
     return g * (scale / g.sum(-1, keepdim=True).clamp_min(1e-20))
 
 
+def tally(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """How often each number stands there. On a GPU `bincount` would ask for the highest, and wait.
+
+    numbers: [n] int64, from 0 and below `count`; returns: [count] int64
+    """
+    if numbers.device.type == "cpu":
+        return torch.bincount(numbers, minlength=count)
+    return numbers.new_zeros(count).index_add_(0, numbers, torch.ones_like(numbers))
+
+
 def imbalance(s: torch.Tensor, top_k: int, sequences: int) -> torch.Tensor:
     """Sequence-wise balance loss without its weight, the mean over sequences of sum_i f_i P_i: equations 17 to 20.
 

@@ -19,8 +19,9 @@ import torch.distributed as dist
 
 from moescope.collectors import emit
 from moescope.instrumented_model.config import Config, ConfigError
+from moescope.instrumented_model.gemm.quantisers import quantise_tiles
 from moescope.instrumented_model.numerics.formats import TILE
-from moescope.instrumented_model.numerics.quantise import Quantised, quantise_tiles
+from moescope.instrumented_model.numerics.quantise import Quantised
 from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Plan, Rows, finished
 from moescope.instrumented_model.parallel.ranks import answering
 

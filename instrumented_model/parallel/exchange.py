@@ -19,6 +19,7 @@ import torch
 from moescope.instrumented_model.numerics.quantise import Quantised, dequantise
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Rows = Quantised | torch.Tensor
 """Rows [n, d] as they came: E4M3 in 1x128 tiles with power-of-2 scales, or float32 made of BF16."""
 
@@ -45,13 +46,13 @@ class Arrived:
     """Tokens for the experts of this rank, one row for each pair of token and expert, ordered by expert.
 
     came: [arrived, d], as an expert's first product takes them; gates: [arrived] float32
-    counts: [local experts], rows of each, summing to `arrived`
+    counts: [local experts], rows of each, summing to `arrived`; int64 on the device where the host is not to wait
     way: what the exchange that made it needs to send along the same way, and back
     """
 
     came: Rows
     gates: torch.Tensor
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] | torch.Tensor
     way: Any
 
     @property
@@ -64,27 +65,40 @@ class Waits(Protocol):
     """What a schedule sees of a handle."""
 
     def wait(self) -> None:
-        """Return when the exchange has ended; raise what went wrong in it."""
+        """Let nothing that is computed from now on begin before the exchange has ended; raise what went wrong in it.
+
+        On a CPU that is to return when it has ended.
+        """
 
     def done(self) -> bool:
-        """Whether `wait` would return at once."""
+        """Whether it has ended."""
+
+
+class Pending(Protocol[T_co]):
+    """What an exchange has begun: a `Future` of a thread, or what a stream was given."""
+
+    def result(self) -> T_co:
+        """What came of it, once it has ended; may be asked for more than once."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
 
 
 class Handle(Generic[T]):
     """An exchange under way. `wait` lets it end; `result` then does on the caller's thread what is left to do there."""
 
-    def __init__(self, future: Future[Any], finish: Callable[[Any], T]) -> None:
-        self._future, self._finish = future, finish
+    def __init__(self, pending: Pending[Any], finish: Callable[[Any], T]) -> None:
+        self._pending, self._finish = pending, finish
 
     def wait(self) -> None:
-        self._future.result()
+        self._pending.result()
 
     def done(self) -> bool:
-        return self._future.done()
+        return self._pending.done()
 
     def result(self) -> T:
         """Ask once: nothing is kept."""
-        return self._finish(self._future.result())
+        return self._finish(self._pending.result())
 
 
 class Exchange(ABC):

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 class Mover(Protocol):
-    """Copies rows between the buffers of ranks."""
+    """Copies rows between the buffers of ranks.
+
+    sms: of a GPU, that it takes; 0 where it takes none
+    """
+
+    sms: int
 
     def dispatch(
         self, q: torch.Tensor, scale: torch.Tensor | None, source: torch.Tensor
@@ -36,6 +41,8 @@ class Mover(Protocol):
 
 class IndexingMover:
     """`Mover` in plain torch, on any device."""
+
+    sms = 0
 
     def dispatch(
         self, q: torch.Tensor, scale: torch.Tensor | None, source: torch.Tensor

@@ -10,6 +10,7 @@ import torch
 from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.parallel.hop import Hop
 from moescope.instrumented_model.parallel.hops import HopExchange
+from moescope.instrumented_model.parallel.lane import lane_for
 from moescope.instrumented_model.parallel.link import NO_LINK, Link
 from moescope.instrumented_model.parallel.mover import mover_for
 from moescope.instrumented_model.parallel.placement import Placement
@@ -45,7 +46,7 @@ def open_exchange(
 def open_virtual(c: Config, ranks: int, device: torch.device) -> tuple[VirtualExchange, str]:
     """Virtual ranks in this process, for a model with the experts of them all, and what to say of them."""
     mover, how = mover_for(device)
-    return VirtualExchange(c, ranks, mover), f"{ranks} virtual ranks, {how}"
+    return VirtualExchange(c, ranks, mover, lane_for(device)), f"{ranks} virtual ranks, {how}"
 
 
 def open_planned(

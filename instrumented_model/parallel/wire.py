@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from moescope.instrumented_model import observe
+from moescope.instrumented_model.gemm.quantisers import quantise_tiles
 from moescope.instrumented_model.numerics.formats import E4M3, TILE
-from moescope.instrumented_model.numerics.quantise import Quantised, quantise_tiles
+from moescope.instrumented_model.numerics.quantise import Quantised
 from moescope.instrumented_model.parallel.exchange import Rows
 
 

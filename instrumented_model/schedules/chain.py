@@ -26,6 +26,7 @@ from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.gemm.beside import WEIGHT_GRADIENTS, WireGradient, stand_in
 from moescope.instrumented_model.layers.cache import LayerCache, Spans
 from moescope.instrumented_model.layers.model import DenseLayer, Model
+from moescope.instrumented_model.layers.routing import tally
 from moescope.instrumented_model.numerics.quantise import Quantised
 from moescope.instrumented_model.parallel.exchange import Arrived, Exchange, Handle, Rows, Waits
 
@@ -89,10 +90,10 @@ class MicroBatch:
     tokens: [sequences, positions] int64; targets: the same shape, or None for inference
     caches: [layers], opened for this pass; they tell the sequences, then, and tokens may be [tokens], one after another
     chosen: [layers with experts][experts] int64, tokens this rank routed to each expert
-    served: [layers with experts][local experts], rows that this rank's experts got
-    balance: sum of the layers' balance losses, weighted; a part of the loss that `result` leaves out
+    served: [layers with experts][local experts], rows that this rank's experts got, as `Arrived` has them
+    balance_losses: [layers with experts] of [], weighted; a part of the loss that `result` leaves out
     embedded: of tokens, and with multi-token prediction of targets; heads, merges: of the model and each further depth
-    further: sum of the losses of multi-token prediction, unweighted
+    further_losses: [depths] of [], of multi-token prediction, unweighted
     """
 
     number: int
@@ -101,14 +102,24 @@ class MicroBatch:
     record: bool = True  # keep what backward needs, where there are targets
     caches: list[LayerCache] | None = None
     chosen: list[torch.Tensor] = field(default_factory=list)
-    served: list[tuple[int, ...]] = field(default_factory=list)
+    served: list[tuple[int, ...] | torch.Tensor] = field(default_factory=list)
     tape: list[LayerTape] = field(default_factory=list)
     embedded: list[torch.Tensor] = field(default_factory=list)
     heads: list[Chunk] = field(default_factory=list)
     merges: list[Chunk] = field(default_factory=list)
-    balance: float = 0.0
-    further: float = 0.0
+    balance_losses: list[torch.Tensor] = field(default_factory=list)
+    further_losses: list[torch.Tensor] = field(default_factory=list)
     result: torch.Tensor | None = None  # loss [], or logits of the last position [sequences, vocabulary]
+
+    @property
+    def balance(self) -> float:
+        """Sum of the layers' balance losses, weighted. Asked for once the pass is over: it waits for the device."""
+        return sum(float(loss) for loss in self.balance_losses)
+
+    @property
+    def further(self) -> float:
+        """Sum of the losses of multi-token prediction, unweighted; waits for the device."""
+        return sum(float(loss) for loss in self.further_losses)
 
 
 def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
@@ -130,8 +141,8 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
             (mb.result,) = head.outputs
         else:
             with torch.no_grad():
-                spans = mb.caches[0].spans if mb.caches else Spans.uncached(*mb.tokens.shape)
-                mb.result = model.logits(h[spans.last.to(h.device)])
+                last = mb.caches[0].places.last if mb.caches else Spans.uncached(*mb.tokens.shape).last.to(h.device)
+                mb.result = model.logits(h[last])
     if record:
         yield from _predict_further(model, exchange, mb, h)
 
@@ -152,7 +163,7 @@ def _predict_further(model: Model, exchange: Exchange, mb: MicroBatch, h: torch.
         with observe.phase("head(F)", n, m):
             head = Chunk(lambda h, at=module: at.loss(h, mb.targets, model.head), h, record=True)
             mb.heads.append(head)
-            mb.further += float(head.outputs[0])
+            mb.further_losses.append(head.outputs[0])
 
 
 Returned = tuple[torch.Tensor, Handle[torch.Tensor] | None]
@@ -180,10 +191,10 @@ def _layer_ahead(
         with observe.phase("attn(F)", n, m):
             attend = Chunk(lambda h, at=layer: at.attend(h, sequences, cache), h, record=record)
             residual, x, gates, balance, chosen = attend.outputs
-            mb.balance += float(balance)
+            mb.balance_losses.append(balance)
         yield Next("dispatch(F)", n)
         with observe.phase("permute(F)", n, m):
-            mb.chosen.append(torch.bincount(chosen.reshape(-1), minlength=model.c.experts))
+            mb.chosen.append(tally(chosen.reshape(-1), model.c.experts))
             there = exchange.dispatch(x, exchange.plan(chosen, gates), phase="dispatch(F)", layer=n, micro_batch=m)
         yield Next("mlp(F)", n, there)
         with observe.phase("mlp(F)", n, m):

@@ -5,7 +5,9 @@ What runs here bit for bit as on the CPU mixes no devices and makes every tensor
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -15,8 +17,34 @@ DEVICE = torch.device("meta")
 """What its tensors say they lie on: the one device without kernels of its own that every build of torch has."""
 
 _aten = torch.ops.aten
-_CROSSING = {_aten._to_copy.default, _aten.copy_.default, _aten._foreach_copy_.default}
+CROSSING = {_aten._to_copy.default, _aten.copy_.default, _aten._foreach_copy_.default}
 """What may take a tensor from one device to the other."""
+
+
+class Watcher(Protocol):
+    """Is told of what is done with tensors there."""
+
+    def before(self, func: Any, args: Any, kwargs: Any) -> None:
+        """An operation is about to be given: its operands, as they are."""
+
+    def after(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """It has been done; operands and result on the CPU."""
+
+    def read(self, tensor: torch.Tensor) -> None:
+        """The host asks for the values of `tensor`, there."""
+
+
+_WATCHERS: list[Watcher] = []
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Inside, `watcher` is told."""
+    _WATCHERS.append(watcher)
+    try:
+        yield
+    finally:
+        _WATCHERS.remove(watcher)
 
 
 class There(torch.Tensor):
@@ -35,6 +63,8 @@ class There(torch.Tensor):
 
     def tolist(self) -> Any:
         """Refused by torch to tensors of classes of their own."""
+        for watcher in _WATCHERS:
+            watcher.read(self.here)
         return self.here.tolist()
 
     @classmethod
@@ -52,13 +82,18 @@ class OtherDevice(TorchDispatchMode):
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     there = any(isinstance(t, There) for t in operands)
-    if there and func not in _CROSSING and any(not isinstance(t, There) and t.dim() for t in operands):
+    if there and func not in CROSSING and any(not isinstance(t, There) and t.dim() for t in operands):
         raise AssertionError(f"{func} is given tensors of two devices")
     asked = kwargs.get("device")
+    for watcher in _WATCHERS if there or asked is not None else ():
+        watcher.before(func, args, kwargs)
     wanted = there if asked is None else torch.device(asked) == DEVICE
     if asked is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
-    result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+    args_here, kwargs_here = tree_map(_here, args), tree_map(_here, kwargs)
+    result = func(*args_here, **kwargs_here)
+    for watcher in _WATCHERS if there or wanted else ():
+        watcher.after(func, args_here, kwargs_here, result)
     if not wanted:
         return result
     made = tree_map(lambda t: There(t) if isinstance(t, torch.Tensor) else t, result)

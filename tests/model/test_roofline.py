@@ -72,7 +72,7 @@ def test_the_formula_counts_the_operations_that_a_step_does(
     original = observe.product
 
     def product(m: int, n: int, k: int, *, dtype: str, batch: int = 1) -> None:
-        counted["flops"] += batch * 2 * m * n * k
+        counted[dtype] += batch * 2 * m * n * k
         original(m, n, k, dtype=dtype, batch=batch)
 
     exchange = open_exchange(c, Ranks(0, 1), NO_LINK)
@@ -87,7 +87,12 @@ def test_the_formula_counts_the_operations_that_a_step_does(
     finally:
         exchange.close()
     assert step.ends == ((6,) * 3, (10,) * 3)
-    assert roofline(c, PUBLISHED["h200"], zip(step.ends, step.served, strict=True)).flops == counted["flops"]
+    by_dtype: Counter[str] = Counter()
+    for ends, served in zip(step.ends, step.served, strict=True):
+        for part in parts(c, PUBLISHED["h200"], ends, served):
+            by_dtype[part.dtype] += part.flops
+    assert by_dtype == counted
+    assert roofline(c, PUBLISHED["h200"], zip(step.ends, step.served, strict=True)).flops == counted.total()
 
 
 @pytest.mark.parametrize("bad", ["fast", "0TFLOPS:1TB/s", "1TFLOPS", "1TFLOPS:1", ""])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from moescope.instrumented_model.gemm.backend import Counts
 from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, group_starts
 
 
@@ -18,16 +19,21 @@ class Cpu:
     name = "cpu"
     arithmetic = "E4M3 operands, dequantised, FP32 products"
     finest = 0
+    counts_stay = False
 
     def why_not(self, device: torch.device) -> str | None:
         return None
+
+    def leave(self, sms: int) -> bool:
+        return sms == 0
 
     def dense(self, a: Quantised, b: Quantised, interval: int | None, out_dtype: torch.dtype) -> torch.Tensor:
         return _as(dequantise(a) @ b.dequantised.mT, out_dtype)
 
     def grouped_m(
-        self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype
+        self, a: Quantised, b: Quantised, rows: Counts, interval: int | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
+        assert not isinstance(rows, torch.Tensor)  # `counts_stay` is asked first
         left, right = dequantise(a), b.dequantised
         result = left.new_empty(left.shape[0], right.shape[1])
         first = 0

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from moescope.instrumented_model.gemm.backend import ByGroup
+from moescope.instrumented_model.gemm.backend import ByGroup, Counts
 from moescope.instrumented_model.gemm.backends.scaled_mm import filled, needs_hopper
 from moescope.instrumented_model.numerics.formats import TILE
 from moescope.instrumented_model.numerics.quantise import Quantised, group_starts, padded_rows
@@ -30,6 +29,10 @@ class DeepGemm(ByGroup):
     name = "deepgemm"
     arithmetic = "E4M3 operands, DeepGEMM on tensor cores, promoted to FP32 every 128"
     finest = 128
+
+    def leave(self, sms: int) -> bool:
+        _library().set_num_sms(torch.cuda.get_device_properties().multi_processor_count - sms)
+        return True
 
     def why_not(self, device: torch.device) -> str | None:
         if importlib.util.find_spec("deep_gemm") is None:
@@ -48,8 +51,9 @@ class DeepGemm(ByGroup):
         return result.to(out_dtype)
 
     def grouped_m(
-        self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype
+        self, a: Quantised, b: Quantised, rows: Counts, interval: int | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
+        assert not isinstance(rows, torch.Tensor)  # `counts_stay` is asked first
         device, total = a.q.device, padded_rows(rows)
         starts = torch.tensor(group_starts(rows), device=device)
         counts = torch.tensor(list(rows), device=device)

@@ -29,6 +29,13 @@ class ScaledMm(ByGroup):
             return f"torch {torch.__version__} has no scaled_mm"
         return needs_hopper(device)
 
+    def leave(self, sms: int) -> bool:
+        limit = getattr(torch._C, "_set_sm_carveout_experimental", None)
+        if limit is None:
+            return sms == 0
+        limit(sms or None)
+        return True
+
     def dense(self, a: Quantised, b: Quantised, interval: int | None, out_dtype: torch.dtype) -> torch.Tensor:
         m, n = a.q.shape[0], b.q.shape[0]
         blocks = b.rows == TILE

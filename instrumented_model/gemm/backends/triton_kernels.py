@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from moescope.instrumented_model.gemm.backend import Counts
 from moescope.instrumented_model.numerics.quantise import Quantised
 
 _KERNELS = "moescope.instrumented_model.kernels"
@@ -24,6 +25,17 @@ class Triton:
     name = "triton"
     arithmetic = "E4M3 operands, Triton kernels on tensor cores, promoted to FP32 every 128"
     finest = 128
+    counts_stay = True
+    left = 0
+    """SMs that it keeps off."""
+
+    def leave(self, sms: int) -> bool:
+        self.left = sms
+        return True
+
+    def _sms(self, device: torch.device) -> int | None:
+        """The most SMs that a product may use."""
+        return _kernels("check").sm_count(device) - self.left if self.left else None
 
     def why_not(self, device: torch.device) -> str | None:
         if importlib.util.find_spec(_KERNELS) is None:
@@ -36,15 +48,21 @@ class Triton:
 
     def dense(self, a: Quantised, b: Quantised, interval: int | None, out_dtype: torch.dtype) -> torch.Tensor:
         result: torch.Tensor = _kernels("gemm").gemm(
-            a.q.contiguous(), a.scale, b.q.contiguous(), b.scale, out_dtype=out_dtype
+            a.q.contiguous(), a.scale, b.q.contiguous(), b.scale, out_dtype=out_dtype, sms=self._sms(a.q.device)
         )
         return result
 
     def grouped_m(
-        self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype
+        self, a: Quantised, b: Quantised, rows: Counts, interval: int | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
         result: torch.Tensor = _kernels("grouped_gemm").grouped_gemm(
-            a.q.contiguous(), a.scale, b.q.contiguous(), b.scale, list(rows), out_dtype=out_dtype
+            a.q.contiguous(),
+            a.scale,
+            b.q.contiguous(),
+            b.scale,
+            rows if isinstance(rows, torch.Tensor) else list(rows),
+            out_dtype=out_dtype,
+            sms=self._sms(a.q.device),
         )
         return result
 
@@ -52,6 +70,12 @@ class Triton:
         self, a: Quantised, b: Quantised, rows: Sequence[int], interval: int | None, out_dtype: torch.dtype
     ) -> torch.Tensor:
         result: torch.Tensor = _kernels("grouped_gemm").grouped_gemm_k(
-            a.q.contiguous(), a.scale, b.q.contiguous(), b.scale, list(rows), out_dtype=out_dtype
+            a.q.contiguous(),
+            a.scale,
+            b.q.contiguous(),
+            b.scale,
+            list(rows),
+            out_dtype=out_dtype,
+            sms=self._sms(a.q.device),
         )
         return result

@@ -181,3 +181,24 @@ def test_blocks_are_transposed_exactly() -> None:
 def test_what_does_not_fit_is_named(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_layer_s_products_and_gradients_are_the_same_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moescope.instrumented_model.gemm import quantisers
+    from moescope.instrumented_model.gemm.linear import Fp8Linear
+    from moescope.instrumented_model.gemm.swiglu import swiglu_linear
+
+    torch.manual_seed(0)
+    up, down = Fp8Linear("up", 200, 288, groups=3, power_of_2_x=True), Fp8Linear("down", 144, 96, groups=3)
+    x, rows, gates = torch.randn(140, 200), [70, 0, 70], torch.rand(140)
+    found = []
+    for kernels in (False, True):
+        monkeypatch.setattr(quantisers, "by_kernels", lambda device, kernels=kernels: kernels)
+        given = x.clone().requires_grad_()
+        for layer in (up, down):
+            layer.weight.grad = None
+        y = swiglu_linear(up(given, rows), down, rows, gates)
+        y.backward(torch.cos(y.detach()))
+        found.append([y.detach(), given.grad, up.weight.grad, down.weight.grad])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
