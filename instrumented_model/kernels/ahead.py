@@ -77,7 +77,7 @@ def _grouped_m(name: str, shape: Shape, *, tma: bool = True) -> Variant:
         "ROWS": shape.rows, "COLUMNS": shape.columns, "STAGES": shape.stages, "GROUPS": 32,
     }  # fmt: skip
     types = {"x": x, "w": w, "xs": _F32, "ws": _F32, "y": _BF16, "offsets": _INDEX}
-    return Variant(name, grouped_gemm.grouped_m_kernel, types, constants, shape.warps, shape.stages)
+    return Variant(name, grouped_gemm.grouped_gemm_m_kernel, types, constants, shape.warps, shape.stages)
 
 
 def _grouped_k(name: str, *, tma: bool = True, add: bool = False) -> Variant:
@@ -87,7 +87,7 @@ def _grouped_k(name: str, *, tma: bool = True, add: bool = False) -> Variant:
         "ROWS": LARGE.rows, "COLUMNS": LARGE.columns, "STAGES": LARGE.stages,
     }  # fmt: skip
     types = {"x": x, "w": w, "xs": _F32, "ws": _F32, "y": _F32, "offsets": _INDEX}
-    return Variant(name, grouped_gemm.grouped_k_kernel, types, constants, LARGE.warps, LARGE.stages)
+    return Variant(name, grouped_gemm.grouped_gemm_k_kernel, types, constants, LARGE.warps, LARGE.stages)
 
 
 def _quantise(power_of_2: bool) -> Variant:
@@ -115,7 +115,7 @@ def _transpose(name: str, *, quantised: bool) -> Variant:
         types["s"], constants["stride_s_row"] = _F32, 1
     else:
         constants["s"] = None
-    return Variant(name, transpose.transpose_kernel, types, constants, transpose.WARPS)
+    return Variant(name, transpose.transpose_quantise_kernel, types, constants, transpose.WARPS)
 
 
 VARIANTS = (

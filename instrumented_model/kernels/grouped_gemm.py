@@ -28,7 +28,7 @@ from moescope.instrumented_model.kernels.trace import COMPUTE, Trace, record_beg
 
 
 @triton.jit
-def grouped_m_kernel(
+def grouped_gemm_m_kernel(
     x, xs, w, ws, y, offsets, groups, n, k,
     stride_x, stride_xs_row, stride_xs_tile, stride_w, stride_ws_group, stride_ws_row, stride_ws_tile, stride_y,
     trace,
@@ -62,7 +62,7 @@ def grouped_m_kernel(
 
 
 @triton.jit
-def grouped_k_kernel(
+def grouped_gemm_k_kernel(
     x, xs, w, ws, y, offsets, groups, m, n, k,
     stride_x, stride_xs_row, stride_xs_tile, stride_w, stride_ws_row, stride_ws_tile, stride_y_group, stride_y,
     trace,
@@ -129,7 +129,7 @@ def grouped_gemm(
         tma = by_descriptor(xq, flat)
         down = groups.tiles_at_most * (check.TILE // shape.rows)
         programs = check.programs(down * -(-n // shape.columns), sms, xq.device)
-        grouped_m_kernel[(programs,)](
+        grouped_gemm_m_kernel[(programs,)](
             operand(xq, shape.rows, tma), xs, operand(flat, shape.columns, tma), ws, y, groups.offsets, count, n, k,
             xq.stride(0), *xs.stride(), flat.stride(0), *ws.stride(), y.stride(0),
             trace and trace.launched("grouped_gemm", programs),
@@ -186,7 +186,7 @@ def grouped_gemm_k(
         tma = by_descriptor(xq, wq)
         work = count * -(-m // LARGE.rows) * -(-n // LARGE.columns)
         programs = check.programs(work, sms, xq.device)
-        grouped_k_kernel[(programs,)](
+        grouped_gemm_k_kernel[(programs,)](
             operand(xq, LARGE.rows, tma), xs, operand(wq, LARGE.columns, tma), ws, y, groups.offsets, count, m, n, k,
             xq.stride(0), *xs.stride(), wq.stride(0), *ws.stride(), y.stride(0), y.stride(1),
             trace and trace.launched("grouped_gemm_k", programs),

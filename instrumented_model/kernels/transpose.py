@@ -25,7 +25,7 @@ PROGRAMS_PER_SM = 2
 
 
 @triton.jit
-def transpose_kernel(
+def transpose_quantise_kernel(
     x, s, q, qs, offsets, groups, d,
     stride_x, stride_s_row, stride_s_tile, stride_q, stride_qs_row, stride_qs_tile,
     trace, POWER_OF_2: tl.constexpr, GROUPS: tl.constexpr,
@@ -89,7 +89,7 @@ def transpose_quantise(
     qs = torch.empty(t, d, dtype=torch.float32, device=x.device).T
     if d and t:
         programs = check.programs(t * check.tiles(d), sms, x.device, PROGRAMS_PER_SM)
-        transpose_kernel[(programs,)](
+        transpose_quantise_kernel[(programs,)](
             x, s, q, qs, groups.offsets, groups.count, d,
             x.stride(0), *(s.stride() if s is not None else (0, 0)), q.stride(0), *qs.stride(),
             trace and trace.launched("transpose_quantise", programs),
