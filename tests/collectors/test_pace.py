@@ -7,7 +7,20 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.collectors.agent.pace import FIRST_SHARE, JUMP, LEAST_NS, STEPS_PART, Pace, Steps, steps_share
+from moescope.collectors.agent.pace import (
+    ENOUGH_WINDOWS,
+    FIRST_SHARE,
+    JUMP,
+    LEAST_LATER,
+    LEAST_LEFT,
+    LEAST_NS,
+    SAFETY,
+    STEPS_PART,
+    Pace,
+    Steps,
+    left_of,
+    steps_share,
+)
 
 WINDOW_NS = 25_000_000
 AVAILABLE = 0.004
@@ -121,3 +134,11 @@ def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_lon
     assert steps_share(0.1, 3.0) == 0.0
     # Several very short ones make a window, and it is as many of those as are affordable.
     assert steps_share(0.01, 0.0001) == 0.01 * STEPS_PART
+
+
+def test_windows_have_a_part_of_the_budget_whatever_else_costs_and_less_of_it_once_there_are_many() -> None:
+    budget = 0.02
+    assert left_of(budget, 0.0, 0) == left_of(budget, 0.0, 1000) == SAFETY * budget
+    assert left_of(budget, 1.0, 0) == LEAST_LEFT * budget
+    assert left_of(budget, 1.0, ENOUGH_WINDOWS) == LEAST_LATER * budget
+    assert LEAST_LATER < LEAST_LEFT < SAFETY
