@@ -20,9 +20,9 @@ from benchmarks.gpu_process import Failed, output_of
 if TYPE_CHECKING:
     from benchmarks.gpu_timing import Bench
 
-STAGES = {"train": 12, "prefill": 24, "decode": 48}
+STAGES = {"train": 12, "decode": 48, "prefill": 24}
 """Steps of a run."""
-GRAPHED = {"decode": ("serial --graphs", "overlapped --graphs")}
+GRAPHED = {"decode": ("overlapped --graphs",)}
 PAIRS, PAIR_STEPS = 3, 60
 LIMIT_S = 120
 """Of one run."""

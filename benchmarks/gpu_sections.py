@@ -319,13 +319,13 @@ SECTIONS: dict[str, Section] = {
         products,
         decode,
         quantisers,
+        stack,
         exchange,
         records,
         accumulation,
         counters,
         overlap,
         recorder,
-        stack,
     )
 }
 

@@ -16,6 +16,19 @@ PROCESS_GROUPS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Backend of `torch.distributed` for tensors of each device; what a rank keeps on the CPU goes over gloo on both."""
 
 
+def brought(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`, without the host waiting for what the device is at, as `to` alone would."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def ended(device: torch.device) -> None:
+    """Returns when the device has done what the current stream was given."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def device_of(name: DeviceName) -> torch.device:
     """This rank's device, made the current one: the GPU whose number is torchrun's LOCAL_RANK.
 

@@ -138,11 +138,12 @@ def _opened(
     return open_virtual(c, a.virtual_ranks, device)
 
 
-def _left(exchange: Exchange, schedule: str) -> str:
-    """Keeps products off the SMs of an exchange beside them; what to say of it, if anything."""
-    sms = exchange.mover.sms if isinstance(exchange, VirtualExchange) and schedule != "serial" else 0
+def _left(exchange: Exchange, c: Config, schedule: str) -> str:
+    """Keeps FP8 products off the SMs of an exchange beside them; what to say of it, if anything."""
+    beside = isinstance(exchange, VirtualExchange) and schedule != "serial" and c.fp8
+    sms = exchange.mover.sms if isinstance(exchange, VirtualExchange) and beside else 0
     if products.leave(sms):
-        return ", products on the others" if sms else ""
+        return ", FP8 products on the others" if sms else ""
     return f", which {products.active().name} does not leave alone"
 
 
@@ -217,7 +218,7 @@ def _execute(
     with joined(ranks, a.timeout, PROCESS_GROUPS[a.device]):
         exchange, what = _opened(a, c, device, ranks, link, intra_link)
         run = Run(a, c, device, ranks, link, intra_link, exchange)
-        _announce(run, gemm, what + _left(exchange, a.schedule))
+        _announce(run, gemm, what + _left(exchange, c, a.schedule))
         try:
             command(run)  # all that uses the process group is gone when it returns
         finally:

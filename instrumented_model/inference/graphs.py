@@ -20,11 +20,14 @@ import torch
 
 from moescope.collectors import emit
 from moescope.instrumented_model import observe
+from moescope.instrumented_model.device import ended
 from moescope.instrumented_model.gemm import products
+from moescope.instrumented_model.gemm.linear import Fp8Linear
 from moescope.instrumented_model.inference.roofline import PUBLISHED, parts
 from moescope.instrumented_model.inference.steps import InferenceStep
 from moescope.instrumented_model.layers.cache import LatentCache, LayerCache, Places
 from moescope.instrumented_model.layers.model import Model
+from moescope.instrumented_model.layers.rope import table
 from moescope.instrumented_model.parallel.exchange import Exchange
 from moescope.instrumented_model.parallel.virtual import VirtualExchange
 from moescope.instrumented_model.schedules.chain import MicroBatch, forward
@@ -102,13 +105,18 @@ class GraphedDecode:
         self._caches: list[list[LayerCache]] = []
         self._batches: list[MicroBatch] = []
         self._replay: Callable[[], None] | None = None
+        self._weights: list[int] = []
+        """Versions of the parameters that it was captured with."""
+        self._looked_up: list[object] = []
 
     def __call__(self, tokens: list[torch.Tensor], step: int) -> InferenceStep:
         """tokens: a micro-batch each, [sequences, 1] int64. Raises CacheFull where there is no room for one more."""
         start_ns = emit.clock_ns()
         opened = [self._cache.open(s, [1] * len(s), self._room) for s in self._sequences]
-        if self._replay is None:
-            self._replay = self._captured(tokens, opened)
+        weights = [p._version for p in self._model.parameters()]
+        if self._replay is None or weights != self._weights:
+            self._replay, self._weights = self._captured(tokens, opened), weights
+            start_ns = emit.clock_ns()
         ends = tuple(layers[0].spans.ends for layers in opened)
         with emit.step(step):
             for there, given in zip(self._tokens, tokens, strict=True):
@@ -117,7 +125,8 @@ class GraphedDecode:
                 _fill(layers[0].places, now[0].places)
             with emit.phase("replay(F)"):
                 self._replay()
-                served = tuple(tuple(tuple(_listed(counts)) for counts in mb.served) for mb in self._batches)
+                served = self._served()
+                ended(self._model.device)
                 self._tell(ends, served)
             report_routing(self._model, routed(self._batches))
         logits = tuple(mb.result.clone() for mb in self._batches if mb.result is not None)
@@ -126,22 +135,30 @@ class GraphedDecode:
     def _captured(self, tokens: list[torch.Tensor], opened: list[list[LayerCache]]) -> Callable[[], None]:
         """A graph of this step; warming up does the step itself, and does nothing that doing it again would not."""
         self._tokens = [t.clone() for t in tokens]
-        self._caches = [[replace(layer, places=_own(layers[0].places)) for layer in layers] for layers in opened]
-        for layers in self._caches:
-            layers[:] = [replace(layer, places=layers[0].places) for layer in layers]
+        own = [_own(layers[0].places) for layers in opened]
+        self._caches = [[replace(layer, places=p) for layer in layers] for p, layers in zip(own, opened, strict=True)]
         self._exchange.counts_stay = True
         try:
-            with torch.no_grad(), emit.phase("capture"):
+            with torch.no_grad(), emit.phase("capture"), observe.silent():
                 for _ in range(WARM_UPS):
                     self._capture.warm_up(self._pass)
-                with observe.silent():
-                    return self._capture.capture(self._pass)
+                replay = self._capture.capture(self._pass)
         finally:
             self._exchange.counts_stay = False
+        # What a pass looks up, and a graph reads where it was: kept as long as the graph.
+        linears = [m.weights() for m in self._model.modules() if isinstance(m, Fp8Linear)]
+        self._looked_up = [linears, table(self._room, self._model.c.d_rope, self._model.device)]
+        return replay
 
     def _pass(self) -> None:
         self._batches = [MicroBatch(m, t, caches=self._caches[m]) for m, t in enumerate(self._tokens)]
         SCHEDULES[self._schedule]([forward(self._model, self._exchange, mb) for mb in self._batches])
+
+    def _served(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Rows of each expert, of all layers and micro-batches brought over at once."""
+        counts = [c for mb in self._batches for c in mb.served if isinstance(c, torch.Tensor)]
+        rows = iter(torch.stack(counts).tolist() if counts else [])
+        return tuple(tuple(tuple(next(rows)) for _ in mb.served) for mb in self._batches)
 
     def _tell(self, ends: tuple[tuple[int, ...], ...], served: tuple[tuple[tuple[int, ...], ...], ...]) -> None:
         """The work of a step, by formula: nobody counts inside a graph."""
@@ -179,7 +196,3 @@ def _beyond(places: Places) -> torch.Tensor:
     if places.beyond is not None:
         return places.beyond.clone()
     return torch.zeros(len(places.last), places.longest, dtype=torch.bool, device=places.last.device)
-
-
-def _listed(counts: tuple[int, ...] | torch.Tensor) -> list[int]:
-    return counts.tolist() if isinstance(counts, torch.Tensor) else list(counts)

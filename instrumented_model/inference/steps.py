@@ -11,6 +11,7 @@ import torch
 from moescope.collectors import emit
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
+from moescope.instrumented_model.device import ended
 from moescope.instrumented_model.layers.cache import BLOCK, ContiguousCache, LatentCache, LayerCache, PagedCache
 from moescope.instrumented_model.layers.model import Model
 from moescope.instrumented_model.parallel.exchange import Exchange
@@ -56,18 +57,21 @@ def infer(
     caches: list[list[LayerCache]] | None,
     schedule: Schedule,
     step: int,
+    start_ns: int | None = None,
 ) -> InferenceStep:
-    """One pass of all micro-batches.
+    """One pass of all micro-batches, from its beginning to when its logits are there.
 
+    start_ns: when it began, where that was before this call
     tokens: a micro-batch each, [sequences, positions] int64, or [tokens] of sequences as the caches' spans tell
     caches: a micro-batch each, [layers], opened for this pass
     """
-    start_ns = emit.clock_ns()
+    start_ns = emit.clock_ns() if start_ns is None else start_ns
     with emit.step(step):
         observe.sample(step)
         micro_batches = [MicroBatch(m, t, caches=None if caches is None else caches[m]) for m, t in enumerate(tokens)]
         SCHEDULES[schedule]([forward(model, exchange, mb) for mb in micro_batches])
         report_routing(model, routed(micro_batches))
+        ended(model.device)
     logits = tuple(mb.result for mb in micro_batches if mb.result is not None)
     ends = tuple(layers[0].spans.ends for layers in caches or [])
     served = tuple(tuple(tuple(int(n) for n in counts) for counts in mb.served) for mb in micro_batches)
@@ -141,7 +145,8 @@ def decode(
     kept, sequences = new_cache(c, c.decode_sequences, room, cache, model.device)
 
     def one_by_one(tokens: list[torch.Tensor], step: int) -> InferenceStep:
-        return infer(model, exchange, tokens, opened(kept, sequences, tokens), schedule, step)
+        start_ns = emit.clock_ns()
+        return infer(model, exchange, tokens, opened(kept, sequences, tokens), schedule, step, start_ns)
 
     do_step = one_by_one if graphed is None else graphed(kept, sequences, room)
     tokens = prompts(model, text, step=0, sequences=c.decode_sequences, seed=seed)

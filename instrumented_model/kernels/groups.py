@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from moescope.instrumented_model.device import brought
 from moescope.instrumented_model.kernels.check import TILE, require
 
 
@@ -66,8 +67,7 @@ def groups_of(rows: Sequence[int] | torch.Tensor, m: int, device: torch.device) 
     require(len(listed) > 0, "rows names no group")
     require(min(listed) >= 0, f"rows has a group of {min(listed)} rows")
     require(sum(listed) == m, f"rows sums to {sum(listed)}, there are {m} rows")
-    on_gpu = device.type == "cuda"  # from pinned memory the copy is not waited for
-    offsets = torch.tensor([0, *accumulate(listed)], dtype=torch.int32, pin_memory=on_gpu).to(device, non_blocking=True)
+    offsets = brought(torch.tensor([0, *accumulate(listed)], dtype=torch.int32), device)
     return Groups(offsets, len(listed), sum(-(-r // TILE) for r in listed))
 
 

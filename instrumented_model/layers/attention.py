@@ -17,7 +17,7 @@ from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.gemm.arithmetic import Arithmetic
 from moescope.instrumented_model.gemm.linear import Fp8Linear
-from moescope.instrumented_model.layers.cache import LayerCache, Spans
+from moescope.instrumented_model.layers.cache import LayerCache, Places, Spans
 from moescope.instrumented_model.layers.rope import angles, rotate
 
 
@@ -57,12 +57,12 @@ class LatentAttention(nn.Module):
         (a further chunk of a prompt) in the expanded one.
         """
         c = self.c
-        if cache is None:
-            spans = Spans.uncached(sequences, x.shape[0] // max(sequences, 1))
-            cos, sin = angles(spans.positions.to(x.device), spans.longest, c.d_rope)
+        if cache is not None:
+            spans, places = cache.spans, cache.places
         else:
-            spans = cache.spans
-            cos, sin = angles(cache.places.positions, cache.places.longest, c.d_rope)
+            new = x.shape[0] // max(sequences, 1)
+            spans, places = Spans.uncached(sequences, new), Places.uncached(sequences, new, x.device)
+        cos, sin = angles(places.positions, places.longest, c.d_rope)
         q_head, q_rope = torch.split(self._queries(x), [c.d_head, c.d_rope], dim=-1)
         latent, key_rope = self.down(x).split([c.d_latent, c.d_rope], dim=-1)
         latent, key_rope, q_rope = self.norm(latent), rotate(key_rope, cos, sin), rotate(q_rope, cos, sin)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Protocol
 
 import torch
 
 from moescope.instrumented_model.config import Config
+from moescope.instrumented_model.device import brought
 
 BLOCK = 16
 """Positions in a block of the paged cache."""
@@ -95,15 +96,22 @@ class Places:
     ) -> Places:
         """write_to, read_from: as above, on the host still"""
         ends = torch.tensor(spans.ends, dtype=torch.int64)
-        beyond = torch.arange(longest) >= ends[:, None] if min(spans.ends, default=0) < longest else None
+        masked = min(spans.ends, default=0) < longest
         return cls(
-            write_to.to(device),
-            read_from.to(device),
-            spans.positions.to(device),
-            spans.last.to(device),
-            None if beyond is None else beyond.to(device),
+            brought(write_to, device),
+            brought(read_from, device),
+            brought(spans.positions, device),
+            brought(spans.last, device),
+            brought(torch.arange(longest) >= ends[:, None], device) if masked else None,
             longest,
         )
+
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def uncached(sequences: int, positions: int, device: torch.device) -> Places:
+        """Of sequences of one length, from their start, that no cache holds."""
+        nowhere = torch.empty(0, dtype=torch.int64)
+        return Places.of(Spans.uncached(sequences, positions), nowhere, nowhere[None], positions, device)
 
 
 @dataclass(frozen=True)

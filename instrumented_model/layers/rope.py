@@ -9,9 +9,14 @@ import torch
 THETA = 10000.0
 
 
+def table(longest: int, d_rope: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of every angle, kept. returns: [at least longest, d_rope / 2] float32 each"""
+    return _table(1 << max(longest - 1, 0).bit_length(), d_rope // 2, device)
+
+
 @lru_cache(maxsize=8)
 def _table(length: int, half: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of every angle. returns: [length, half] float32 each"""
+    """returns: [length, half] float32 each"""
     steps = THETA ** (-torch.arange(half, device=device) / half)
     angle = torch.arange(length, device=device).float()[:, None] * steps
     return angle.cos(), angle.sin()
@@ -23,7 +28,7 @@ def angles(positions: torch.Tensor, longest: int, d_rope: int) -> tuple[torch.Te
     positions: [tokens] int64, each below `longest`
     returns: [tokens, d_rope / 2] float32 each
     """
-    cos, sin = _table(1 << max(longest - 1, 0).bit_length(), d_rope // 2, positions.device)
+    cos, sin = table(longest, d_rope, positions.device)
     return cos[positions], sin[positions]
 
 

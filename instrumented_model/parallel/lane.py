@@ -56,11 +56,16 @@ class Aside:
         self._stream = runtime.Stream(device, priority=-1)
 
     def begin(self, work: Callable[[], T], *used: torch.Tensor | None) -> Pending[T]:
-        self._stream.wait_stream(self._runtime.current_stream(self._device))
-        with self._runtime.stream(self._stream):
-            value = work()
-            event = self._runtime.Event()
-            event.record(self._stream)
+        here = self._runtime.current_stream(self._device)
+        self._stream.wait_stream(here)
+        try:
+            with self._runtime.stream(self._stream):
+                value = work()
+                event = self._runtime.Event()
+                event.record(self._stream)
+        except BaseException:
+            here.wait_stream(self._stream)  # what it has begun may still read
+            raise
         return _Launched(value, event, used, lambda: self._runtime.current_stream(self._device))
 
     def to_host(self, values: torch.Tensor) -> Callable[[], list[int]]:
@@ -90,6 +95,10 @@ class _Launched(Pending[T]):
 
     def done(self) -> bool:
         return bool(self._event.query())
+
+    def __del__(self) -> None:
+        if self._used:  # nobody has asked for it
+            self.result()
 
     def synchronize(self) -> None:
         """Let the host wait."""

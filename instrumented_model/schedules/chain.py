@@ -24,7 +24,7 @@ import torch
 from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import Config
 from moescope.instrumented_model.gemm.beside import WEIGHT_GRADIENTS, WireGradient, stand_in
-from moescope.instrumented_model.layers.cache import LayerCache, Spans
+from moescope.instrumented_model.layers.cache import LayerCache, Places
 from moescope.instrumented_model.layers.model import DenseLayer, Model
 from moescope.instrumented_model.layers.routing import tally
 from moescope.instrumented_model.numerics.quantise import Quantised
@@ -141,8 +141,8 @@ def forward(model: Model, exchange: Exchange, mb: MicroBatch) -> Chain:
             (mb.result,) = head.outputs
         else:
             with torch.no_grad():
-                last = mb.caches[0].places.last if mb.caches else Spans.uncached(*mb.tokens.shape).last.to(h.device)
-                mb.result = model.logits(h[last])
+                places = mb.caches[0].places if mb.caches else Places.uncached(*mb.tokens.shape, h.device)
+                mb.result = model.logits(h[places.last])
     if record:
         yield from _predict_further(model, exchange, mb, h)
 
@@ -224,7 +224,7 @@ def backward(model: Model, exchange: Exchange, mb: MicroBatch, weight: float) ->
     m, c = mb.number, model.c
     if not mb.tape:
         raise ValueError(f"micro-batch {m} has no tape: run forward with targets first")
-    scale = torch.tensor(weight).to(model.device)
+    scale = torch.full((), weight, device=model.device)
     with observe.phase("head(B)", micro_batch=m):
         of_heads = [head.backward(scale if k == 0 else scale * _share(c))[0] for k, head in enumerate(mb.heads)]
         mb.heads.clear()

@@ -21,6 +21,7 @@ from moescope.instrumented_model import observe
 from moescope.instrumented_model.config import ConfigError
 from moescope.instrumented_model.gemm.beside import WEIGHT_GRADIENTS
 from moescope.instrumented_model.layers.model import DenseLayer, Model, MoELayer
+from moescope.instrumented_model.layers.routing import tally
 from moescope.instrumented_model.parallel.ranks import Ranks
 
 
@@ -83,7 +84,7 @@ def _layer(layer: nn.Module, h: torch.Tensor, sequences: int) -> tuple[torch.Ten
     residual, x, gates, _, chosen = layer.attend(h, sequences, None)
     pair = torch.argsort(chosen.reshape(-1), stable=True)  # token * top_k + k, by expert
     token = pair // chosen.shape[1]
-    load = torch.bincount(chosen.reshape(-1), minlength=layer.c.experts)
+    load = tally(chosen.reshape(-1), layer.c.experts)
     routed, *shared = layer.mlp(x, x[token], gates.reshape(-1)[pair], tuple(load.tolist()))
     h = residual + shared[0] if shared else residual
     return h.index_add(0, token, routed), load

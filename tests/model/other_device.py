@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -21,13 +21,17 @@ CROSSING = {_aten._to_copy.default, _aten.copy_.default, _aten._foreach_copy_.de
 """What may take a tensor from one device to the other."""
 
 
+Crossing = Literal["to host", "to device"] | None
+"""What an operation brings from one side to the other."""
+
+
 class Watcher(Protocol):
     """Is told of what is done with tensors there."""
 
-    def before(self, func: Any, args: Any, kwargs: Any) -> None:
+    def before(self, func: Any, args: Any, kwargs: Any, crossing: Crossing) -> None:
         """An operation is about to be given: its operands, as they are."""
 
-    def after(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def after(self, func: Any, args: Any, kwargs: Any, result: Any, crossing: Crossing) -> None:
         """It has been done; operands and result on the CPU."""
 
     def read(self, tensor: torch.Tensor) -> None:
@@ -85,19 +89,33 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if there and func not in CROSSING and any(not isinstance(t, There) and t.dim() for t in operands):
         raise AssertionError(f"{func} is given tensors of two devices")
     asked = kwargs.get("device")
-    for watcher in _WATCHERS if there or asked is not None else ():
-        watcher.before(func, args, kwargs)
     wanted = there if asked is None else torch.device(asked) == DEVICE
+    crossing = _crossing(func, args, there=there, wanted=wanted)
+    for watcher in _WATCHERS if there or wanted else ():
+        watcher.before(func, args, kwargs, crossing)
     if asked is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
     args_here, kwargs_here = tree_map(_here, args), tree_map(_here, kwargs)
     result = func(*args_here, **kwargs_here)
     for watcher in _WATCHERS if there or wanted else ():
-        watcher.after(func, args_here, kwargs_here, result)
+        watcher.after(func, args_here, kwargs_here, result, crossing)
     if not wanted:
         return result
     made = tree_map(lambda t: There(t) if isinstance(t, torch.Tensor) else t, result)
     return return_and_correct_aliasing(func, args, kwargs, made) if there else made
+
+
+def _crossing(func: Any, args: Any, *, there: bool, wanted: bool) -> Crossing:
+    """there: whether an operand is there; wanted: whether the result is to be"""
+    if func is _aten._local_scalar_dense.default:
+        return "to host" if there else None
+    if func is _aten._to_copy.default:
+        source, target = isinstance(args[0], There), wanted
+    elif func in CROSSING:
+        target, source = (isinstance(tree_leaves(side)[0], There) for side in args[:2])
+    else:
+        return None
+    return None if source == target else "to device" if target else "to host"
 
 
 def _here(value: Any) -> Any:

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tests.model.other_device import There, watched
+from tests.model.other_device import Crossing, watched
 
 _aten = torch.ops.aten
 _ASKING = {
-    _aten._local_scalar_dense.default, _aten.nonzero.default, _aten.bincount.default, _aten.is_nonzero.default,
+    _aten.nonzero.default, _aten.bincount.default, _aten.is_nonzero.default,
     _aten.masked_select.default, _aten.repeat_interleave.Tensor, _aten._unique2.default, _aten.equal.default,
 }  # fmt: skip
 """Operations whose result, or its shape, the host waits for."""
-_CROSSING_COPIES = {_aten._to_copy.default, _aten.copy_.default}
+_INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}
+"""Which wait as well, where an index is a mask."""
 
 
 class NotCapturable(AssertionError):
@@ -56,14 +57,14 @@ class RecordedGraph:
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
-    def before(self, func: Any, args: Any, kwargs: Any) -> None:
-        if func in _ASKING:
+    def before(self, func: Any, args: Any, kwargs: Any, crossing: Crossing) -> None:
+        masks = func in _INDEXING and any(t.dtype in (torch.bool, torch.uint8) for t in args[1] if t is not None)
+        if func in _ASKING or masks:
             raise NotCapturable(f"{func} waits for the device")
-        places = {isinstance(t, There) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.dim()}
-        if func in _CROSSING_COPIES and (len(places) > 1 or torch.device("cpu") == kwargs.get("device")):
-            raise NotCapturable(f"{func} copies between host and device")
+        if crossing is not None:
+            raise NotCapturable(f"{func} copies {crossing}")
 
-    def after(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def after(self, func: Any, args: Any, kwargs: Any, result: Any, crossing: Crossing) -> None:
         self._noted.append((func, args, kwargs, result))
 
     def read(self, tensor: torch.Tensor) -> None:

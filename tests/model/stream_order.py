@@ -15,6 +15,8 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
+from tests.model.other_device import Crossing
+
 _aten = torch.ops.aten
 Clock = dict[str, int]
 """How far each stream has come, as one of them knows, or the host."""
@@ -96,7 +98,7 @@ class Streams:
         finally:
             self._current.pop()
 
-    def before(self, func: Any, args: Any, kwargs: Any) -> None:
+    def before(self, func: Any, args: Any, kwargs: Any, crossing: Crossing) -> None:
         """Blocks whose last tensor is gone are free from now on; those of one stream alone are so in any order."""
         gone = [key for key in self._shared if self._blocks[key].alive.expired()]
         self._shared.difference_update(gone)
@@ -110,14 +112,13 @@ class Streams:
         self._access(tensor, self._step(), "tolist", write=False)
         self._waited(self._clocks[self._current[-1]])
 
-    def after(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        self.before(func, args, kwargs)
+    def after(self, func: Any, args: Any, kwargs: Any, result: Any, crossing: Crossing) -> None:
+        self.before(func, args, kwargs, crossing)
         at = self._step()
         name = self._current[-1]
         if name == "main":
-            theirs = ((stream, clock.get(stream, 0)) for stream, clock in self._clocks.items() if stream != name)
-            self.beside += any(self._clocks[name].get(stream, 0) < done for stream, done in theirs)
-        crossing = func is _aten.copy_.default and not self._known(args[0]) and self._known(args[1])
+            self.beside += self.ahead(name)
+        pinned = crossing == "to host" and func is _aten.copy_.default and (args[2:] == (True,) or kwargs)
         written = [
             t
             for argument, value in zip(func._schema.arguments, args, strict=False)
@@ -127,22 +128,23 @@ class Streams:
         ]
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         for t in operands:
-            if crossing and t is args[0]:
-                continue
+            if (pinned and t is args[0]) or (crossing == "to device" and func is _aten._to_copy.default):
+                continue  # the host's own
             self._access(t, at, str(func), write=any(t is w for w in written))
-        if crossing:
+        if pinned:
             self._coming.append((args[0], args[0].clone(), dict(self._clocks[name])))
             args[0].fill_(UNREAD)
             return
+        if crossing is not None:  # from or to memory that is not pinned: the host waits
+            self._waited(self._clocks[name])
         given = {t.untyped_storage()._cdata for t in operands}
         for t in tree_leaves(result):
-            if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in given:
+            if crossing != "to host" and isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in given:
                 self._allocated(t, at)
-        if func is _aten._local_scalar_dense.default or kwargs.get("device") == torch.device("cpu"):
-            self._waited(self._clocks[name])
 
-    def _known(self, t: torch.Tensor) -> bool:
-        return t.untyped_storage()._cdata in self._blocks
+    def ahead(self, name: str) -> bool:
+        """Whether another stream has been given something that this one need not come after."""
+        return any(self._clocks[name].get(other, 0) < clock.get(other, 0) for other, clock in self._clocks.items())
 
     def _step(self) -> int:
         """One more operation on the current stream, which the host gives after all that it has waited for."""

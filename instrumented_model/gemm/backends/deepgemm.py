@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from moescope.instrumented_model.device import brought
 from moescope.instrumented_model.gemm.backend import ByGroup, Counts
 from moescope.instrumented_model.gemm.backends.scaled_mm import filled, needs_hopper
 from moescope.instrumented_model.numerics.formats import TILE
@@ -55,11 +56,10 @@ class DeepGemm(ByGroup):
     ) -> torch.Tensor:
         assert not isinstance(rows, torch.Tensor)  # `counts_stay` is asked first
         device, total = a.q.device, padded_rows(rows)
-        starts = torch.tensor(group_starts(rows), device=device)
-        counts = torch.tensor(list(rows), device=device)
-        group = torch.arange(len(rows), device=device).repeat_interleave(counts)
-        within = torch.arange(a.q.shape[0], device=device) - (counts.cumsum(0) - counts)[group]
-        at = starts[group] + within
+        counts = torch.tensor(list(rows))
+        of_row = torch.arange(len(rows)).repeat_interleave(counts)
+        filled_up = torch.tensor(group_starts(rows)) - (counts.cumsum(0) - counts)
+        group, at = brought(torch.stack([of_row, filled_up[of_row] + torch.arange(a.q.shape[0])]), device)
         q = torch.zeros(total, a.q.shape[1], dtype=torch.uint8, device=device).view(a.q.dtype)
         q.view(torch.uint8)[at] = a.q.view(torch.uint8)
         scale = torch.ones(total, a.scale.shape[1], device=device)
