@@ -18,9 +18,7 @@ PROCESS_GROUPS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 def brought(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host on `device`, without the host waiting for what the device is at, as `to` alone would."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def ended(device: torch.device) -> None:

@@ -63,8 +63,8 @@ again and more (paired measurements on two ranks)."""
 LEAST_LEFT = 0.2
 """Share of it that windows have at least, whatever else costs, until there are `ENOUGH_WINDOWS`."""
 LEAST_LATER = 0.1
-"""The same from then on: who runs for long has many windows in any case. With a fifth throughout, a step of the demo's
-training took 2.0 % longer at a budget of 2 %, all told, with 15 % 1.7 % (`benchmarks.overhead`, 20 and 40 pairs)."""
+"""The same from then on: who runs for long has many windows in any case, and windows are not all that recording costs
+(`benchmarks.overhead`: 1.3 to 2.7 % of a step, all told, at a budget of 2 %)."""
 ENOUGH_WINDOWS = 30
 """With operators in them."""
 

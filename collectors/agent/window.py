@@ -20,8 +20,8 @@ class Window:
     """Opens and closes, tells when it was open, and reckons what it cost."""
 
     def __init__(self, session: Session, closed: Callable[[int, int], None]) -> None:
-        """closed: is told what each window is reckoned to have cost and how long it lasted, ns; from the first on that
-        holds operators: those before it, while the program loads, would tell that windows are cheap
+        """closed: is told what each window is reckoned to have cost and how long it lasted, ns; with ITT from the first
+        on that holds operators: those before it, while the program loads, would tell that windows are cheap
         """
         self._session = session
         self._closed = closed
@@ -125,7 +125,8 @@ class Window:
         ring.overhead(cost)
         self.last_cost_ns = cost
         self.worked += operators > 0
-        if self.worked:
+        # Of Kineto an empty one has its price, and a GPU's kernels are no operators.
+        if self.worked or not isinstance(source, IttSource):
             self._closed(cost, end - start)
         else:
             self.empty += 1

@@ -217,7 +217,8 @@ class WindowKeeper:
             available = left_of(self._budget, self._events_share(), self._window.worked)
             share = self._pace.share(available)
             if self._session.facts.get("world_size", 1) > 1:
-                share = self._peers.least(share)
+                # One that has run no operators yet knows nothing of their price, and keeps nobody from them.
+                share = min(share, self._peers.least(share if self._window.worked else 1.0))
             if beside:
                 self._steps.pick(share)
                 gap = PERIOD_S
@@ -236,7 +237,8 @@ class WindowKeeper:
             if not self._slice(max(MIN_WINDOW_S, of_slices * PERIOD_S), late=starved) and self._over():
                 return
             patience_s = max(STARVED_S, 2 * step_s, 1e-9 * self._window.last_cost_ns / available)
-            eager = not self._window.worked and self._window.empty < EAGER_WINDOWS
+            window = self._window
+            eager = window.tells_ranges and not window.worked and window.empty < EAGER_WINDOWS
             gap = EAGER_S if eager else until_next(of_slices)
 
     def _slice(self, lasts_s: float, *, late: bool) -> bool:

@@ -119,6 +119,11 @@ class Fp8Linear(nn.Module):
             self._weights = (version, Weights(wq, transposed(wq)))
         return self._weights[1]
 
+    @property
+    def quantised(self) -> Weights | None:
+        """The weights in E4M3 as they were used last."""
+        return None if self._weights is None else self._weights[1]
+
     def dequantised(self) -> torch.Tensor:
         """The weights as E4M3 holds them. returns: [groups, n, k] float32"""
         return self.weights().w.dequantised.view_as(self.weight) if self.arithmetic.fp8 else self.weight.detach()

@@ -105,6 +105,7 @@ class GraphedDecode:
         self._caches: list[list[LayerCache]] = []
         self._batches: list[MicroBatch] = []
         self._replay: Callable[[], None] | None = None
+        self._parameters = list(model.parameters())
         self._weights: list[int] = []
         """Versions of the parameters that it was captured with."""
         self._looked_up: list[object] = []
@@ -113,7 +114,7 @@ class GraphedDecode:
         """tokens: a micro-batch each, [sequences, 1] int64. Raises CacheFull where there is no room for one more."""
         start_ns = emit.clock_ns()
         opened = [self._cache.open(s, [1] * len(s), self._room) for s in self._sequences]
-        weights = [p._version for p in self._model.parameters()]
+        weights = [p._version for p in self._parameters]
         if self._replay is None or weights != self._weights:
             self._replay, self._weights = self._captured(tokens, opened), weights
             start_ns = emit.clock_ns()
@@ -146,7 +147,7 @@ class GraphedDecode:
         finally:
             self._exchange.counts_stay = False
         # What a pass looks up, and a graph reads where it was: kept as long as the graph.
-        linears = [m.weights() for m in self._model.modules() if isinstance(m, Fp8Linear)]
+        linears = [m.quantised for m in self._model.modules() if isinstance(m, Fp8Linear)]
         self._looked_up = [linears, table(self._room, self._model.c.d_rope, self._model.device)]
         return replay
 

@@ -7,6 +7,7 @@ and reuse of memory over both streams is checked in the tests, operation by oper
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -66,7 +67,7 @@ class Aside:
         except BaseException:
             here.wait_stream(self._stream)  # what it has begun may still read
             raise
-        return _Launched(value, event, used, lambda: self._runtime.current_stream(self._device))
+        return _Launched(value, event, used, here, lambda: self._runtime.current_stream(self._device))
 
     def to_host(self, values: torch.Tensor) -> Callable[[], list[int]]:
         there = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
@@ -84,9 +85,16 @@ class _Launched(Pending[T]):
     """What a stream has been given."""
 
     def __init__(
-        self, value: T, event: Any, used: tuple[torch.Tensor | None, ...], current_stream: Callable[[], Any]
+        self,
+        value: T,
+        event: Any,
+        used: tuple[torch.Tensor | None, ...],
+        beside: Any,
+        current_stream: Callable[[], Any],
     ) -> None:
+        """beside: the stream that `used` was allocated on"""
         self._value, self._event, self._used, self._current_stream = value, event, used, current_stream
+        self._beside = beside
 
     def result(self) -> T:
         self._current_stream().wait_event(self._event)
@@ -97,8 +105,8 @@ class _Launched(Pending[T]):
         return bool(self._event.query())
 
     def __del__(self) -> None:
-        if self._used:  # nobody has asked for it
-            self.result()
+        if self._used and not sys.is_finalizing():  # nobody has asked for it
+            self._beside.wait_event(self._event)
 
     def synchronize(self) -> None:
         """Let the host wait."""

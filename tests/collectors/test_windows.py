@@ -14,16 +14,19 @@ from typing import Any
 import pytest
 
 from moescope.collectors.agent import windows
+from moescope.collectors.agent.itt import IttSource
 from moescope.collectors.agent.pace import LEAST_NS, RESTS_NS
 from moescope.collectors.agent.windows import WindowKeeper
 from tests.collectors.reading import rows
 from tests.conftest import Moescope
 
-# Nothing at first, so that windows grow; then as many operators as there can be.
+# A few operators, then next to nothing, so that windows grow; then as many operators as there can be.
 IDLE_THEN_DENSE = """
 import time, torch
-time.sleep(1.5)
 x = torch.ones(1)
+for _ in range(150):
+    x.neg()
+    time.sleep(0.01)
 until = time.monotonic() + 5
 while time.monotonic() < until:
     for _ in range(1000):
@@ -230,6 +233,20 @@ class _Program:
     def leave_pass(self) -> None:
         self.passes = -1
         self.keeper.settle_owed()
+
+
+@pytest.mark.parametrize(("itt", "told"), [(True, 0), (False, 1)])
+def test_an_empty_window_tells_what_windows_cost_where_it_has_a_price(
+    monkeypatch: pytest.MonkeyPatch, itt: bool, told: int
+) -> None:
+    costs: list[int] = []
+    monkeypatch.setattr("moescope.collectors.agent.window.IttSource", _Profiler if itt else IttSource)
+    program = _Program()
+    monkeypatch.setattr(program.keeper._window, "_closed", lambda cost, lasted: costs.append(cost))
+    program.keeper._open()
+    program.keeper._close()
+    assert len(program.ring.windows) == 1
+    assert (len(costs), program.keeper._window.empty) == (told, 1 - told)
 
 
 def _busy(seconds: float) -> None:

@@ -32,26 +32,29 @@ class RecordedGraph:
     """`Capture`; operations: how many a replay does"""
 
     def __init__(self) -> None:
-        self.operations = self.replays = 0
+        self.operations = self.replays = self.captures = 0
         self._noted: list[tuple[Any, Any, Any, Any]] = []
+        """Of what is captured now: operation, operands, result."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
         work()
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        noted: list[tuple[Any, Any, Any, Any]] = []
+        self._noted, self.captures = noted, self.captures + 1
         with watched(self):
             work()
-        self.operations = len(self._noted)
-        for func, args, kwargs, result in self._noted:
+        self.operations = len(noted)
+        for func, args, kwargs, result in noted:
             operands = {t.data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
             for t in tree_leaves(result):
                 if isinstance(t, torch.Tensor) and t.data_ptr() not in operands and not func.is_view:
                     t.untyped_storage().fill_(0x7F)
-        return self._replay
+        return lambda: self._replay(noted)
 
-    def _replay(self) -> None:
+    def _replay(self, noted: list[tuple[Any, Any, Any, Any]]) -> None:
         self.replays += 1
-        for func, args, kwargs, result in self._noted:
+        for func, args, kwargs, result in noted:
             again = func(*args, **kwargs)
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():

@@ -135,7 +135,7 @@ class Streams:
             self._coming.append((args[0], args[0].clone(), dict(self._clocks[name])))
             args[0].fill_(UNREAD)
             return
-        if crossing is not None:  # from or to memory that is not pinned: the host waits
+        if crossing is not None and not kwargs.get("non_blocking"):  # not pinned: the host waits
             self._waited(self._clocks[name])
         given = {t.untyped_storage()._cdata for t in operands}
         for t in tree_leaves(result):

@@ -82,6 +82,26 @@ def test_replayed_steps_give_what_steps_one_by_one_do(monkeypatch: pytest.Monkey
     assert len({s.logits[0].sum().item() for s in got}) > 1
 
 
+def test_new_weights_are_captured_anew() -> None:
+    found = []
+    for graph in (None, RecordedGraph()):
+        with OtherDevice():
+            exchange, model = VirtualExchange(C, 2), Model(C, seed=2).to("cpu" if graph is None else DEVICE)
+            graphed = None if graph is None else partial(GraphedDecode, model, exchange, "serial", capture=graph)
+            logits = []
+            for s in decode(model, exchange, steps=4, schedule="serial", seed=1, graphed=graphed):
+                logits.append(s.logits[0].cpu())
+                if s.step == 1:
+                    with torch.no_grad():
+                        for parameter in model.parameters():
+                            parameter.mul_(0.5)
+        found.append(logits)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert graph is not None
+    assert (graph.captures, graph.replays) == (2, 4)
+
+
 class Asks(CountsStay):
     """Brings the rows to the host."""
 
