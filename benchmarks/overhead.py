@@ -109,8 +109,11 @@ class Run:
 
 
 def pair(folder: Path, turns: int, budget: str | None, first: bool) -> dict[str, Any]:
-    """Ratios of the mean steps and of a rank's CPU; first: the recorded run begins."""
-    observed, plain = Run(folder / "observed", turns, budget), Run(folder / "plain", turns, None)
+    """Ratios of the mean steps and of a rank's CPU; first: the recorded run is started first, and begins."""
+    if first:
+        observed, plain = Run(folder / "observed", turns, budget), Run(folder / "plain", turns, None)
+    else:
+        plain, observed = Run(folder / "plain", turns, None), Run(folder / "observed", turns, budget)
     before_s = 0.0
     try:
         for i in range(turns):

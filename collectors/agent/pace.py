@@ -64,7 +64,7 @@ LEAST_LEFT = 0.2
 """Share of it that windows have at least, whatever else costs, until there are `ENOUGH_WINDOWS`."""
 LEAST_LATER = 0.1
 """The same from then on: who runs for long has many windows in any case, and windows are not all that recording costs
-(`benchmarks.overhead`: 1.3 to 2.7 % of a step, all told, at a budget of 2 %)."""
+(`benchmarks.overhead`: 1.3 to 2.8 % of a step, all told, at a budget of 2 %)."""
 ENOUGH_WINDOWS = 30
 """With operators in them."""
 
