@@ -138,7 +138,7 @@ def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_lon
 
 def test_windows_have_a_part_of_the_budget_whatever_else_costs_and_less_of_it_once_there_are_many() -> None:
     budget = 0.02
-    assert left_of(budget, 0.0, 0) == left_of(budget, 0.0, 1000) == SAFETY * budget
-    assert left_of(budget, 1.0, 0) == LEAST_LEFT * budget
+    assert left_of(budget, 0.0, ENOUGH_WINDOWS) == SAFETY * budget
     assert left_of(budget, 1.0, ENOUGH_WINDOWS) == LEAST_LATER * budget
-    assert LEAST_LATER < LEAST_LEFT < SAFETY
+    assert left_of(budget, 1.0, ENOUGH_WINDOWS - 1) == LEAST_LEFT * budget
+    assert LEAST_LATER < SAFETY < LEAST_LEFT < 1
