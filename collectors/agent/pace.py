@@ -61,8 +61,8 @@ SAFETY = 0.3
 """Share of the budget that is spent on what is reckoned: switching, and what ranks wait for one another, cost as much
 again and more (paired measurements on two ranks)."""
 LEAST_LEFT = 0.4
-"""Share of it that windows have at least, whatever else costs, until there are `ENOUGH_WINDOWS`: with half as much
-shares of a run of 60 steps were told to within 9 to 17 points, with this to within 5 to 10 (3 runs of the demo each)."""
+"""Share of it that windows have at least, whatever else costs, until there are `ENOUGH_WINDOWS`: with half as much the
+shares of a run of 60 steps were told to within 9 to 17 points, with this to within 5 to 10 (the demo, 3 runs each)."""
 LEAST_LATER = 0.1
 """The same from then on: who runs for long has many windows in any case, and windows are not all that recording costs
 (`benchmarks.overhead`: 1.3 to 2.8 % of a step, all told, at a budget of 2 %)."""
