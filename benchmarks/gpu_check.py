@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_process import run
 from benchmarks.gpu_sections import SECTIONS
+from benchmarks.process import run
 from benchmarks.report import RESULTS, save
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu_figure import Figure
-from benchmarks.gpu_process import Failed, output_of
+from benchmarks.process import Failed, output_of
 from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.base import Sampler, SamplerUnavailable
 from moescope.collectors.samplers.nvml import GpuSampler

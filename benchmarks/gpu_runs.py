@@ -15,7 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu_figure import Figure
-from benchmarks.gpu_process import Failed, output_of
+from benchmarks.process import Failed, output_of
 
 if TYPE_CHECKING:
     from benchmarks.gpu_timing import Bench
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 STAGES = {"train": 12, "decode": 48, "prefill": 24}
 """Steps of a run."""
 GRAPHED = {"decode": ("overlapped --graphs",)}
+"""Further ways to run a stage: a schedule, and options."""
 PAIRS, PAIR_STEPS = 3, 60
 LIMIT_S = 120
 """Of one run."""

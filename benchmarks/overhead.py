@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
-from benchmarks.gpu_process import end
+from benchmarks.process import end
 from benchmarks.report import save
 
 WARM_UP = 20

@@ -18,12 +18,15 @@ class Peers:
         self._folder = folder
         self._own = os.path.join(folder, f"{os.getpid()}{SUFFIX}")
 
-    def least(self, share: float) -> float:
-        """Tells this rank's share, and returns the least of all; its own where files cannot be had."""
+    def least(self, share: float, *, sure: bool = True) -> float:
+        """Tells this rank's share, and returns the least of all; its own where files cannot be had.
+
+        sure: whether it rests on windows with operators; a rank without any keeps no other from them
+        """
         try:
             # As long each time: a reader finds one number or another.
             with open(self._own, "r+" if os.path.exists(self._own) else "w", encoding="ascii") as file:
-                file.write(_FORM.format(share))
+                file.write(_FORM.format(share if sure else 1.0))
             return min([share, *self._others()])
         except OSError:
             return share

@@ -217,8 +217,7 @@ class WindowKeeper:
             available = left_of(self._budget, self._events_share(), self._window.worked)
             share = self._pace.share(available)
             if self._session.facts.get("world_size", 1) > 1:
-                # One that has run no operators yet knows nothing of their price, and keeps nobody from them.
-                share = min(share, self._peers.least(share if self._window.worked else 1.0))
+                share = self._peers.least(share, sure=self._window.worked > 0)
             if beside:
                 self._steps.pick(share)
                 gap = PERIOD_S

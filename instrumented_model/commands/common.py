@@ -140,8 +140,7 @@ def _opened(
 
 def _left(exchange: Exchange, c: Config, schedule: str) -> str:
     """Keeps FP8 products off the SMs of an exchange beside them; what to say of it, if anything."""
-    beside = isinstance(exchange, VirtualExchange) and schedule != "serial" and c.fp8
-    sms = exchange.mover.sms if isinstance(exchange, VirtualExchange) and beside else 0
+    sms = exchange.mover.sms if isinstance(exchange, VirtualExchange) and schedule != "serial" and c.fp8 else 0
     if products.leave(sms):
         return ", FP8 products on the others" if sms else ""
     return f", which {products.active().name} does not leave alone"

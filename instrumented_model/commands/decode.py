@@ -47,9 +47,9 @@ def add_serving_arguments(group: argparse._ArgumentGroup) -> None:
 def run(run: Run) -> None:
     """Decode with a new model."""
     if run.arguments.graphs:
-        reason = why_not(run.exchange, run.device, run.c.fp8)
         if run.arguments.requests is not None:
-            reason = "requests come and go, a graph's batch stays: leave --requests out"
+            raise ConfigError("--graphs: requests come and go, a graph's batch stays: leave --requests out")
+        reason = why_not(run.exchange, run.device, run.c.fp8)
         if reason is not None:
             raise ConfigError(f"--graphs: {reason}")
     model = run.new_model()

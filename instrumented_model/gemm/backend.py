@@ -62,14 +62,18 @@ class Backend(Protocol):
         """
 
 
-class ByGroup(ABC):
-    """Grouped products as one dense product a group, for a backend that has nothing better."""
+class Plain:
+    """What a backend says that has nothing better to say: rows are known to the host, and no SMs are left alone."""
 
     counts_stay = False
 
     def leave(self, sms: int) -> bool:
-        """As in `Backend`; one that can says so itself."""
+        """As in `Backend`."""
         return sms == 0
+
+
+class ByGroup(Plain, ABC):
+    """Grouped products as one dense product a group, for a backend that has nothing better."""
 
     @abstractmethod
     def dense(self, a: Quantised, b: Quantised, interval: int | None, out_dtype: torch.dtype) -> torch.Tensor:

@@ -78,13 +78,10 @@ def grouped_m(
     _same_k(a, b)
     m, groups = a.q.shape[0], b.q.shape[0]
     if isinstance(rows, torch.Tensor):
-        if not backend.counts_stay or rows.shape != (groups,):
-            raise ValueError(
-                f"rows {list(rows.shape)} on {rows.device} for {groups} groups: give one number a group, and to "
-                f"backend {backend.name} as a list"
-                if not backend.counts_stay
-                else f"rows {list(rows.shape)} for {groups} groups of B: give one number for each"
-            )
+        if not backend.counts_stay:
+            raise ValueError(f"backend {backend.name} takes no rows on {rows.device}: give a list")
+        if rows.shape != (groups,):
+            raise ValueError(f"rows {list(rows.shape)} for {groups} groups of B: give one number for each")
     elif len(rows) != groups or min(rows) < 0 or sum(rows) != m:
         raise ValueError(
             f"rows {list(rows)} do not share out the {m} rows of A over the {groups} groups of B: give one number, not "

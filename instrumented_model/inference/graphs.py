@@ -34,6 +34,8 @@ from moescope.instrumented_model.schedules.chain import MicroBatch, forward
 from moescope.instrumented_model.schedules.order import SCHEDULES, Schedule
 from moescope.instrumented_model.training.train import report_routing, routed
 
+HELD = PUBLISHED["h200"]
+"""How weights and cache are held: in FP8, a byte, and in BF16. Speeds play no part here."""
 WARM_UPS = 2
 """Passes before the capture: kernels are compiled, tables made and weights quantised in the first."""
 
@@ -118,7 +120,7 @@ class GraphedDecode:
         if self._replay is None or weights != self._weights:
             self._replay, self._weights = self._captured(tokens, opened), weights
             start_ns = emit.clock_ns()
-        ends = tuple(layers[0].spans.ends for layers in opened)
+        ends = tuple(layers[0].places.spans.ends for layers in opened)
         with emit.step(step):
             for there, given in zip(self._tokens, tokens, strict=True):
                 there.copy_(given)
@@ -162,10 +164,10 @@ class GraphedDecode:
         return tuple(tuple(tuple(next(rows)) for _ in mb.served) for mb in self._batches)
 
     def _tell(self, ends: tuple[tuple[int, ...], ...], served: tuple[tuple[tuple[int, ...], ...], ...]) -> None:
-        """The work of a step, by formula: nobody counts inside a graph."""
+        """The work of a step, by formula, whose bytes leave activations out: nobody counts inside a graph."""
         done: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0])
         for of_batch, counts in zip(ends, served, strict=True):
-            for part in parts(self._model.c, PUBLISHED["h200"], of_batch, counts):
+            for part in parts(self._model.c, HELD, of_batch, counts):
                 done[part.dtype][0] += part.flops
                 done[part.dtype][1] += part.weight_bytes + part.cache_bytes
         for dtype, (flops, moved) in done.items():

@@ -73,7 +73,7 @@ def infer(
         report_routing(model, routed(micro_batches))
         ended(model.device)
     logits = tuple(mb.result for mb in micro_batches if mb.result is not None)
-    ends = tuple(layers[0].spans.ends for layers in caches or [])
+    ends = tuple(layers[0].places.spans.ends for layers in caches or [])
     served = tuple(tuple(tuple(int(n) for n in counts) for counts in mb.served) for mb in micro_batches)
     return InferenceStep(step, emit.clock_ns() - start_ns, sum(t.numel() for t in tokens), logits, ends, served)
 

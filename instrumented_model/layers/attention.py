@@ -58,17 +58,16 @@ class LatentAttention(nn.Module):
         """
         c = self.c
         if cache is not None:
-            spans, places = cache.spans, cache.places
+            places = cache.places
         else:
-            new = x.shape[0] // max(sequences, 1)
-            spans, places = Spans.uncached(sequences, new), Places.uncached(sequences, new, x.device)
+            places = Places.uncached(sequences, x.shape[0] // max(sequences, 1), x.device)
         cos, sin = angles(places.positions, places.longest, c.d_rope)
         q_head, q_rope = torch.split(self._queries(x), [c.d_head, c.d_rope], dim=-1)
         latent, key_rope = self.down(x).split([c.d_latent, c.d_rope], dim=-1)
         latent, key_rope, q_rope = self.norm(latent), rotate(key_rope, cos, sin), rotate(q_rope, cos, sin)
         if cache is not None:
             cache.write(latent, key_rope)
-        o = self._attend(q_head, q_rope, latent, key_rope, spans, cache)
+        o = self._attend(q_head, q_rope, latent, key_rope, places.spans, cache)
         return self.out(o.reshape(x.shape[0], c.heads * c.d_head))  # type: ignore[no-any-return]
 
     def _queries(self, x: torch.Tensor) -> torch.Tensor:

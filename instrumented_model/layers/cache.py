@@ -73,7 +73,7 @@ class Spans:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the tokens of one pass lie, in all layers: on the device, moved there once.
+    """Where the tokens of one pass lie, in all layers: but for the spans on the device, moved there once.
 
     write_to: [tokens] int64, row of each new token in the cache
     read_from: [sequences, longest] int64, row of each position, the zero row past a sequence's end
@@ -83,6 +83,7 @@ class Places:
     longest: more than every position
     """
 
+    spans: Spans
     write_to: torch.Tensor
     read_from: torch.Tensor
     positions: torch.Tensor
@@ -98,6 +99,7 @@ class Places:
         ends = torch.tensor(spans.ends, dtype=torch.int64)
         masked = min(spans.ends, default=0) < longest
         return cls(
+            spans,
             brought(write_to, device),
             brought(read_from, device),
             brought(spans.positions, device),
@@ -122,7 +124,6 @@ class LayerCache:
     side_by_side: [sequences, longest, d_c + d_h^R], a view of `rows` that needs no gathering, where there is one
     """
 
-    spans: Spans
     places: Places
     rows: torch.Tensor
     side_by_side: torch.Tensor | None = None
@@ -240,7 +241,7 @@ class ContiguousCache:
         else:
             read_from = _rows([torch.arange(end) + s * self.capacity for s, _, end in places], zero_row, longest)
         at = Places.of(spans, write_to, read_from, longest, self.rows.device)
-        return [LayerCache(spans, at, r, v) for r, v in zip(self.rows, views, strict=True)]
+        return [LayerCache(at, r, v) for r, v in zip(self.rows, views, strict=True)]
 
     @property
     def capacity_bytes(self) -> int:
@@ -317,7 +318,7 @@ class PagedCache:
         write_to = torch.cat([empty, *(table[start:] for table, start in zip(tables, spans.starts, strict=True))])
         read_from = _rows(tables, self.rows.shape[1] - 1, longest)
         at = Places.of(spans, write_to, read_from, longest, self.rows.device)
-        return [LayerCache(spans, at, rows) for rows in self.rows]
+        return [LayerCache(at, rows) for rows in self.rows]
 
     def _positions(self, sequence: int) -> torch.Tensor:
         """Row of each position that the sequence's blocks have room for. returns: [blocks * block] int64"""

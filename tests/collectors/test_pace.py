@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope.collectors.agent.pace import (
-    ENOUGH_WINDOWS,
+    EARLY_LEFT,
+    EARLY_WINDOWS,
     FIRST_SHARE,
     JUMP,
-    LEAST_LATER,
     LEAST_LEFT,
     LEAST_NS,
     SAFETY,
@@ -136,9 +136,9 @@ def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_lon
     assert steps_share(0.01, 0.0001) == 0.01 * STEPS_PART
 
 
-def test_windows_have_a_part_of_the_budget_whatever_else_costs_and_less_of_it_once_there_are_many() -> None:
+def test_windows_have_a_part_of_the_budget_whatever_else_costs_and_more_of_it_at_first() -> None:
     budget = 0.02
-    assert left_of(budget, 0.0, ENOUGH_WINDOWS) == SAFETY * budget
-    assert left_of(budget, 1.0, ENOUGH_WINDOWS) == LEAST_LATER * budget
-    assert left_of(budget, 1.0, ENOUGH_WINDOWS - 1) == LEAST_LEFT * budget
-    assert LEAST_LATER < SAFETY < LEAST_LEFT < 1
+    assert left_of(budget, 0.0, 0) == left_of(budget, 1.0, EARLY_WINDOWS - 1) == EARLY_LEFT * budget
+    assert left_of(budget, 0.0, EARLY_WINDOWS) == SAFETY * budget
+    assert left_of(budget, 1.0, EARLY_WINDOWS) == LEAST_LEFT * budget
+    assert LEAST_LEFT < SAFETY < EARLY_LEFT < 1

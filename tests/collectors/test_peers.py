@@ -23,6 +23,15 @@ def test_all_take_the_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert second.least(0.5) == 0.3
 
 
+def test_a_rank_that_knows_nothing_yet_takes_the_least_and_keeps_no_other_from_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = _as(1, tmp_path, monkeypatch), _as(2, tmp_path, monkeypatch)
+    assert first.least(0.05, sure=False) == 0.05
+    assert second.least(0.3) == 0.3
+    assert first.least(0.4, sure=False) == 0.3
+
+
 def test_ranks_that_are_gone_have_no_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = _as(1, tmp_path, monkeypatch), _as(2, tmp_path, monkeypatch)
     second.least(0.05)

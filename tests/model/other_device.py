@@ -17,7 +17,7 @@ DEVICE = torch.device("meta")
 """What its tensors say they lie on: the one device without kernels of its own that every build of torch has."""
 
 _aten = torch.ops.aten
-CROSSING = {_aten._to_copy.default, _aten.copy_.default, _aten._foreach_copy_.default}
+_CROSSING = {_aten._to_copy.default, _aten.copy_.default, _aten._foreach_copy_.default}
 """What may take a tensor from one device to the other."""
 
 
@@ -86,7 +86,7 @@ class OtherDevice(TorchDispatchMode):
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     there = any(isinstance(t, There) for t in operands)
-    if there and func not in CROSSING and any(not isinstance(t, There) and t.dim() for t in operands):
+    if there and func not in _CROSSING and any(not isinstance(t, There) and t.dim() for t in operands):
         raise AssertionError(f"{func} is given tensors of two devices")
     asked = kwargs.get("device")
     wanted = there if asked is None else torch.device(asked) == DEVICE
@@ -111,7 +111,7 @@ def _crossing(func: Any, args: Any, *, there: bool, wanted: bool) -> Crossing:
         return "to host" if there else None
     if func is _aten._to_copy.default:
         source, target = isinstance(args[0], There), wanted
-    elif func in CROSSING:
+    elif func in _CROSSING:
         target, source = (isinstance(tree_leaves(side)[0], There) for side in args[:2])
     else:
         return None

@@ -85,7 +85,7 @@ class Streams:
             def synchronize(self) -> None:
                 runtime._waited(self.clock)
 
-        self.Stream, self.Event, self._main = Stream, Event, Stream(name="main")
+        self.Stream, self.Event = Stream, Event
 
     def current_stream(self, device: Any = None) -> Any:
         return self.Stream(name=self._current[-1])
@@ -118,7 +118,8 @@ class Streams:
         name = self._current[-1]
         if name == "main":
             self.beside += self.ahead(name)
-        pinned = crossing == "to host" and func is _aten.copy_.default and (args[2:] == (True,) or kwargs)
+        waits = crossing is not None and not (kwargs.get("non_blocking") or args[2:] == (True,))
+        pinned = crossing == "to host" and func is _aten.copy_.default and not waits
         written = [
             t
             for argument, value in zip(func._schema.arguments, args, strict=False)
@@ -135,7 +136,7 @@ class Streams:
             self._coming.append((args[0], args[0].clone(), dict(self._clocks[name])))
             args[0].fill_(UNREAD)
             return
-        if crossing is not None and not kwargs.get("non_blocking"):  # not pinned: the host waits
+        if waits:
             self._waited(self._clocks[name])
         given = {t.untyped_storage()._cdata for t in operands}
         for t in tree_leaves(result):

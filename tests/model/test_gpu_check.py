@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 from benchmarks import gpu_check
 from benchmarks.gpu_counters import achieved
-from benchmarks.gpu_process import run
+from benchmarks.process import run
 from moescope.collectors.sidecar.processes import alive
 from moescope.instrumented_model.kernels import why_not
 

@@ -9,23 +9,19 @@ from collections.abc import Sequence
 
 import torch
 
-from moescope.instrumented_model.gemm.backend import Counts
+from moescope.instrumented_model.gemm.backend import Counts, Plain
 from moescope.instrumented_model.numerics.quantise import Quantised, dequantise, group_starts
 
 
-class Cpu:
+class Cpu(Plain):
     """`Backend` in FP32 by torch's own GEMM, on any device: every promotion interval is honoured."""
 
     name = "cpu"
     arithmetic = "E4M3 operands, dequantised, FP32 products"
     finest = 0
-    counts_stay = False
 
     def why_not(self, device: torch.device) -> str | None:
         return None
-
-    def leave(self, sms: int) -> bool:
-        return sms == 0
 
     def dense(self, a: Quantised, b: Quantised, interval: int | None, out_dtype: torch.dtype) -> torch.Tensor:
         return _as(dequantise(a) @ b.dequantised.mT, out_dtype)

@@ -1,4 +1,4 @@
-"""Runs of other processes within a time: what they have started ends with them, as a GPU is to be left free."""
+"""Runs of other processes within a time: what they have started ends with them, and leaves the machine free."""
 
 from __future__ import annotations
 
