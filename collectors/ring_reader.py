@@ -16,6 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from moescope.collectors.structured import joined
+
 MAGIC: Final = b"MOESRING"
 OPERATOR, PHASE, EXECUTION, BLOB, DONE, STEP, WINDOW, CALL = range(1, 9)
 COMPOSITE: Final = 1
@@ -150,7 +152,7 @@ class Ring:
                 parts.append(np.frombuffer(self._map, RECORD, (last - first) // RECORD.itemsize, start))
                 positions.append((chunk, first, last))
             name = heads["name"][chunks[-1]].decode("utf-8", "replace")
-            found.append(ThreadRecords(tid, np.concatenate(parts), tuple(positions), name))
+            found.append(ThreadRecords(tid, joined(parts), tuple(positions), name))
         self._recycle(heads)
         return found
 
@@ -182,17 +184,24 @@ class Ring:
 
 def blob_heads(records: Records) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
     """Where blobs begin, and which slots hold a record rather than a blob's payload."""
+    # Every blob has a name: of payloads that begin with the same byte, most do not.
+    places = np.flatnonzero((records["type"] == BLOB) & (records["name"] > 0))
+    ends = places + 1 - (-records["dur_ns"][places] // RECORD.itemsize)
+    if (places[1:] < ends[:-1]).any():
+        # Some payload reads as a blob's beginning.
+        heads: list[int] = []
+        free_from = 0
+        for i, (at, end) in enumerate(zip(places.tolist(), ends.tolist(), strict=True)):
+            if at >= free_from:
+                free_from = end
+                heads.append(i)
+        places, ends = places[heads], ends[heads]
     is_record = np.ones(len(records), dtype=np.bool_)
-    heads: list[int] = []
-    free_from = 0
-    places = np.flatnonzero(records["type"] == BLOB)
-    for at, size in zip(places.tolist(), records["dur_ns"][places].tolist(), strict=True):
-        if at < free_from:
-            continue
-        free_from = at + 1 - (-size // RECORD.itemsize)
-        is_record[at + 1 : free_from] = False
-        heads.append(at)
-    return np.array(heads, np.intp), is_record
+    slots = ends - places - 1
+    # Where each payload begins, for each of its slots, and the slot's number in it.
+    first = np.repeat(places + 1, slots)
+    is_record[first + np.arange(len(first)) - np.repeat(np.cumsum(slots) - slots, slots)] = False
+    return places, is_record
 
 
 def blob_payload(records: Records, at: int, *, raw: bool = False) -> Any:

@@ -773,6 +773,10 @@ MOESCOPE_API int moescope_blob(const char *kind, const void *payload, uint32_t b
         return E2BIG;
     }
     struct name_entry *entry = moescope_intern(kind);
+    if (!entry || !entry->id) { /* the table is full: nobody could tell what it is */
+        atomic_fetch_add(&h->dropped, 1);
+        return ENOSPC;
+    }
     struct record *out = reserve(h, slot_count);
     if (!out) return ENOSPC;
     *out = (struct record){.type = RECORD_BLOB, .name = entry->id, .start_ns = now_ns(), .dur_ns = bytes, .a = self.phase, .b = atomic_load(&process_context)};

@@ -24,7 +24,8 @@ enum record_type {
     RECORD_PHASE = 2,    /* name, start, dur, a = id, b = parent id, c = context */
     RECORD_EXECUTION = 3,/* a backend's execution range (`gloo:all_to_all`): name, start, dur, a = phase id, b = call id,
                             c = name of the group whose thread it is on, or 0 */
-    RECORD_BLOB = 4,     /* name = kind, start = time, dur = payload bytes, a = phase id, b = context; payload follows */
+    RECORD_BLOB = 4,     /* name = kind, never 0, start = time, dur = payload bytes, a = phase id, b = context; payload
+                            follows in slots of its own */
     RECORD_DONE = 5,     /* start = completion time, a = call id: on the thread that completed it */
     RECORD_STEP = 6,     /* name = source, start, dur, c = context */
     RECORD_WINDOW = 7,   /* name = source, start, dur */

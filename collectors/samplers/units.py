@@ -15,6 +15,7 @@ from moescope.collectors.clock import Clock
 from moescope.collectors.samplers.base import PidSource, RankOf, RoleOf, Row, Rows, SamplerUnavailable
 from moescope.collectors.samplers.perf_event import SWITCH, SwitchBuffer, Switches
 from moescope.collectors.schema import arrow_schema
+from moescope.collectors.structured import joined, pick
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +55,7 @@ class SwitchIntervals:
 
         switches: SWITCH, all cores together, in any order, none after `until_ns`
         """
-        found = np.concatenate((self._running, switches))
+        found = joined((self._running, switches))
         # Columns by themselves: rows of several fields are moved ten times as slowly.
         pid, tid, core, t_ns, leaves = (found[name] for name in ("pid", "tid", "core", "t_ns", "leaves"))
         # At one time, who leaves goes first.
@@ -153,16 +154,17 @@ class UnitSampler:
     def poll(self) -> list[Row | Rows]:
         """Intervals of ranks until now."""
         until_ns = time.monotonic_ns()
-        switches = np.concatenate((self._early, *(buffer.read() for buffer in self._buffers)))
+        switches = joined((self._early, *(buffer.read() for buffer in self._buffers)))
         # Cores are read one after another: what came meanwhile waits until all of them have told it.
-        self._early = switches[switches["t_ns"] > until_ns]
-        found = self._intervals.take(switches[switches["t_ns"] <= until_ns], until_ns)
-        return self._rows(np.concatenate((self._waiting, found)), until_ns)
+        early = switches["t_ns"] > until_ns
+        self._early = pick(switches, early)
+        found = self._intervals.take(pick(switches, ~early), until_ns)
+        return self._rows(joined((self._waiting, found)), until_ns)
 
     def _rows(self, intervals: Intervals, now_ns: int) -> list[Row | Rows]:
         # They come by thread, but for those that have waited.
         if len(self._waiting):
-            intervals = intervals[np.argsort(intervals["tid"], kind="stable")]
+            intervals = pick(intervals, np.argsort(intervals["tid"], kind="stable"))
         tid = intervals["tid"]
         first = np.flatnonzero(np.append(True, tid[1:] != tid[:-1])[: len(tid)])
         counts = np.diff(np.append(first, len(tid)))
@@ -175,8 +177,8 @@ class UnitSampler:
             mine = ranks == owner
             roles = [self._role_of(*thread) for thread, own in zip(threads, mine.tolist(), strict=True) if own]
             which = np.repeat(np.arange(len(roles)), counts[mine])
-            rows.append(("unit_intervals", owner, self._batch(owner, intervals[rank == owner], roles, which)))
-        self._waiting = intervals[(rank == -1) & (now_ns - intervals["end_ns"] < HOLD_NS)]
+            rows.append(("unit_intervals", owner, self._batch(owner, pick(intervals, rank == owner), roles, which)))
+        self._waiting = pick(intervals, (rank == -1) & (now_ns - intervals["end_ns"] < HOLD_NS))
         lost = sum(buffer.lost for buffer in self._buffers)
         if lost > self._lost:
             text = f"{lost - self._lost} context-switch records were lost: use of cores is incomplete"

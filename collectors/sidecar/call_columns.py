@@ -19,12 +19,26 @@ from moescope.collectors.agent.packed import COMM
 from moescope.collectors.ring_reader import Records
 from moescope.collectors.sidecar.batch import Origin
 from moescope.collectors.sidecar.names import Names
+from moescope.collectors.structured import pick
 
 _WHOLE: Final = -2
 """Stands for how many sizes are sent where the operand's follows."""
 
 Columns = dict[str, Any]
-"""Columns of equal length, by name."""
+"""Columns of equal length, by name: arrays, lists, or one value for all rows (`Same`, `Among`)."""
+
+
+class Same(NamedTuple):
+    """A column of one value."""
+
+    value: str | None
+
+
+class Among(NamedTuple):
+    """A column of few values; which: [rows], the place of each row's."""
+
+    values: list[str | None]
+    which: npt.NDArray[np.intp]
 
 
 @dataclass(slots=True)
@@ -103,7 +117,7 @@ class Executed:
     tids: npt.NDArray[np.int64]
 
     def where(self, which: npt.NDArray[Any]) -> Executed:
-        return Executed(self.numbers[which], self.records[which], self.tids[which])
+        return Executed(self.numbers[which], pick(self.records, which), self.tids[which])
 
 
 class Ended(NamedTuple):
@@ -151,15 +165,16 @@ def call_kind(kind: str) -> tuple[str, str, str]:
 def kernels(ranges: Sequence[Range]) -> Columns:
     """Rows of `kernels`, one by one."""
     names, starts, durs, tids, phases, numbers, measured = zip(*ranges, strict=True)
-    return _kernels(names, starts, durs, tids, phases, numbers, measured)
+    return _kernels(names, starts, durs, tids, phases, numbers, _evidence(measured))
 
 
 def kernels_met(packed: Packed, executed: Executed, names: Names) -> Columns:
     """Rows of `kernels`, many at once."""
     records, op = executed.records, call_kind(packed.kind)[0]
-    texts = [range_name(names[number], op) for number in records["name"].tolist()]
-    seen = [True] * len(texts)
-    return _kernels(texts, records["start_ns"], records["dur_ns"], executed.tids, packed.phases, executed.numbers, seen)
+    numbers, which = np.unique(records["name"], return_inverse=True)
+    titles = Among([range_name(names[number], op) for number in numbers.tolist()], which)
+    times = records["start_ns"], records["dur_ns"]
+    return _kernels(titles, *times, executed.tids, packed.phases, executed.numbers, Same("measured"))
 
 
 def range_name(name: str, op: str) -> str:
@@ -167,16 +182,16 @@ def range_name(name: str, op: str) -> str:
     return f"gloo:{op}" if name.startswith("gloo:") else name
 
 
-def _kernels(names: Any, starts: Any, durs: Any, tids: Any, phases: Any, numbers: Any, measured: Any) -> Columns:
+def _kernels(names: Any, starts: Any, durs: Any, tids: Any, phases: Any, numbers: Any, evidence: Any) -> Columns:
     return {
-        "kind": ["comm"] * len(names),
+        "kind": Same("comm"),
         "name": names,
         "start_ns": starts,
         "dur_ns": durs,
         "stream": tids,
         "phase_id": phases,
         "correlation": numbers,
-        "evidence": measured,
+        "evidence": evidence,
     }
 
 
@@ -199,7 +214,7 @@ def collectives(ended: Sequence[Ended], groups: Sequence[Group]) -> Columns:
         "start_ns": starts,
         "dur_ns": durs,
         "phase_id": [call.phase for call in calls],
-        "evidence": measured,
+        "evidence": _evidence(measured),
     }
 
 
@@ -207,30 +222,30 @@ def collectives_met(packed: Packed, executed: Executed, group: Group) -> Columns
     """Rows of `collectives`, many at once."""
     op, dtype, name = call_kind(packed.kind)
     sent, received = packed.sizes()
-    n = len(packed)
+    none = Same(None)
     return {
         "call": executed.numbers,
-        "sequence": [None] * n,
-        "op": [op] * n,
-        "group": [name] * n,
-        "group_ranks": [group.text] * n,
-        "backend": [group.backend] * n,
-        "dtype": [dtype] * n,
-        "bytes": [None] * n if (operands := packed.operands()) is None else operands,
-        "sent_bytes": [None] * n if sent is None else _to_others(sent, group.me),
-        "received_bytes": [None] * n if received is None else _to_others(received, group.me),
+        "sequence": none,
+        "op": Same(op),
+        "group": Same(name),
+        "group_ranks": Same(group.text),
+        "backend": Same(group.backend),
+        "dtype": Same(dtype),
+        "bytes": none if (operands := packed.operands()) is None else operands,
+        "sent_bytes": none if sent is None else _to_others(sent, group.me),
+        "received_bytes": none if received is None else _to_others(received, group.me),
         "issue_ns": packed.words[:, 1],
         "start_ns": executed.records["start_ns"],
         "dur_ns": executed.records["dur_ns"],
         "phase_id": packed.phases,
-        "evidence": [True] * n,
+        "evidence": Same("measured"),
     }
 
 
 def transfers(ended: Sequence[Ended], groups: Sequence[Group]) -> Columns:
     """Rows of `transfers`, one by one; groups: of each call."""
     rows = [
-        (group.ranks[peer], group.hop, one.call.op, size, one.start_ns, one.dur_ns, one.measured)
+        (group.ranks[peer], group.hop, one.call.op, size, one.start_ns, one.dur_ns, _label(one.measured))
         for one, group in zip(ended, groups, strict=True)
         for peer, size in enumerate(one.call.sent or ())
         if peer != group.me and size and peer < len(group.ranks)
@@ -246,15 +261,14 @@ def transfers_met(packed: Packed, executed: Executed, group: Group) -> Columns:
         return {}
     sent = sent[:, : len(group.ranks)]
     calls, to = np.nonzero((sent != 0) & (np.arange(sent.shape[1]) != group.me))
-    n = len(calls)
     return {
         "dst": np.array(group.ranks, np.int64)[to],
-        "hop": [group.hop] * n,
-        "op": [call_kind(packed.kind)[0]] * n,
+        "hop": Same(group.hop),
+        "op": Same(call_kind(packed.kind)[0]),
         "bytes": sent[calls, to],
         "start_ns": executed.records["start_ns"][calls],
         "dur_ns": executed.records["dur_ns"][calls],
-        "evidence": [True] * n,
+        "evidence": Same("measured"),
     }
 
 
@@ -263,10 +277,13 @@ def finished(parts: Sequence[Columns], origin: Origin, constants: Columns) -> tu
 
     parts: each may be empty; constants: columns with one value for all rows
     """
+    import pyarrow as pa
+
     some = [part for part in parts if part]
     if not some:
         return 0, {}
-    found = {name: _joined([part[name] for part in some]) for name in some[0]}
+    counts = [len(part["start_ns"]) for part in some]
+    found = {name: _joined([part[name] for part in some], counts) for name in some[0]}
     for name in {"start_ns", "issue_ns"} & found.keys():
         found[name] = np.array(found[name], np.int64) + origin.clock.offset_ns
     for name in {"call", "correlation"} & found.keys():
@@ -277,15 +294,50 @@ def finished(parts: Sequence[Columns], origin: Origin, constants: Columns) -> tu
     if "phase_id" in found:
         found["phase_id"] = origin.ids(np.array(found["phase_id"], np.uint64))
     if "stream" in found:
-        found["stream"] = [origin.label(int(tid)) for tid in found["stream"]]
-    found["evidence"] = ["measured" if seen else "derived" for seen in found["evidence"]]
-    return len(found["start_ns"]), found | constants
+        tids, which = np.unique(np.array(found["stream"], np.int64), return_inverse=True)
+        labels = pa.array([origin.label(tid) for tid in tids.tolist()], pa.string())
+        found["stream"] = labels.take(pa.array(which))
+    return sum(counts), found | constants
 
 
-def _joined(columns: list[Any]) -> Any:
+def _joined(columns: list[Any], counts: list[int]) -> Any:
+    """The columns one after another, as `Batch.add_columns` takes them; counts: of their rows."""
     if all(isinstance(column, np.ndarray) for column in columns):
         return np.concatenate(columns)
-    return [value for one in columns for value in (one.tolist() if isinstance(one, np.ndarray) else one)]
+    if all(isinstance(column, Same) for column in columns) and len({column.value for column in columns}) == 1:
+        return columns[0].value
+    if all(isinstance(column, Same | Among) for column in columns):
+        return _taken(columns, counts)
+    return [value for one, count in zip(columns, counts, strict=True) for value in _listed(one, count)]
+
+
+def _taken(columns: list[Same | Among], counts: list[int]) -> Any:
+    import pyarrow as pa
+
+    values: list[str | None] = []
+    which = []
+    for column, count in zip(columns, counts, strict=True):
+        of_column = column if isinstance(column, Among) else Among([column.value], np.zeros(count, np.intp))
+        which.append(of_column.which + len(values))
+        values += of_column.values
+    return pa.array(values, pa.string()).take(pa.array(np.concatenate(which)))
+
+
+def _listed(column: Any, count: int) -> Sequence[Any]:
+    if isinstance(column, Same):
+        return [column.value] * count
+    if isinstance(column, Among):
+        return [column.values[i] for i in column.which.tolist()]
+    found: Sequence[Any] = column.tolist() if isinstance(column, np.ndarray) else column
+    return found
+
+
+def _evidence(measured: Sequence[bool]) -> list[str]:
+    return [_label(seen) for seen in measured]
+
+
+def _label(measured: bool) -> str:
+    return "measured" if measured else "derived"
 
 
 def _to_others(parts: Any, me: int) -> Any:

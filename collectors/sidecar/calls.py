@@ -28,6 +28,7 @@ from moescope.collectors.sidecar.call_columns import (
 )
 from moescope.collectors.sidecar.flight import Execution, Flights, Issue, Told
 from moescope.collectors.sidecar.names import Names
+from moescope.collectors.structured import joined, pick, values
 
 LOST_NS: Final = 60_000_000_000
 """A call whose kernel was not told, this long before one that a later call of the group had: the record was lost."""
@@ -93,13 +94,13 @@ class Calls:
         """The process has made calls of one kind; places: of their blobs among `records`."""
         sizes = records["dur_ns"][places]
         self._told_between_two = self._told_between_two or call_kind(kind)[0] in ("send", "recv")
-        for size in np.unique(sizes).tolist():
+        for size in values(sizes):
             at = places[sizes == size]
             words = blob_bytes(records, at, size).view("<i8")
             self.seen.add(words[:, 0].tolist())
             # Of one length, and yet not with as many sizes each way: a broadcast's root and the others.
-            for counts in np.unique(words[:, 2:4], axis=0):
-                alike = (words[:, 2:4] == counts).all(axis=1)
+            for sent in values(words[:, 2]):
+                alike = words[:, 2] == sent
                 self._packed.append(Packed(kind, words[alike], records["a"][at[alike]]))
 
     def issued_in_c(self, records: Records, names: Names) -> None:
@@ -142,7 +143,7 @@ class Calls:
         if tid != self._origin.pid:
             self.threads.add(tid)
         self._told.append((tid, records, names))
-        of_group = records[(records["type"] == EXECUTION) & (records["c"] > 0)]
+        of_group = pick(records, (records["type"] == EXECUTION) & (records["c"] > 0))
         if len(of_group):  # a thread executes the calls of one group
             self._flights.busy(names[int(of_group["c"][0])], of_group["start_ns"] + of_group["dur_ns"])
 
@@ -166,10 +167,10 @@ class Calls:
         left = packed
         if plain:
             names = plain[0][2]
-            records = np.concatenate([of_thread for _, of_thread, _ in plain])
+            records = joined([of_thread for _, of_thread, _ in plain])
             tids = np.repeat([tid for tid, _, _ in plain], [len(of_thread) for _, of_thread, _ in plain])
             numbers, first = np.unique(records["b"].astype(np.int64), return_index=True)
-            executed = Executed(numbers, records[first], tids[first])
+            executed = Executed(numbers, pick(records, first), tids[first])
             alone, left = np.ones(len(numbers), np.bool_), []
             for calls in packed:
                 at = np.minimum(np.searchsorted(numbers, calls.words[:, 0]), len(numbers) - 1)

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from moescope.collectors.ring_reader import EXECUTION, Records
 from moescope.collectors.ring_reader import RECORD as RING_RECORD
-from moescope.collectors.sidecar.batch import Batch, Origin
+from moescope.collectors.sidecar.batch import Batch, Origin, with_nulls
 from moescope.collectors.sidecar.names import NCCL, Names
+from moescope.collectors.structured import pick
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +86,7 @@ def launched(
     """
     of_calls = (records["call"] > 0) & (records["work"] == KERNEL)
     of_calls[of_calls] = names.kinds[records["name"][of_calls]] == NCCL
-    some = records[of_calls]
+    some = pick(records, of_calls)
     rows = Launched(
         some["call"].astype(np.int64), at[of_calls], some["start_ns"], some["start_ns"] + some["dur_ns"], some["name"]
     )
@@ -106,7 +107,7 @@ def device_records(origin: Origin, records: npt.NDArray[np.void], names: Names, 
     """
     origin.devices.update(f"cuda:{number}" for number in np.unique(records["device"]).tolist() if number != _UNKNOWN)
     waits = records["work"] == SYNC
-    for table, part in (("kernels", records[~waits]), ("synchronisations", records[waits])):
+    for table, part in (("kernels", pick(records, ~waits)), ("synchronisations", pick(records, waits))):
         if len(part):
             batch.add_columns(table, len(part), _columns(origin, part, names, kernels=table == "kernels"))
 
@@ -133,10 +134,10 @@ def _columns(origin: Origin, records: npt.NDArray[np.void], names: Names, *, ker
         "kind": pa.array(["memory"], pa.string()).take(pa.array(np.zeros(len(records), np.int64), mask=~plain)),
         "grid": _dimensions(records["grid"], launched),
         "block": _dimensions(records["block"], launched),
-        "registers": pa.array(records["registers"].astype(np.int32), mask=~launched),
-        "shared_bytes": pa.array(records["shared_bytes"].astype(np.int64), mask=~launched),
-        "bytes": pa.array(records["bytes"].astype(np.int64), mask=~copied),
-        "graph_node": pa.array(records["graph_node"].astype(np.int64), mask=records["graph_node"] == 0),
+        "registers": with_nulls(records["registers"].astype(np.int32), ~launched),
+        "shared_bytes": with_nulls(records["shared_bytes"].astype(np.int64), ~launched),
+        "bytes": with_nulls(records["bytes"].astype(np.int64), ~copied),
+        "graph_node": with_nulls(records["graph_node"].astype(np.int64), records["graph_node"] == 0),
     }
 
 

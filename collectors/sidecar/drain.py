@@ -46,6 +46,7 @@ from moescope.collectors.sidecar.names import (
 )
 from moescope.collectors.sidecar.operators import whole_trees
 from moescope.collectors.sidecar.rows import operators, packed, ranges, told, where
+from moescope.collectors.structured import pick
 
 HOLD_NS: Final = 2_000_000_000
 """How long records wait for what belongs to them: an issued call for its completion, a completion for its range."""
@@ -56,7 +57,9 @@ IDLE_FILL: Final = 0.2
 TOGETHER_KEPT: Final = 4096
 """Of how many launches it is known that they are several calls: their kernels come within moments, or not at all."""
 
-_IN_BULK: Final = (COMM_PACKED, ROW_PACKED, DEVICE, TOGETHER)
+_IN_BULK: Final = np.zeros(256, np.bool_)
+"""By kind of blob: those of which many are taken in at once."""
+_IN_BULK[[COMM_PACKED, ROW_PACKED, DEVICE, TOGETHER]] = True
 _WORK: Final = (OPERATOR, PHASE, EXECUTION, DONE, STEP, CALL)
 _NO_NUMBERS: Final = np.empty(0, np.int64)
 _NO_DEVICE: Final = np.empty(0, DEVICE_RECORD)
@@ -127,7 +130,7 @@ class ProcessDrain:
             types, tid = records["type"], t.thread.tid
             self._count(types, records["start_ns"])
             operators(self.origin, tid, where(records, types == OPERATOR), self._names, batch)
-            self.calls.executed(tid, records[(types == EXECUTION) | (types == DONE)], self._names)
+            self.calls.executed(tid, pick(records, (types == EXECUTION) | (types == DONE)), self._names)
             on_gpu = t.launched.before(count)
             if len(on_gpu.calls):
                 self.calls.executed_on_gpu(on_gpu.executions(), self._names)
@@ -185,9 +188,8 @@ class ProcessDrain:
         count = whole_trees(types, records["depth"], OPERATOR)
         if types[len(types) - 1] == DONE and now_ns - int(records["start_ns"][-1]) < HOLD_NS:
             count = min(count, len(types) - 1)
-        waits = (t.issues < count) & (now_ns - records["start_ns"][t.issues] < HOLD_NS)
-        waits &= ~np.isin(t.numbers, completed)
-        for i in np.flatnonzero(waits).tolist():
+        late = np.flatnonzero((t.issues < count) & (now_ns - records["start_ns"][t.issues] < HOLD_NS))
+        for i in late[~np.isin(t.numbers[late], completed)].tolist() if len(late) else ():
             number = int(t.numbers[i])
             if number not in t.failures and number not in self.calls.seen:
                 return int(t.issues[i])
@@ -196,8 +198,8 @@ class ProcessDrain:
     def _known(self, t: _Taken, count: int, issued: npt.NDArray[np.int64], now_ns: int) -> int:
         """How many records there are before the first that completes a call which another thread still holds back."""
         places, numbers = self._completions(t, count)
-        waits = (now_ns - t.thread.records["start_ns"][places] < HOLD_NS) & ~np.isin(numbers, issued)
-        for i in np.flatnonzero(waits).tolist():
+        late = np.flatnonzero(now_ns - t.thread.records["start_ns"][places] < HOLD_NS)
+        for i in late[~np.isin(numbers[late], issued)].tolist() if len(late) else ():
             if int(numbers[i]) not in self.calls.seen:
                 return int(places[i])
         return count
@@ -231,11 +233,11 @@ class ProcessDrain:
         self.events_cost_ns += len(calls) * (CALL_COST_NS - BLOB_COST_NS)
         for places, kind in self._by_name(records, calls):
             self.calls.issued_packed(places, kind, records)
-        in_c = records[:count][t.is_record[:count] & (records["type"][:count] == CALL)]
+        in_c = pick(records[:count], t.is_record[:count] & (records["type"][:count] == CALL))
         if len(in_c):
             self.calls.issued_in_c(in_c, self._names)
-        others = t.heads[inside & ~np.isin(t.kinds, _IN_BULK)]
-        kinds = t.kinds[inside & ~np.isin(t.kinds, _IN_BULK)].tolist()
+        singly = inside & ~_IN_BULK[t.kinds]
+        others, kinds = t.heads[singly], t.kinds[singly].tolist()
         for at, kind, number, phase in zip(
             others.tolist(), kinds, records["name"][others].tolist(), records["a"][others].tolist(), strict=True
         ):

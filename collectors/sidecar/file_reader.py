@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moescope.collectors.ring_reader import BLOB, RECORD, RingError, ThreadRecords
+from moescope.collectors.structured import joined
 
 
 class FileRing:
@@ -55,7 +56,7 @@ class FileRing:
         found = []
         for tid, parts in self._held.items():
             if parts:
-                records = np.concatenate(parts)
+                records = joined(parts)
                 self._held[tid] = [records]
                 found.append(ThreadRecords(tid, records, ((tid, 0, records.nbytes),)))
         return found

@@ -18,7 +18,7 @@ from moescope.collectors.clock import Clock
 from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
 from moescope.collectors.sidecar.audience import Audience
 from moescope.collectors.sidecar.batch import Batch
-from moescope.collectors.sidecar.processes import alive, kill, started
+from moescope.collectors.sidecar.processes import alive, keep_freed_memory, kill, started
 from moescope.collectors.sidecar.ranks import RankProcess, RankTable
 from moescope.collectors.sidecar.sampling import EARLY_S, Sampling
 from moescope.collectors.sidecar.writer import RecordingWriter
@@ -142,6 +142,8 @@ class Keeper:
     def warm_up(self) -> None:
         """Loads what taking in needs while the target still loads its own: later it would be in its way."""
         import pyarrow.compute  # noqa: F401  Arrow imports it at the first `take`, in a tenth of a second
+
+        keep_freed_memory()
 
     def tick(self, *, final: bool = False) -> None:
         """Takes in what is new everywhere, and stores it."""

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from moescope.collectors.agent.packed import FORMATS, NONE, PREFIX, Format
 from moescope.collectors.ring_reader import BETWEEN, PHASE, STEP, WINDOW, Records, blob_bytes
-from moescope.collectors.sidecar.batch import Batch, Origin, context_columns, split_context
+from moescope.collectors.sidecar.batch import Batch, Origin, context_columns, split_context, with_nulls
 from moescope.collectors.sidecar.names import ISSUES, Names
 from moescope.collectors.sidecar.operators import leaves
+from moescope.collectors.structured import pick, values
 
 
 def operators(origin: Origin, tid: int, records: Records, names: Names, batch: Batch) -> None:
@@ -35,7 +36,7 @@ def operators(origin: Origin, tid: int, records: Records, names: Names, batch: B
         "start_ns": kernels["start_ns"] + origin.clock.offset_ns,
         "dur_ns": kernels["dur_ns"],
         "phase_id": origin.ids(kernels["a"]),
-        "flops": pa.array(flops, mask=flops == 0),
+        "flops": with_nulls(flops, flops == 0),
         "evidence": "measured",
     }
     loops = (kernels["flags"] & BETWEEN) != 0
@@ -50,7 +51,8 @@ def operators(origin: Origin, tid: int, records: Records, names: Names, batch: B
 
 def ranges(origin: Origin, tid: int, records: Records, names: Names, batch: Batch) -> None:
     """Phases, steps and windows of one thread."""
-    phases = where(records, records["type"] == PHASE)
+    types = records["type"]
+    phases = where(records, types == PHASE)
     if len(phases):
         columns = {
             "rank": origin.rank,
@@ -63,7 +65,7 @@ def ranges(origin: Origin, tid: int, records: Records, names: Names, batch: Batc
             "dur_ns": phases["dur_ns"],
         }
         batch.add_columns("phases", len(phases), columns | context_columns(phases["c"]))
-    for record in records[(records["type"] == STEP) | (records["type"] == WINDOW)]:
+    for record in pick(records, np.flatnonzero((types == STEP) | (types == WINDOW))):
         start, dur = origin.epoch(record["start_ns"]), int(record["dur_ns"])
         row: dict[str, Any] = {"rank": origin.rank, "start_ns": start, "dur_ns": dur, "source": names[record["name"]]}
         if int(record["type"]) == WINDOW:
@@ -90,7 +92,7 @@ def packed(origin: Origin, tid: int, records: Records, heads: npt.NDArray[np.int
     """
     communicates = False
     numbers = records["name"][heads]
-    for number in np.unique(numbers).tolist():
+    for number in values(numbers):
         kind = names[number].removeprefix(PREFIX)
         format = FORMATS[kind]
         places = heads[numbers == number]
@@ -98,17 +100,17 @@ def packed(origin: Origin, tid: int, records: Records, heads: npt.NDArray[np.int
             _experts_packed(origin, records, places, batch)
             continue
         rows = blob_bytes(records, places, _DTYPES[kind].itemsize).view(_DTYPES[kind])[:, 0]
-        columns = _stamps(origin, tid, records[places]) | _columns(origin, format, rows, names)
+        columns = _stamps(origin, tid, pick(records, places)) | _columns(origin, format, rows, names)
         batch.add_columns(format.table, len(rows), columns)
         if kind == "kernel":
-            communicates |= any(names[kind] == "comm" for kind in np.unique(rows["kind"]).tolist())
+            communicates |= any(names[kind] == "comm" for kind in values(rows["kind"]))
     return communicates
 
 
 def _experts_packed(origin: Origin, records: Records, heads: npt.NDArray[np.intp], batch: Batch) -> None:
     """A row for each expert; layers may have different numbers of them."""
     sizes = records["dur_ns"][heads]
-    for size in np.unique(sizes).tolist():
+    for size in values(sizes):
         places = heads[sizes == size]
         # layer, first expert, and the tokens of each expert from there on
         words = blob_bytes(records, places, size).view("<i8")
@@ -127,14 +129,12 @@ def _experts_packed(origin: Origin, records: Records, heads: npt.NDArray[np.intp
 
 
 def _columns(origin: Origin, format: Format, rows: npt.NDArray[np.void], names: Names) -> dict[str, Any]:
-    import pyarrow as pa
-
     columns: dict[str, Any] = {name: rows[name] for name in format.floats}
     for name in format.integers:
-        values = rows[name]
+        numbers = rows[name]
         # Times are on the target's clock.
-        shifted = values + origin.clock.offset_ns if name == "start_ns" else values
-        columns[name] = pa.array(shifted, mask=values == NONE)
+        shifted = numbers + origin.clock.offset_ns if name == "start_ns" else numbers
+        columns[name] = with_nulls(shifted, numbers == NONE)
     return columns | {name: names.take(rows[name]) for name in format.names}
 
 
@@ -218,4 +218,4 @@ _TOLD: dict[str, Callable[[Origin, int, Any, Any, Batch], None]] = {
 
 def where(records: Records, mask: npt.NDArray[np.bool_]) -> Records:
     """The marked records; no copy where that is all of them, as it mostly is."""
-    return records if mask.all() else records[mask]
+    return records if mask.all() else pick(records, mask)

@@ -213,6 +213,20 @@ for size in (0, 1, 47, 48, 49, 5000):
 
 
 @needs_library
+def test_a_blob_that_the_full_table_of_names_has_no_room_for_is_dropped_and_counted(tmp_path: Path) -> None:
+    script = """
+for i in range(20000):
+    lib.moescope_name(b"name %d" % i)
+ring.blob("a kind of its own", 1)
+lib.moescope_burst(b"aten::mm", 1)
+"""
+    ring = write(tmp_path, script)
+    (thread,) = ring.take()
+    heads, is_record = blob_heads(thread.records)
+    assert (len(heads), is_record.sum(), ring.dropped) == (0, 1, 1)
+
+
+@needs_library
 def test_identity_and_normal_end_are_told(tmp_path: Path) -> None:
     ring = write(tmp_path, "ring.identity({'rank': 3}); ring.identity({'rank': 4})")
     assert ring.identity() == {"rank": 4}
