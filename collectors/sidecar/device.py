@@ -154,9 +154,11 @@ def _dimensions(sizes: npt.NDArray[np.uint32], known: npt.NDArray[np.bool_]) -> 
     """`x,y,z` of sizes [rows, 3]; null where not known."""
     import pyarrow as pa
 
-    found, which = np.unique(sizes, axis=0, return_inverse=True)
-    texts = pa.array([",".join(map(str, one)) for one in found.tolist()], pa.string())
-    return texts.take(pa.array(which.reshape(-1), mask=~known))
+    # CUDA has at most 2^31 of the first and 2^16 of the others.
+    x, y, z = (sizes[:, i].astype(np.uint64) for i in range(3))
+    _, first, which = np.unique(x << 32 | y << 16 | z, return_index=True, return_inverse=True)
+    texts = pa.array([",".join(map(str, one)) for one in sizes[first].tolist()], pa.string())
+    return texts.take(pa.array(which, mask=~known))
 
 
 def told_kernels(origin: Origin, rows: list[list[Any]], batch: Batch) -> None:

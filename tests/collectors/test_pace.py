@@ -138,7 +138,7 @@ def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_lon
 
 def test_windows_have_a_part_of_the_budget_whatever_else_costs_and_more_of_it_at_first() -> None:
     budget = 0.02
-    assert left_of(budget, 0.0, 0) == left_of(budget, 1.0, EARLY_WINDOWS - 1) == EARLY_LEFT * budget
-    assert left_of(budget, 0.0, EARLY_WINDOWS) == SAFETY * budget
+    assert left_of(budget, 0.0, 0) == left_of(budget, 0.0, EARLY_WINDOWS) == SAFETY * budget
+    assert left_of(budget, 1.0, EARLY_WINDOWS - 1) == EARLY_LEFT * budget
     assert left_of(budget, 1.0, EARLY_WINDOWS) == LEAST_LEFT * budget
-    assert LEAST_LEFT < SAFETY < EARLY_LEFT < 1
+    assert LEAST_LEFT < EARLY_LEFT < SAFETY < 1
