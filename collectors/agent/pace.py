@@ -62,11 +62,6 @@ SAFETY = 0.3
 again and more (paired measurements on two ranks)."""
 LEAST_LEFT = 0.1
 """Share of it that windows have at least, whatever else costs: who runs for long has many of them in any case."""
-EARLY_LEFT = 0.2
-"""The same until there are `EARLY_WINDOWS`. With twice as much the first half minute of a run of two ranks on two cores
-took 2.9 % longer for 2 % of budget (20 pairs)."""
-EARLY_WINDOWS = 30
-"""With operators in them."""
 
 
 class Pace:
@@ -136,10 +131,9 @@ class Steps:
         return not self.flow(now_ns)
 
 
-def left_of(budget: float, spent: float, windows: int) -> float:
-    """What windows may cost, as a share of the time, where all else costs `spent` of it and there were so many."""
-    least = EARLY_LEFT if windows < EARLY_WINDOWS else LEAST_LEFT
-    return max(least * budget, SAFETY * budget - spent)
+def left_of(budget: float, spent: float) -> float:
+    """What windows may cost, as a share of the time, where all else costs `spent` of it."""
+    return max(LEAST_LEFT * budget, SAFETY * budget - spent)
 
 
 def steps_share(share: float, step_s: float) -> float:

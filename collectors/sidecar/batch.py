@@ -18,7 +18,7 @@ from moescope.collectors.structured import values
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MANY: Final = 8192
+MANY: Final = 4096
 """Rows of a value that are kept; where there are more they are made for the batch."""
 
 STAGES: Final = (None, "train", "prefill", "decode", "generate")
@@ -107,7 +107,7 @@ def _new_repeated(value: str | int | None, type_: pa.DataType, count: int) -> pa
     return pa.nulls(count, type_) if value is None else pa.repeat(pa.scalar(value, type_), count)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _many(value: str | int | None, type_: pa.DataType) -> pa.Array:
     """Rows to take slices of: most of a batch is constant, and made anew it would take a third of the time."""
     return _new_repeated(value, type_, MANY)

@@ -256,7 +256,7 @@ class ProcessDrain:
                 told_kernels(self.origin, payload, batch)
             else:
                 self._told(tid, name, records[at], payload, batch)
-        device = t.device[t.device_at < count]
+        device = pick(t.device, t.device_at < count)
         if len(device):
             device_records(self.origin, device, self._names, batch)
         rows = t.heads[inside & (t.kinds == ROW_PACKED)]
