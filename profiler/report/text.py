@@ -29,6 +29,8 @@ _DISPENSABLE: Final = ("busy", "device", "span", "compute")
 _INDENT: Final = 10
 _ROWS: Final = 12
 _NEARLY_ALL: Final = 0.995
+_WIDE: Final = 0.05
+"""Error of a share from which on it is told what narrows it."""
 _PLAIN_WIDTH: Final = 120
 """Columns where nobody looks: a file or pipe takes any width."""
 
@@ -269,7 +271,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     units = summary["ranks"][0]["units"]
     notes = [f"Evidence: times {summary['evidence']}, units {units['evidence']}."]
     errors = (summary["steps"] or {}).get("errors") or {}
-    scatters = any(errors.get(name, 0.0) >= LEAST_ERROR for name in ("exposed_comm", "compute", "idle"))
+    error = max(errors.get(name, 0.0) for name in ("exposed_comm", "compute", "idle"))
     if summary["steps"]:
         notes.append(
             "The first line, the bar and the findings are of these steps; the tables are of all that was recorded."
@@ -278,9 +280,11 @@ def _notes(summary: dict[str, Any]) -> list[str]:
         notes.append(f"Units: {units['comm_typical_reason']}.")
     notes += machine_notes(summary["ranks"])
     if summary["coverage"] < 1:
+        told = "; ± by how recorded steps scatter, 95%" if error >= LEAST_ERROR else ""
+        narrower = ": a longer run or a larger --budget narrows it" if error >= _WIDE else ""
         notes.append(
             f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone"
-            + ("; ± by how recorded steps scatter, 95%." if scatters else ".")
+            f"{told}{narrower}."
         )
     if summary["cost_share"] is not None:
         notes.append(

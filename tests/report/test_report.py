@@ -13,6 +13,7 @@ from rich.console import Console
 from moescope.profiler.report.text import _and_more, _table, render_text
 from moescope.profiler.source import open_source
 from moescope.profiler.summary.answer import summarise
+from tests.live_recording import MemorySource, kernel, step, window
 
 DATA = Path(__file__).parents[1] / "data"
 FINDINGS = [
@@ -112,3 +113,15 @@ def test_a_table_says_how_many_rows_it_leaves_out() -> None:
     assert _and_more(_table("phase", "count"), 12).row_count == 0
     table = _and_more(_table("phase", "count"), 15)
     assert [str(cell) for column in table.columns for cell in column.cells] == ["… 3 more: see --json", ""]
+
+
+@pytest.mark.parametrize(("every", "scatter", "told"), [(1, 300, 0), (4, 300, 2), (4, 30, 1), (4, 0, 0)])
+def test_what_narrows_an_error_is_said_where_it_is_wide(every: int, scatter: int, told: int) -> None:
+    """Of 40 steps one in `every` is recorded; told: 1 where the error is, 2 where what narrows it is as well."""
+    source = MemorySource()
+    source.add("windows", [window(1000 * at, 1000) for at in range(0, 40, every)])
+    source.add("steps", [step(at, 1000 * at, 1000, 0, "train") for at in range(40)])
+    source.add("kernels", [kernel(1000 * at, 100 + scatter * (at * at % 11) // 5, "comm") for at in range(40)])
+    source.add("kernels", [kernel(1000 * at + 800, 100) for at in range(40)])
+    lines = " ".join(text(summarise(source), 200, terminal=False).split())
+    assert ("± by how recorded steps scatter" in lines, "larger --budget" in lines) == (told > 0, told == 2)
