@@ -214,7 +214,7 @@ class WindowKeeper:
                 if not beside and not self._slice(PERIOD_S, late=True) and self._over():
                     return
                 continue
-            available = left_of(self._budget, self._events_share())
+            available = left_of(self._budget, self._events_share(), self._window.worked)
             share = self._pace.share(available)
             if self._session.facts.get("world_size", 1) > 1:
                 share = self._peers.least(share, sure=self._window.worked > 0)

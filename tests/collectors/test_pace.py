@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope.collectors.agent.pace import (
+    EARLY_LEFT,
+    EARLY_WINDOWS,
     FIRST_SHARE,
     JUMP,
     LEAST_LEFT,
@@ -134,9 +136,9 @@ def test_steps_have_all_windows_where_they_are_short_and_none_where_they_are_lon
     assert steps_share(0.01, 0.0001) == 0.01 * STEPS_PART
 
 
-def test_windows_have_a_part_of_the_budget_whatever_else_costs() -> None:
+def test_windows_have_a_part_of_the_budget_whatever_else_costs_and_more_of_it_at_first() -> None:
     budget = 0.02
-    assert left_of(budget, 0.0) == SAFETY * budget
-    assert left_of(budget, 0.1 * budget) == SAFETY * budget - 0.1 * budget
-    assert left_of(budget, 1.0) == LEAST_LEFT * budget
-    assert 0 < LEAST_LEFT < SAFETY < 1
+    assert left_of(budget, 0.0, 0) == left_of(budget, 0.0, EARLY_WINDOWS) == SAFETY * budget
+    assert left_of(budget, 1.0, EARLY_WINDOWS - 1) == EARLY_LEFT * budget
+    assert left_of(budget, 1.0, EARLY_WINDOWS) == LEAST_LEFT * budget
+    assert LEAST_LEFT < EARLY_LEFT < SAFETY < 1
