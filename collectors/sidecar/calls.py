@@ -99,8 +99,9 @@ class Calls:
             words = blob_bytes(records, at, size).view("<i8")
             self.seen.add(words[:, 0].tolist())
             # Of one length, and yet not with as many sizes each way: a broadcast's root and the others.
-            for sent in values(words[:, 2]):
-                alike = words[:, 2] == sent
+            counts = words[:, 2] << 32 | words[:, 3] & 0xFFFFFFFF
+            for both in values(counts):
+                alike = counts == both
                 self._packed.append(Packed(kind, words[alike], records["a"][at[alike]]))
 
     def issued_in_c(self, records: Records, names: Names) -> None:

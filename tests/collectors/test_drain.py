@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from moescope.collectors.agent.file_ring import FileRing as Writer
+from moescope.collectors.agent.packed import pack_comm
 from moescope.collectors.clock import Clock
-from moescope.collectors.ring_reader import OPERATOR, PHASE, STEP
+from moescope.collectors.ring_reader import OPERATOR, PHASE, RECORD, STEP
+from moescope.collectors.sidecar.batch import Batch, Origin
+from moescope.collectors.sidecar.calls import Calls
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing as Reader
 from tests.collectors.reading import meta, rows
@@ -59,6 +64,28 @@ def test_an_idle_process_leaves_what_it_told_to_the_last_drain(drain: tuple[Writ
     assert [row["message"] for row in ring.drain(0, final=True).rows["log"]] == ["chosen"]
     assert not ring.at_work
     ring.ring.close()
+
+
+def test_calls_of_one_length_keep_what_was_told_of_each_way() -> None:
+    """Packed as many words, and yet with other sizes each way, or the same and none told beside none there are."""
+    both, none = [8, 16], list[int]()
+    told: list[tuple[Any, Any]] = [(both, None), (both, none), (None, both), ([8], [16]), (8, [16]), (none, both)]
+    blobs = [np.frombuffer(pack_comm(number, 5, *sizes), np.uint8) for number, sizes in enumerate(told, 1)]
+    (length,) = {len(blob) for blob in blobs}
+    each = 1 - (-length // RECORD.itemsize)
+    records = np.zeros(each * len(blobs), RECORD)
+    for i, blob in enumerate(blobs):
+        records["dur_ns"][i * each] = length
+        records[i * each + 1 : (i + 1) * each].view(np.uint8)[:length] = blob
+    calls, batch = Calls(Origin(1, Clock(0, 0), rank=0)), Batch()
+    calls.group({"name": "g", "ranks": [0, 1], "backend": "gloo", "hop": "direct"})
+    calls.issued_packed(np.arange(len(blobs)) * each, "=comm all_to_all float32 g", records)
+    calls.store(batch, final=True)
+    (rows,) = batch.tables["collectives"]
+    found = {row["call"]: (row["bytes"], row["sent_bytes"], row["received_bytes"]) for row in rows.to_pylist()}
+    assert [found[number][0] for number in (1, 2, 3, 4, 5)] == [None, None, None, None, 8]
+    assert [found[number][1] for number in (1, 2, 3, 6)] == [16, 16, None, 0]
+    assert [found[number][2] for number in (1, 2, 3, 6)] == [None, 0, 16, 16]
 
 
 TARGET = """
