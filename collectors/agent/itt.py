@@ -16,7 +16,7 @@ step's time where a loop shows 300)."""
 class IttSource:
     """PyTorch's ITT observer: operators and ranges of all threads, straight into the ring.
 
-    Asked for what users and gloo name alone (`USER_SCOPE`) it costs operators nothing.
+    Asked for what users and gloo name alone (`USER_SCOPE`) it costs an operator some 15 ns.
     """
 
     name = "itt"

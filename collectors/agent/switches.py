@@ -2,7 +2,7 @@
 
 Torch's profilers are thread-local, and toggling one from another thread crashes the target. Gloo tells when it executes
 a call that was issued with ranges on: on a thread that communicates ranges alone stay on, which costs its operators
-nothing, and everything inside windows.
+next to nothing, and everything inside windows.
 """
 
 from __future__ import annotations
