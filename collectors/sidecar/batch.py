@@ -18,8 +18,10 @@ from moescope.collectors.structured import values
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MANY: Final = 4096
+MANY: Final = 2048
 """Rows of a value that are kept; where there are more they are made for the batch."""
+SHORT: Final = 64
+"""Characters of a value that is kept, at most: ranks of a large group are thousands."""
 
 STAGES: Final = (None, "train", "prefill", "decode", "generate")
 Rows = list[dict[str, Any]]
@@ -98,7 +100,8 @@ class Origin:
 
 def _repeated(value: str | int | None, type_: pa.DataType, count: int) -> pa.Array:
     """`count` rows of one value."""
-    return _many(value, type_).slice(0, count) if count <= MANY else _new_repeated(value, type_, count)
+    kept = count <= MANY and (not isinstance(value, str) or len(value) <= SHORT)
+    return _many(value, type_).slice(0, count) if kept else _new_repeated(value, type_, count)
 
 
 def _new_repeated(value: str | int | None, type_: pa.DataType, count: int) -> pa.Array:
@@ -107,7 +110,7 @@ def _new_repeated(value: str | int | None, type_: pa.DataType, count: int) -> pa
     return pa.nulls(count, type_) if value is None else pa.repeat(pa.scalar(value, type_), count)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=512)
 def _many(value: str | int | None, type_: pa.DataType) -> pa.Array:
     """Rows to take slices of: most of a batch is constant, and made anew it would take a third of the time."""
     return _new_repeated(value, type_, MANY)

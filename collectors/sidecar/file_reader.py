@@ -86,6 +86,8 @@ class FileRing:
             else:
                 self.closed = True
             return
+        if type_ == BLOB and not name:
+            return  # nobody could tell what it is
         number = self._ids.setdefault(name, len(self._ids))
         if number == len(self._names):
             self._names.append(name)

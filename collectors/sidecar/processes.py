@@ -29,7 +29,7 @@ def started(pid: int) -> int | None:
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep what it has freed, up to `FREED_KEPT` bytes, for the next time it needs as much.
+    """Has this process keep what it has freed, about `FREED_KEPT` bytes a thread, for the next time it needs as much.
 
     Else arrays of more than 128 KB are fetched from the system again and again, a page fault for each of their pages.
     Nothing where the C library has no mallopt.

@@ -281,7 +281,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     notes += machine_notes(summary["ranks"])
     if summary["coverage"] < 1:
         told = "; ± by how recorded steps scatter, 95%" if error >= LEAST_ERROR else ""
-        narrower = ": a longer run or a larger --budget narrows it" if error >= _WIDE else ""
+        narrower = ": narrower with more of them (a longer run, a larger --budget)" if error >= _WIDE else ""
         notes.append(
             f"Coverage: operators were recorded {summary['coverage']:.1%} of the time; figures count that alone"
             f"{told}{narrower}."

@@ -15,6 +15,7 @@ from moescope.collectors.ring_reader import DONE, EXECUTION, RECORD
 from moescope.collectors.sidecar.batch import Batch, Origin
 from moescope.collectors.sidecar.call_columns import Call
 from moescope.collectors.sidecar.calls import LOST_NS, Calls
+from moescope.collectors.sidecar.device import _dimensions
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing as Reader
 from moescope.collectors.sidecar.names import Names
@@ -98,3 +99,10 @@ def test_windows_of_a_gpu_say_nothing_of_the_host_and_the_other_way_round() -> N
     assert recorded_windows(source, "cpu")[1][1].tolist() == recorded_windows(source, "cuda:0")[1][1].tolist() == [70]
     spans = {row["device"]: (row["span_us"], row["busy_us"]) for row in summarise(source)["ranks"] if row["rank"] == 0}
     assert spans == {"cpu": (0.1, 0.05), "cuda:0": (0.5, 0.1)}
+
+
+def test_launch_sizes_are_told_as_they_are() -> None:
+    sizes = np.array([[2**31 - 1, 65535, 65535], [1, 2, 3], [3, 2, 1], [1, 2, 3], [0, 0, 0], [65536, 0, 1]], np.uint32)
+    known = np.array([True, True, True, False, False, True])
+    told = ["2147483647,65535,65535", "1,2,3", "3,2,1", None, None, "65536,0,1"]
+    assert _dimensions(sizes, known).to_pylist() == told

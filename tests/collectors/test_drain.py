@@ -13,11 +13,13 @@ import pytest
 from moescope.collectors.agent.file_ring import FileRing as Writer
 from moescope.collectors.agent.packed import pack_comm
 from moescope.collectors.clock import Clock
-from moescope.collectors.ring_reader import OPERATOR, PHASE, RECORD, STEP
-from moescope.collectors.sidecar.batch import Batch, Origin
+from moescope.collectors.ring_reader import EXECUTION, OPERATOR, PHASE, RECORD, STEP
+from moescope.collectors.sidecar.batch import MANY, SHORT, Batch, Origin
+from moescope.collectors.sidecar.call_columns import Among, Call, Same, _joined
 from moescope.collectors.sidecar.calls import Calls
 from moescope.collectors.sidecar.drain import ProcessDrain
 from moescope.collectors.sidecar.file_reader import FileRing as Reader
+from moescope.collectors.sidecar.names import Names
 from tests.collectors.reading import meta, rows
 from tests.conftest import Moescope
 
@@ -86,6 +88,61 @@ def test_calls_of_one_length_keep_what_was_told_of_each_way() -> None:
     assert [found[number][0] for number in (1, 2, 3, 4, 5)] == [None, None, None, None, 8]
     assert [found[number][1] for number in (1, 2, 3, 6)] == [16, 16, None, 0]
     assert [found[number][2] for number in (1, 2, 3, 6)] == [None, 0, 16, 16]
+
+
+def test_calls_that_met_their_ranges_and_calls_that_did_not_fill_the_same_columns() -> None:
+    names = Names(lambda: ["", "gloo:send", "gloo:all_to_all"])
+    names.update()
+    calls, batch = Calls(Origin(1, Clock(100, 0), rank=0)), Batch()
+    calls.group({"name": "g", "ranks": [0, 1], "backend": "gloo", "hop": "direct"})
+    for number in (1, 2, 3):
+        calls.issued(number, Call("all_to_all", "g", 5 * number, [0, 8], [0, 8], "float32", 7))
+    words = np.array([[number, 5 * number, 2, 2, 0, 8, 0, 8] for number in (4, 5, 6)], np.int64)
+    records = np.zeros(9, RECORD)
+    records["dur_ns"], records["a"] = 64, 7
+    for i, row in enumerate(words):
+        records[3 * i + 1 : 3 * i + 3].view(np.int64)[:8] = row
+    calls.issued_packed(np.array([0, 3, 6]), "=comm all_to_all float32 g", records)
+    executed = np.zeros(4, RECORD)
+    executed["type"], executed["name"], executed["dur_ns"] = EXECUTION, 2, 3
+    executed["b"], executed["start_ns"] = (1, 2, 4, 5), (50, 60, 70, 80)
+    calls.executed(9, executed, names)
+    calls.store(batch, final=True)
+    (rows,) = batch.tables["collectives"]
+    told = {row.pop("call"): row for row in rows.to_pylist()}
+    alike = {"rank": 0, "op": "all_to_all", "group": "g", "group_ranks": "0,1", "backend": "gloo", "dtype": "float32"}
+    alike |= {"sequence": None, "peer": None, "bytes": None, "sent_bytes": 8, "received_bytes": 8, "phase_id": 7}
+    starts = {1: 150, 2: 160, 4: 170, 5: 180}
+    for number in range(1, 7):
+        seen = number in starts
+        times = {"issue_ns": 100 + 5 * number, "start_ns": starts.get(number, 100 + 5 * number)}
+        label = "measured" if seen else "derived"
+        assert told[number] == alike | times | {"dur_ns": 3 if seen else None, "evidence": label}, number
+    (kernels,) = batch.tables["kernels"]
+    assert {(row["name"], row["stream"], row["kind"]) for row in kernels.to_pylist()} == {
+        ("gloo:all_to_all", "thread 9", "comm")
+    }
+    assert sorted(row["start_ns"] for row in kernels.to_pylist()) == sorted(starts.values())
+
+
+def test_parts_of_a_column_are_joined_whatever_they_come_as() -> None:
+    few, three = Among(["b", "c"], np.array([1, 0, 1])), ["c", "b", "c"]
+    assert _joined([Same("a"), few, Same(None), few], [2, 3, 1, 3]).to_pylist() == ["a", "a", *three, None, *three]
+    assert _joined([Same("a"), few, ("d",)], [2, 3, 1]) == ["a", "a", *three, "d"]
+    assert (_joined([Same("a"), Same("a")], [2, 3]), _joined([Same(None)], [2])) == ("a", None)
+    assert _joined([np.array([1, 2]), np.array([3])], [2, 1]).tolist() == [1, 2, 3]
+    assert _joined([np.array([1, 2]), Same(None), (4,)], [2, 1, 1]) == [1, 2, None, 4]
+
+
+@pytest.mark.parametrize("value", ["g", "x" * (SHORT + 1), 3, None])
+@pytest.mark.parametrize("count", [1, MANY, MANY + 1])
+def test_a_column_of_one_value_has_it_in_every_row(value: str | int | None, count: int) -> None:
+    batch = Batch()
+    name = "group" if isinstance(value, str) else "bytes"
+    batch.add_columns("collectives", count, {name: value})
+    (rows,) = batch.tables["collectives"]
+    assert rows[name].to_pylist() == [value] * count
+    assert rows["op"].null_count == count == rows.num_rows
 
 
 TARGET = """

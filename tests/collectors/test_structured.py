@@ -58,9 +58,8 @@ def one_by_one(rows: Records) -> tuple[list[int], list[bool]]:
     return heads, is_record
 
 
-payload = st.binary(max_size=200) | st.lists(st.sampled_from([0, 4, 4 | 1 << 32, 2**40]), max_size=30).map(
-    lambda words: np.array(words, np.int64).tobytes()
-)
+words = st.lists(st.sampled_from([0, 4, 4 | 1 << 32, 2**40, -1, -(2**63)]), max_size=30)
+payload = st.binary(max_size=200) | words.map(lambda numbers: np.array(numbers, np.int64).tobytes())
 
 
 @given(st.lists(st.none() | payload, max_size=12))

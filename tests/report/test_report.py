@@ -124,4 +124,4 @@ def test_what_narrows_an_error_is_said_where_it_is_wide(every: int, scatter: int
     source.add("kernels", [kernel(1000 * at, 100 + scatter * (at * at % 11) // 5, "comm") for at in range(40)])
     source.add("kernels", [kernel(1000 * at + 800, 100) for at in range(40)])
     lines = " ".join(text(summarise(source), 200, terminal=False).split())
-    assert ("± by how recorded steps scatter" in lines, "larger --budget" in lines) == (told > 0, told == 2)
+    assert ("± by how recorded steps scatter" in lines, "narrower with more" in lines) == (told > 0, told == 2)
