@@ -64,7 +64,7 @@ LEAST_LEFT = 0.1
 """Share of it that windows have at least, whatever else costs: who runs for long has many of them in any case."""
 EARLY_LEFT = 0.2
 """The same until there are `EARLY_WINDOWS`. Two ranks on two cores took 2.9 % longer with twice as much, 2.3 and
-2.5 % with this, and no less with half of it (16 to 20 pairs each, half a minute, 2 % of budget)."""
+2.5 % with this, 2.6 % with half of it (16 to 20 pairs each, half a minute, 2 % of budget; their intervals overlap)."""
 EARLY_WINDOWS = 30
 """With operators in them."""
 

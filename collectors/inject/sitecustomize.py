@@ -34,7 +34,7 @@ def _load():
     try:
         spec.loader.exec_module(module)
         module.install()
-    except BaseException:
+    except BaseException:  # raised again: a half-made agent must not be found
         sys.modules.pop("_moescope_agent", None)
         raise
 

@@ -68,7 +68,7 @@ class GpuSampler:
                 gpm = GpmReader(nvml, gpu, numbers)
                 links = GpuLinks(nvml, gpu, numbers, with_gpm=gpm.available) if "links" in self._wanted else None
                 self._sampled.append(_Sampled(gpu, gpm, links))
-        except BaseException:
+        except BaseException:  # raised again, once the library is let go of
             nvml.close()
             raise
         self._nvml, self._uuids = nvml, all_uuids(nvml)

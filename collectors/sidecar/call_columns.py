@@ -25,7 +25,7 @@ _WHOLE: Final = -2
 """Stands for how many sizes are sent where the operand's follows."""
 
 Columns = dict[str, Any]
-"""Columns of equal length, by name: arrays, lists, or one value for all rows (`Same`, `Among`)."""
+"""Columns of equal length, by name: arrays, sequences, or where values are few `Same` and `Among`."""
 
 
 class Same(NamedTuple):

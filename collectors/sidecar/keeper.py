@@ -18,7 +18,8 @@ from moescope.collectors.clock import Clock
 from moescope.collectors.schema import RECORDING_VERSION, host_folder, rank_folder
 from moescope.collectors.sidecar.audience import Audience
 from moescope.collectors.sidecar.batch import Batch
-from moescope.collectors.sidecar.processes import alive, keep_freed_memory, kill, started
+from moescope.collectors.sidecar.memory import keep_freed_memory
+from moescope.collectors.sidecar.processes import alive, kill, started
 from moescope.collectors.sidecar.ranks import RankProcess, RankTable
 from moescope.collectors.sidecar.sampling import EARLY_S, Sampling
 from moescope.collectors.sidecar.writer import RecordingWriter

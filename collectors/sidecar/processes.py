@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
-
-M_TRIM_THRESHOLD: Final = -1
-M_MMAP_THRESHOLD: Final = -3
-"""What mallopt(3) calls them."""
-FREED_KEPT: Final = 64 << 20
-LARGE: Final = 32 << 20
-"""The most that glibc takes."""
 
 
 def alive(pid: int) -> bool:
@@ -26,18 +17,6 @@ def started(pid: int) -> int | None:
     """When the process started, clock ticks since boot: with its number it names a process for good."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
-
-
-def keep_freed_memory() -> None:
-    """Has this process keep what it has freed, about `FREED_KEPT` bytes a thread, for the next time it needs as much.
-
-    Else arrays of more than 128 KB are fetched from the system again and again, a page fault for each of their pages.
-    Nothing where the C library has no mallopt.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE)
-        mallopt(M_TRIM_THRESHOLD, FREED_KEPT)
 
 
 def descendants(pid: int) -> list[int]:

@@ -64,8 +64,8 @@ class Aside:
                 value = work()
                 event = self._runtime.Event()
                 event.record(self._stream)
-        except BaseException:
-            here.wait_stream(self._stream)  # what it has begun may still read
+        except BaseException:  # raised again: what has begun may still read
+            here.wait_stream(self._stream)
             raise
         return _Launched(value, event, used, here, lambda: self._runtime.current_stream(self._device))
 
